@@ -1,0 +1,1 @@
+"""Semantic IDs for a PyTorch Dataset: trained on first access, cached on disk, shared by every process."""

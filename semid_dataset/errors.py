@@ -1,0 +1,118 @@
+"""
+Every exception this package raises on purpose.
+
+    SemidError
+    ├── ConfigError              (ValueError)     a setting that cannot be
+    ├── EmbeddingError           (ValueError)     embeddings that cannot be used
+    │   ├── NoEmbeddingsError                     there are none
+    │   └── UnsafePickleError                     a pickle that asks for more than arrays
+    ├── TrainingError            (RuntimeError)   no codebooks came of it
+    ├── TableError               (ValueError)     a semantic-ID file that cannot be used
+    │   ├── CorruptTableError                     damaged, cut off or foreign
+    │   ├── TableVersionError                     written by a newer version
+    │   └── SemanticIdFileError                   a semantic_id_dict.json that lies
+    ├── ParentError              (ValueError)     a parent that does not fit this dataset
+    ├── UnknownItemError         (KeyError)       a strict table that lacks an item
+    ├── StoreError               (OSError)        a cache that refuses
+    │   └── LockTimeoutError     (TimeoutError)   whoever generates makes no progress
+    └── GenerationError          (RuntimeError)   IDs are missing and must not be replaced by defaults
+        └── RecursiveAccessError                  asked for from within its own making
+
+Each takes one string. A DataLoader rebuilds a worker's exception as `type(message)`, so a second
+argument would turn it into an opaque RuntimeError (torch/_utils.py, ExceptionWrapper.reraise).
+"""
+
+__all__ = [
+    "ConfigError",
+    "CorruptTableError",
+    "EmbeddingError",
+    "GenerationError",
+    "LockTimeoutError",
+    "NoEmbeddingsError",
+    "ParentError",
+    "RecursiveAccessError",
+    "SemanticIdFileError",
+    "SemanticIdWarning",
+    "SemidError",
+    "StoreError",
+    "TableError",
+    "TableVersionError",
+    "TrainingError",
+    "UnknownItemError",
+    "UnsafePickleError",
+]
+
+
+class SemidError(Exception):
+    """Root of all errors of this package."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its argument, OSError may look for an errno: say the message.
+        return str(self.args[0])
+
+
+class ConfigError(SemidError, ValueError):
+    """A setting has a value that cannot be."""
+
+
+class EmbeddingError(SemidError, ValueError):
+    """Embeddings cannot be used: unreadable, of the wrong shape, not finite."""
+
+
+class NoEmbeddingsError(EmbeddingError):
+    """There are no embeddings to make semantic IDs from."""
+
+
+class UnsafePickleError(EmbeddingError):
+    """A pickle asks for something other than numpy arrays. Nothing of it was run."""
+
+
+class TrainingError(SemidError, RuntimeError):
+    """Training ended without codebooks."""
+
+
+class TableError(SemidError, ValueError):
+    """A semantic-ID file cannot be used."""
+
+
+class CorruptTableError(TableError):
+    """A table file is damaged, cut off, or not a table."""
+
+
+class TableVersionError(TableError):
+    """A table file was written by a newer version of this package."""
+
+
+class SemanticIdFileError(TableError):
+    """A `semantic_id_dict.json` holds something that is no semantic ID."""
+
+
+class ParentError(SemidError, ValueError):
+    """A parent table does not fit the dataset that it was given to."""
+
+
+class UnknownItemError(SemidError, KeyError):
+    """A strict table was asked for an item that it does not hold."""
+
+
+class StoreError(SemidError, OSError):
+    """No cache folder takes a write, or a path of the cache is not what it must be."""
+
+
+class LockTimeoutError(StoreError, TimeoutError):
+    """Another process holds the lock and makes no progress."""
+
+
+class GenerationError(SemidError, RuntimeError):
+    """Semantic IDs are missing where default IDs would do harm (several ranks, a DataLoader worker)."""
+
+
+class RecursiveAccessError(GenerationError):
+    """`semantic_id_dict` was read by the very code that computes it."""
+
+
+class SemanticIdWarning(UserWarning):
+    """Semantic IDs are degraded: default or stale IDs answer, or the cache cannot be used."""

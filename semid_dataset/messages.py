@@ -1,0 +1,170 @@
+"""
+The log lines that users see, in English and Chinese under the same ids.
+
+Lines go to the logger "semid_dataset", which carries a NullHandler and nothing else: the program
+decides where they end. Degrading is announced twice, as a log line and by `warnings.warn`, because
+a NullHandler hides log lines from programs that configure no logging.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from semid_dataset.config import Environment
+from semid_dataset.errors import SemanticIdWarning
+
+__all__ = ["degrade", "logger", "progress_bar", "tell", "text"]
+
+logger = logging.getLogger("semid_dataset")
+logger.addHandler(logging.NullHandler())
+
+T = TypeVar("T")
+
+LINES: dict[str, tuple[str, str]] = {
+    # id: (English, Chinese). Chinese wording of the first blocks is fixed: monitoring greps for it.
+    "not_found": (
+        "No semantic_id feature found, trying to generate it...",
+        "未找到semantic_id特征，尝试自动生成...",
+    ),
+    "generating": ("Generating semantic_id features...", "正在生成semantic_id特征..."),
+    "loading_features": (
+        "Loading multi-modal features for RQ-VAE training...",
+        "加载多模态特征用于RQ-VAE训练...",
+    ),
+    "loaded_feature": ("Loaded #{feature} mm_emb", "Loaded #{feature} mm_emb"),
+    "features": (
+        "Got multi-modal features of {items} items, dimension: {dim}",
+        "获取了 {items} 个物品的多模态特征，维度: {dim}",
+    ),
+    "training": ("Training the RQ-VAE model...", "开始训练RQ-VAE模型..."),
+    "epoch": ("Epoch {epoch}/{epochs}: Loss={loss:.4f}", "Epoch {epoch}/{epochs}: Loss={loss:.4f}"),
+    "trained": ("RQ-VAE training finished!", "RQ-VAE训练完成！"),
+    "encoding": ("Generating semantic_id...", "生成semantic_id..."),
+    "encoded": ("Generated the semantic_id of {items} items", "为 {items} 个物品生成了semantic_id"),
+    "saving": ("Saving semantic_id to {path}", "保存semantic_id到 {path}"),
+    "saved": ("semantic_id generated and saved!", "semantic_id生成和保存完成！"),
+    "generated": (
+        "Successfully generated semantic_id features of {items} items",
+        "成功生成 {items} 个物品的semantic_id特征",
+    ),
+    "loaded": (
+        "Successfully loaded semantic_id features of {items} items",
+        "成功加载 {items} 个物品的semantic_id特征",
+    ),
+    "no_folder": (
+        "Warning: no multi-modal feature folder {path}",
+        "警告: 未找到多模态特征目录 {path}",
+    ),
+    "no_features": (
+        "No multi-modal features available, skipping semantic_id generation",
+        "无法获取多模态特征，跳过semantic_id生成",
+    ),
+    "defaults": (
+        "semantic_id generation failed, default values will be used",
+        "semantic_id生成失败，将使用默认值",
+    ),
+    "coverage": (
+        "Semantic ID statistics:\n  candidates: {total}\n  with a semantic_id: {known}\n  coverage: {share:.2%}",
+        "Semantic ID使用统计:\n  总候选物品数: {total}\n  使用semantic_id的物品数: {known}\n  覆盖率: {share:.2%}",
+    ),
+    # Beyond the original's lines.
+    "extended": (
+        "Extended the table by {new} new items to {items}; known items keep their IDs (generation {generation})",
+        "semantic_id表新增 {new} 个物品，共 {items} 个；已有物品的ID不变（第 {generation} 代）",
+    ),
+    "feature_missing": (
+        "Feature {feature} is missing in {path}; going on without it",
+        "{path} 中缺少特征 {feature}，将使用其余特征",
+    ),
+    "bad_rows": (
+        "Skipped {bad} of {rows} rows of feature {feature}; the first: {first}",
+        "特征 {feature} 跳过了 {bad}/{rows} 行；第一处: {first}",
+    ),
+    "answered": ("semantic_id: {status} ({reason})", "semantic_id: {status}（{reason}）"),
+    "passed_over": ("semantic_id: {step} did not answer: {reason}", "semantic_id: {step} 未采用: {reason}"),
+    "settings_differ": (
+        "The IDs were trained with {found}, this dataset asks for {wanted}; they stay as they are. {how}",
+        "现有ID按 {found} 训练，本数据集要求 {wanted}；ID保持不变。{how}",
+    ),
+    "waiting": (
+        "Waiting for {owner} to finish generating semantic_id ({seconds:.0f} s so far)",
+        "等待 {owner} 生成semantic_id（已等待 {seconds:.0f} 秒）",
+    ),
+    "unlocked": (
+        "The lock {path} cannot be used ({error}); going on without it: work may be done twice, never wrongly",
+        "无法使用锁 {path}（{error}）；将不加锁继续：可能重复计算，但不会出错",
+    ),
+    "not_saved": (
+        "semantic_id could not be saved ({error}); they stay in this process's memory",
+        "无法保存semantic_id（{error}）；仅保留在本进程内存中",
+    ),
+    "json_not_saved": (
+        "semantic_id_dict.json was not written to {path} ({error}); the cache serves the IDs",
+        "未能将semantic_id_dict.json写入 {path}（{error}）；将由缓存提供",
+    ),
+    "set_aside": (
+        "{path} is damaged ({error}); set aside as {aside}",
+        "{path} 已损坏（{error}）；已另存为 {aside}",
+    ),
+    "healed": ("Healed the semantic_id table from {source}; no ID moved", "已从 {source} 恢复semantic_id表；ID未变"),
+    "gate_unknown": (
+        "ALLOW_SEMANTIC_GENERATION={value!r} is not understood; generation stays forbidden. Use true or false.",
+        "无法识别 ALLOW_SEMANTIC_GENERATION={value!r}；视为禁止生成。请使用 true 或 false。",
+    ),
+    "stale": (
+        "semantic_id is stale: {reason}. {known} known items keep their IDs, items not in the table get the default ID",
+        "semantic_id已过期: {reason}。{known} 个已知物品保留其ID，其余物品使用默认值",
+    ),
+    "default": ("Default semantic IDs are used: {reason}", "将使用默认semantic_id: {reason}"),
+    "drift": (
+        "Vectors of known items have moved (relative error {error:.3f}, {birth:.3f} at birth); their IDs stay. {how}",
+        "已知物品的向量发生变化（相对误差 {error:.3f}，训练时为 {birth:.3f}）；ID保持不变。{how}",
+    ),
+    "out_of_memory": (
+        "Out of memory on {device}; trying again {how}",
+        "{device} 内存不足；{how} 重试",
+    ),
+    "beyond_capacity": (
+        "{items} items do not fit into {capacity} IDs: items will share IDs",
+        "{items} 个物品超出 {capacity} 个ID的容量：部分物品将共享ID",
+    ),
+}
+
+
+def text(message: str, /, **fields: object) -> str:
+    """Return the line with this id in the user's language (`SEMID_LANG`, else the locale)."""
+    english, chinese = LINES[message]
+    return (chinese if Environment.read().language == "zh" else english).format(**fields)
+
+
+def tell(message: str, /, level: int = logging.INFO, **fields: object) -> None:
+    """Log the line with this id."""
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", text(message, **fields))
+
+
+def degrade(message: str, /, *, stacklevel: int = 2, **fields: object) -> None:
+    """Log the line with this id as a warning and warn, so that a program without logging sees it too."""
+    line = text(message, **fields)
+    logger.warning("%s", line)
+    warnings.warn(line, SemanticIdWarning, stacklevel=stacklevel + 1)
+
+
+def progress_bar(items: Iterable[T], description: str) -> Iterator[T]:
+    """
+    Yield from `items` behind a progress bar on a terminal.
+
+    Without a terminal, or without tqdm (the extra "progress"), the items come without a bar.
+    """
+    if sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            total = len(items) if isinstance(items, Sized) else None
+            yield from tqdm(items, desc=description, total=total, leave=True)
+            return
+    yield from items
