@@ -1,10 +1,36 @@
 # Everything runs in .venv, which the first target makes. Nothing else is needed.
 PYTHON ?= python3
 BIN := .venv/bin
+RUN := $(BIN)/python
 
 .PHONY: demo test check bench stress clean
 
+demo: .venv/installed
+	rm -rf sample
+	@echo "--- first run: makes the sample, generates semantic IDs, recommends ---"
+	$(RUN) examples/evalu/infer.py
+	@echo "--- second run: loads them ---"
+	$(RUN) examples/evalu/infer.py
+
+test: .venv/installed
+	$(RUN) -m pytest --cov --cov-report=term -n 2 --dist loadfile
+
+check: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/bench
+	.venv-bench/bin/python benchmarks/warm.py
+	.venv-bench/bin/python benchmarks/quantizers.py
+
+stress: .venv/installed
+	$(RUN) -m pytest -m stress --timeout 1800
+
 .venv/installed: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv .venv-bench sample .pytest_cache .mypy_cache .ruff_cache .coverage*

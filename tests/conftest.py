@@ -1,0 +1,29 @@
+"""Every test runs with caches of its own and none of the caller's settings."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+OURS = ("ALLOW_SEMANTIC_GENERATION", "USER_CACHE_PATH", "WORLD_SIZE", "LC_ALL", "LC_MESSAGES", "LANG")
+
+
+@pytest.fixture(autouse=True)
+def clean_environ(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of the caller's decides a test; user caches go to a temporary folder."""
+    for name in list(os.environ):
+        if name in OURS or (name.startswith("SEMID_") and name != "SEMID_REAL_DATA"):
+            monkeypatch.delenv(name)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
+    monkeypatch.setenv("SEMID_LANG", "en")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder with real data, for those who have it."""
+    folder = os.environ.get("SEMID_REAL_DATA")
+    if not folder:
+        pytest.skip("SEMID_REAL_DATA is not set: tests on real data need its folder")
+    return Path(folder)
