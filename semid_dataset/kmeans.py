@@ -1,0 +1,133 @@
+"""
+Find codewords: k-means with a start that suits the number of dimensions.
+
+Up to some 64 dimensions k-means++ is the better start. Above, distances between points are nearly
+equal and k-means++ picks outliers, whose codes then serve one item each; there the codewords grow
+from few dimensions to all of them along the principal axes (faiss: ProgressiveDimClustering).
+
+All randomness comes from the generator that is passed in. Nothing here looks at a value on the
+host, so that on a GPU the steps queue up without waiting.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+__all__ = ["assign", "kmeans", "sums"]
+
+PROGRESSIVE_ABOVE = 64  # dims; see the module's docstring
+POINTS_PER_CODE = 256  # more points do not move a centroid noticeably; faiss uses the same figure
+STEPS = 10  # dimensions grow as dims^(i/10), as in faiss
+SEED_POINTS_PER_CODE = 16  # k-means++ draws from this many points a code: its cost is codes x points
+TRIALS = 3  # candidates of each k-means++ draw, of which the best is kept
+BLOCK = 1 << 20  # distances computed at once
+
+
+def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 10) -> Tensor:
+    """
+    Return `size` codewords for `points`.
+
+    Args:
+        points: (n, dim) float32, n >= 1. At most 256 * size of them, drawn at random, are used.
+        size: codewords, at least 1. More than there are distinct points is allowed: some are then never nearest.
+        generator: source of all draws (a CPU generator).
+        rounds: of Lloyd's algorithm; above 64 dims that many at every step of dimensions.
+
+    Returns:
+        (size, dim) float32, on the device of `points`.
+
+    Memory: a copy of the used points, and 4 MB of distances.
+    """
+    points = sample(points, POINTS_PER_CODE * size, generator)
+    dim = points.shape[1]
+    if dim <= PROGRESSIVE_ABOVE:
+        return _lloyd(points, _plus_plus(points, size, generator), rounds, generator)
+
+    mean = points.mean(0)
+    rotation = _principal_axes(points - mean)
+    rotated = (points - mean) @ rotation
+    widths = sorted({int(dim ** ((step + 1) / STEPS)) for step in range(STEPS)} | {dim})
+    chosen = torch.randint(len(points), (size,), generator=generator).to(points.device)
+    centroids = rotated[chosen]
+    for width in widths:
+        narrow = _lloyd(rotated[:, :width].contiguous(), centroids[:, :width].contiguous(), rounds, generator)
+        # Axes that did not count yet start at zero, their mean.
+        centroids = torch.cat([narrow, torch.zeros_like(rotated[:1, width:]).expand(size, -1)], 1)
+    return centroids @ rotation.T + mean
+
+
+def sample(points: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Return `points`, or `most` of them drawn without repetition, in their order."""
+    if len(points) <= most:
+        return points
+    chosen = torch.randperm(len(points), generator=generator)[:most].sort().values
+    return points[chosen.to(points.device)]
+
+
+def assign(points: Tensor, centroids: Tensor) -> Tensor:
+    """
+    Return the nearest centroid of every point, (n,) int64; of equal distances the lowest.
+
+    Memory: 4 MB of distances at a time.
+    """
+    codes = torch.empty(len(points), dtype=torch.int64, device=points.device)
+    norms = centroids.square().sum(1)
+    rows = max(BLOCK // len(centroids), 16)
+    for begin in range(0, len(points), rows):
+        block = points[begin : begin + rows]
+        codes[begin : begin + rows] = torch.addmm(norms, block, centroids.T, alpha=-2).argmin(1)
+    return codes
+
+
+def sums(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """
+    Return the sum of the points of every code, (size, dim), and how many they are, (size,) float32.
+
+    Each sum is taken by one thread in the order of the points: the number of threads does not change it.
+    """
+    counts = torch.bincount(codes, minlength=size)
+    order = torch.argsort(codes, stable=True)
+    starts = counts.cumsum(0) - counts
+    return embedding_bag(order, points, starts, mode="sum"), counts.to(points.dtype)
+
+
+def _lloyd(points: Tensor, centroids: Tensor, rounds: int, generator: torch.Generator) -> Tensor:
+    size = len(centroids)
+    for _ in range(rounds):
+        total, counts = sums(points, assign(points, centroids), size)
+        # A code without points starts again at a random point: dense regions are drawn more often.
+        restart = torch.randint(len(points), (size,), generator=generator).to(points.device)
+        centroids = torch.where((counts > 0)[:, None], total / counts.clamp(min=1)[:, None], points[restart])
+    return centroids
+
+
+def _plus_plus(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """
+    Draw codewords among the points, each in proportion to its squared distance from those drawn before.
+
+    Of a few candidates the one that lowers the total distance most is kept.
+    Source: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007.
+    """
+    points = sample(points, SEED_POINTS_PER_CODE * size, generator)
+    draws = torch.rand(size, TRIALS, generator=generator, dtype=torch.float64).to(points.device)
+    norms = points.square().sum(1)
+    chosen = torch.empty(size, dtype=torch.int64, device=points.device)
+    distances = torch.ones_like(norms)
+    for code in range(size):
+        weights = distances.double().cumsum(0)
+        # Where all distances are zero (fewer distinct points than codes) the last point is drawn.
+        candidates = torch.searchsorted(weights, draws[code] * weights[-1], right=True).clamp(max=len(points) - 1)
+        new = (norms + norms[candidates, None] - 2 * points[candidates] @ points.T).clamp(min=0)
+        if code > 0:
+            new = torch.minimum(new, distances)
+        best = new.double().sum(1).argmin()
+        distances = new[best]
+        chosen[code] = candidates[best]
+    return points[chosen]
+
+
+def _principal_axes(centred: Tensor) -> Tensor:
+    """Return the principal axes as columns, (dim, dim), the widest first."""
+    covariance = (centred.T @ centred).double()
+    axes: Tensor = torch.linalg.eigh(covariance).eigenvectors
+    return axes.flip(1).to(centred.dtype)

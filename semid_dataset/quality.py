@@ -1,0 +1,167 @@
+"""
+Say in figures what a set of IDs is worth.
+
+Computed once, when IDs are made, and stored with them. Raw means before uniqueness: 0 shared IDs
+alone says nothing, since anything can be made unique.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from semid_dataset.collisions import Resolution, tuple_ids
+from semid_dataset.quantizer import ResidualQuantizer
+
+if TYPE_CHECKING:
+    from semid_dataset.training import Trained
+
+__all__ = ["measure", "neighbour_fidelity", "relative_mse"]
+
+QUERIES = 500  # items whose neighbours are looked up
+CORPUS = 20_000  # items among which they are looked up
+NEIGHBOURS = 10
+BLOCK = 65_536  # rows at once
+
+
+def measure(
+    quantizer: ResidualQuantizer,
+    vectors: NDArray[Any],
+    raw_codes: NDArray[Any],
+    resolution: Resolution,
+    trained: "Trained | None" = None,
+) -> dict[str, Any]:
+    """
+    Return the quality of IDs, of JSON types.
+
+    Args:
+        quantizer: what made them.
+        vectors: (n, dim), the items'.
+        raw_codes: (n, levels), before uniqueness.
+        resolution: after it.
+        trained: the training, for its held-out error and curve.
+
+    Returns:
+        relative_mse, relative_mse_raw: error over variance, of the final and of the raw codes.
+        relative_mse_held_out, held_out_start, held_out_items: of items kept from the codebooks;
+            None without a training.
+        usage, perplexity: per level, of the final codes: share of codes in use, e^entropy.
+        usage_raw, perplexity_raw: of the raw ones.
+        collision_rate, collision_rate_raw: share of items that are not alone with their ID.
+        unique_rate, unique_rate_raw: distinct IDs over items.
+        moved, exact_duplicates, shared: items, see `Resolution`.
+        largest_group, largest_group_raw: items with the commonest ID.
+        gini, entropy_ratio: per level, of the final codes' frequencies: 0 and 1 are even use.
+        neighbour_fidelity: see `neighbour_fidelity`.
+        loss: of every epoch.
+    """
+    final = resolution.codes
+    sizes = quantizer.codebook_sizes
+    usage, perplexity, gini, entropy_ratio = _use(final, sizes)
+    usage_raw, perplexity_raw, _, _ = _use(raw_codes, sizes)
+    groups, groups_raw = _groups(final), _groups(raw_codes)
+    return {
+        "items": len(vectors),
+        "relative_mse": relative_mse(quantizer, vectors, final),
+        "relative_mse_raw": relative_mse(quantizer, vectors, raw_codes),
+        "relative_mse_held_out": None if trained is None else trained.held_out["end"],
+        "held_out_start": None if trained is None else trained.held_out["start"],
+        "held_out_items": None if trained is None else int(trained.held_out["items"]),
+        "usage": usage,
+        "usage_raw": usage_raw,
+        "perplexity": perplexity,
+        "perplexity_raw": perplexity_raw,
+        "collision_rate": _not_alone(groups),
+        "collision_rate_raw": _not_alone(groups_raw),
+        "unique_rate": len(groups) / max(len(final), 1),
+        "unique_rate_raw": len(groups_raw) / max(len(raw_codes), 1),
+        "moved": resolution.moved,
+        "exact_duplicates": resolution.exact_duplicates,
+        "shared": resolution.shared,
+        "largest_group": int(groups.max(initial=0)),
+        "largest_group_raw": int(groups_raw.max(initial=0)),
+        "gini": gini,
+        "entropy_ratio": entropy_ratio,
+        "neighbour_fidelity": neighbour_fidelity(vectors, final),
+        "loss": [] if trained is None else [float(loss) for loss in trained.curve],
+    }
+
+
+def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> float:
+    """
+    Return Σ‖x − decode(code)‖² / Σ‖x − mean‖²; 0 where both are 0.
+
+    Memory: 65,536 rows at a time.
+    """
+    if len(vectors) == 0:
+        return 0.0
+    mean = np.zeros(vectors.shape[1])
+    for begin in range(0, len(vectors), BLOCK):
+        mean += vectors[begin : begin + BLOCK].sum(0, dtype=np.float64)
+    mean = (mean / len(vectors)).astype(np.float32)
+    error = variance = 0.0
+    for begin in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[begin : begin + BLOCK], dtype=np.float32)
+        error += float(np.square(block - quantizer.decode(codes[begin : begin + BLOCK])).sum(dtype=np.float64))
+        variance += float(np.square(block - mean).sum(dtype=np.float64))
+    return error / variance if variance > 0 else 0.0
+
+
+def neighbour_fidelity(
+    vectors: NDArray[Any], codes: NDArray[Any], *, queries: int = QUERIES, corpus: int = CORPUS, seed: int = 0
+) -> dict[str, list[float]]:
+    """
+    Return how often near items share their leading codes.
+
+    Of up to 500 sampled items, the 10 nearest (Euclid) among 20,000 sampled items are looked up.
+
+    Returns:
+        "neighbours": share of (item, neighbour) pairs that share the first 1, 2, 3 codes;
+        "random": the same of random pairs, which is what the first is to be held against.
+        Both are empty for fewer than two items; there are as many entries as levels where there are fewer than three.
+    """
+    if len(vectors) < 2:
+        return {"neighbours": [], "random": []}
+    generator = np.random.default_rng(seed)
+    some = np.sort(generator.permutation(len(vectors))[:corpus])
+    points = torch.from_numpy(np.asarray(vectors[some], dtype=np.float32))
+    points = points - points.mean(0)
+    chosen = codes[some]
+    asked = generator.permutation(len(some))[:queries]
+    wanted = min(NEIGHBOURS, len(some) - 1)
+    distances = torch.addmm(points.square().sum(1), points[asked], points.T, alpha=-2)
+    distances[torch.arange(len(asked)), torch.from_numpy(asked)] = torch.inf  # nobody is his own neighbour
+    near = distances.topk(wanted, 1, largest=False).indices.numpy()
+    others = (asked[:, None] + generator.integers(1, len(some), near.shape)) % len(some)
+    depth = min(3, codes.shape[1])
+
+    def shares(partners: NDArray[np.int64]) -> list[float]:
+        same = chosen[asked][:, None, :depth] == chosen[partners][:, :, :depth]
+        return [float(share) for share in np.logical_and.accumulate(same, 2).mean((0, 1))]
+
+    return {"neighbours": shares(near), "random": shares(others)}
+
+
+def _use(codes: NDArray[Any], sizes: tuple[int, ...]) -> tuple[list[float], list[float], list[float], list[float]]:
+    """Return usage, perplexity, Gini and entropy ratio of every level."""
+    usage, perplexity, gini, ratio = [], [], [], []
+    for level, size in enumerate(sizes):
+        counts = np.bincount(codes[:, level], minlength=size).astype(np.float64)
+        shares = counts[counts > 0] / max(counts.sum(), 1)
+        entropy = float(-(shares * np.log(shares)).sum())
+        usage.append(len(shares) / size)
+        perplexity.append(float(np.exp(entropy)))
+        ratio.append(entropy / float(np.log(size)))
+        total = max(counts.sum(), 1)
+        gini.append(float(((2 * np.arange(1, size + 1) - size - 1) * np.sort(counts)).sum() / (size * total)))
+    return usage, perplexity, gini, ratio
+
+
+def _groups(codes: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how many items every distinct ID has."""
+    return np.bincount(tuple_ids(codes)) if len(codes) else np.zeros(0, dtype=np.int64)
+
+
+def _not_alone(groups: NDArray[np.int64]) -> float:
+    return float(groups[groups > 1].sum() / max(groups.sum(), 1))

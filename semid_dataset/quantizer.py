@@ -1,0 +1,376 @@
+"""
+Turn vectors into codes and back: `ResidualQuantizer`.
+
+A vector x is normalized, (x − mean) / scale, carried through an encoder z = v + MLP(v) where there
+is one, and written as a sum of one codeword a level. The codes are found by beam search. Decoding
+adds the codewords up and goes the same way back.
+
+There is one search in this package, here. Training, extending a table and streaming millions of
+items all use it, because two searches would give one item two IDs.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import embedding_bag
+
+from semid_dataset.errors import EmbeddingError, TableError
+
+if TYPE_CHECKING:
+    from semid_dataset.fusion import FeatureMatrix, Fusion
+
+__all__ = ["BeamSearch", "ResidualMLP", "ResidualQuantizer"]
+
+Array = TypeVar("Array", NDArray[Any], Tensor)
+
+TABLE_FLOATS = 1 << 25  # 128 MB: most that tables of codeword products may take; else products are computed as needed
+BLOCK_CPU = 1 << 20  # scores held at once: 4 MB stay in the cache of a core
+BLOCK_GPU = 1 << 26
+
+
+class ResidualMLP(nn.Module):
+    """
+    v + W₂ gelu(W₁ v + b₁) + b₂, which starts as the identity: W₂ and b₂ are zero at first.
+
+    Args:
+        dim: of input and output.
+        width: of the hidden layer.
+    """
+
+    def __init__(self, dim: int, width: int, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        bound = dim**-0.5
+        self.first = nn.Parameter((torch.rand(width, dim, generator=generator) * 2 - 1) * bound)
+        self.first_bias = nn.Parameter(torch.zeros(width))
+        self.last = nn.Parameter(torch.zeros(dim, width))
+        self.last_bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """Return (n, dim) for (n, dim)."""
+        hidden = nn.functional.gelu(nn.functional.linear(vectors, self.first, self.first_bias))
+        return vectors + nn.functional.linear(hidden, self.last, self.last_bias)
+
+
+class BeamSearch:
+    """
+    Write vectors as sums of codewords, keeping the `beam` best partial sums at every level.
+
+    ½‖z − Σ c‖² = ½‖z‖² + Σ_l (½‖c_l‖² − z·c_l) + Σ_{m<l} c_m·c_l. The products c_m·c_l do not depend
+    on z and are looked up, so that a level costs one product z·c for all partial sums together, however wide the beam.
+    Width 1 is the greedy search; of equal distances it takes the lowest code.
+
+    Args:
+        codebooks: one (codes, dim) float32 tensor a level.
+        beam: partial sums kept, at least 1.
+
+    Memory: the tables, at most 128 MB; 4 · rows · beam · codes bytes of scores, some 4 MB on the CPU.
+    Source: faiss, ResidualQuantizer with use_beam_LUT.
+    """
+
+    def __init__(self, codebooks: Sequence[Tensor], beam: int) -> None:
+        self.codebooks = [book.detach() for book in codebooks]
+        self.beam = beam
+        sizes = [len(book) for book in self.codebooks]
+        self.offsets = torch.tensor([0, *sizes[:-1]], device=self.codebooks[0].device).cumsum(0)
+        self.words = torch.cat(self.codebooks)
+        self.half_norms = [book.square().sum(1) / 2 for book in self.codebooks]
+        floats = sum(size * sum(sizes[:level]) for level, size in enumerate(sizes))
+        self.tables: list[Tensor] | None = None
+        if floats <= TABLE_FLOATS:
+            before = [sum(sizes[:level]) for level in range(len(sizes))]
+            self.tables = [self.words[: before[level]] @ book.T for level, book in enumerate(self.codebooks)]
+        block = BLOCK_CPU if self.words.device.type == "cpu" else BLOCK_GPU
+        # A multiple of 16, so that no row meets the ragged edge of a matrix product.
+        self.rows = max(block // (beam * max(sizes)) // 16 * 16, 16)
+
+    def __call__(self, latents: Tensor, keep: int = 1) -> Tensor:
+        """
+        Return the codes of the `keep` <= beam best sums of every latent, best first.
+
+        Args:
+            latents: (n, dim) float32, n <= `rows`.
+
+        Returns:
+            (n, kept, levels) int64; kept is less than `keep` only where there are fewer sums.
+        """
+        codes = torch.empty(len(latents), 1, 0, dtype=torch.int64, device=latents.device)
+        scores = latents.new_zeros(len(latents), 1)
+        last = len(self.codebooks) - 1
+        for level, book in enumerate(self.codebooks):
+            width = self.beam if level < last else keep
+            linear = torch.addmm(self.half_norms[level], latents, book.T, alpha=-1)
+            total = scores[:, :, None] + linear[:, None, :]  # (n, width before, codes)
+            if level > 0:
+                total += self._products(codes, level).view(total.shape)
+            scores, parent, code = _smallest(total, width)
+            codes = torch.cat([codes.gather(1, parent[:, :, None].expand(-1, -1, level)), code[:, :, None]], 2)
+        return codes
+
+    def _products(self, codes: Tensor, level: int) -> Tensor:
+        """Return the products of partial sums with the codewords of a level, (n * width, codes)."""
+        chosen = (codes + self.offsets[:level]).flatten(0, 1)
+        if self.tables is not None:
+            return embedding_bag(chosen, self.tables[level], mode="sum")
+        return embedding_bag(chosen, self.words, mode="sum") @ self.codebooks[level].T
+
+    def blocks(self, latents: Tensor, keep: int = 1) -> Tensor:
+        """Return what a call does for any number of latents, in blocks of one fixed shape."""
+        found = []
+        for begin in range(0, len(latents), self.rows):
+            block = latents[begin : begin + self.rows]
+            found.append(self(pad(block, self.rows), keep)[: len(block)])
+        return torch.cat(found)
+
+    def sums(self, codes: Tensor) -> Tensor:
+        """Return the sums of codewords, (n, dim), for (n, levels) codes of the first levels."""
+        return embedding_bag(codes + self.offsets[: codes.shape[1]], self.words, mode="sum")
+
+
+def _smallest(total: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    Find the `width` smallest of every (parents, codes) matrix.
+
+    The smallest `width` lie in the columns whose minimum is among the smallest `width` minima, which
+    leaves `width` columns to sort instead of all.
+
+    Returns:
+        scores, parents, codes: each (n, width), ascending.
+    """
+    parents, codes = total.shape[1:]
+    if width == 1:
+        at = total.flatten(1).argmin(1, keepdim=True)  # the first of equals
+        return total.flatten(1).gather(1, at), at // codes, at % codes
+    columns = total.amin(1).topk(min(width, codes), 1, largest=False).indices
+    some = total.gather(2, columns[:, None, :].expand(-1, parents, -1)).flatten(1)
+    scores, at = some.topk(min(width, some.shape[1]), 1, largest=False)
+    return scores, at // columns.shape[1], columns.gather(1, at % columns.shape[1])
+
+
+def pad(block: Tensor, rows: int) -> Tensor:
+    """Return the block with zero rows added up to `rows`: a product's rounding depends on its shape."""
+    if len(block) == rows:
+        return block
+    return torch.cat([block, block.new_zeros(rows - len(block), block.shape[1])])
+
+
+class ResidualQuantizer:
+    """
+    Codebooks with what surrounds them, frozen.
+
+    Args:
+        codebooks: one (codes, dim) float32 tensor a level, in the latent space.
+        beam: width of the search.
+        mean: (dim,) float32, subtracted from vectors.
+        scale: divides them afterwards.
+        encoder: from normalized vectors to latents; None is the identity.
+        decoder: from sums of codewords to normalized vectors; None is the identity.
+        fusion: what made one vector of several features; None where there was one.
+
+    An item's codes depend neither on the items encoded with it nor on how many they are: vectors go
+    through in blocks of one shape.
+    """
+
+    def __init__(
+        self,
+        codebooks: Sequence[Tensor],
+        *,
+        beam: int = 1,
+        mean: Tensor | None = None,
+        scale: float = 1.0,
+        encoder: ResidualMLP | None = None,
+        decoder: ResidualMLP | None = None,
+        fusion: "Fusion | None" = None,
+    ) -> None:
+        self.codebooks = [book.detach().float().contiguous() for book in codebooks]
+        self.dim = self.codebooks[0].shape[1]
+        self.codebook_sizes = tuple(len(book) for book in self.codebooks)
+        self.beam = beam
+        self.device = self.codebooks[0].device
+        self.mean = (torch.zeros(self.dim) if mean is None else mean.detach().float()).to(self.device)
+        self.scale = float(scale)
+        self.encoder = encoder
+        self.decoder = decoder
+        self.fusion = fusion
+        self.search = BeamSearch(self.codebooks, beam)
+
+    def encode(self, vectors: Array) -> Array:
+        """
+        Return the codes of vectors, without offsets.
+
+        Args:
+            vectors: (n, dim), float16, float32 or float64, numpy or torch.
+
+        Returns:
+            (n, levels): uint8 if every codebook has at most 256 codes, else uint16; int64 for torch input.
+
+        Raises:
+            EmbeddingError: another shape, or a row with NaN or inf; the message names the first.
+
+        Memory: bounded, whatever n is, apart from the codes.
+        """
+        codes = self.candidates(vectors, 1)
+        if isinstance(vectors, Tensor):
+            return codes[:, 0].to(vectors.device)
+        return codes[:, 0].cpu().numpy().astype(self.code_dtype)
+
+    def candidates(self, vectors: NDArray[Any] | Tensor, keep: int) -> Tensor:
+        """Return the codes of the `keep` <= beam best sums of each vector, (n, kept, levels) int64."""
+        self._check(vectors)
+        found = []
+        with torch.inference_mode():
+            for begin in range(0, len(vectors), self.search.rows):
+                block = self._latents(vectors[begin : begin + self.search.rows], begin)
+                found.append(self.search(pad(block, self.search.rows), keep)[: len(block)])
+        if not found:
+            return torch.empty(0, keep, len(self.codebooks), dtype=torch.int64, device=self.device)
+        return torch.cat(found)
+
+    def decode(self, codes: Array) -> Array:
+        """
+        Return the vectors that codes stand for, (n, dim) float32, in the space vectors were given in.
+
+        Raises:
+            EmbeddingError: codes of another number of levels, or one beyond its codebook.
+        """
+        if codes.ndim != 2 or codes.shape[1] != len(self.codebooks):
+            raise EmbeddingError(
+                f"Codes of shape {tuple(codes.shape)} do not fit a quantizer of {len(self.codebooks)} levels."
+            )
+        sizes = torch.tensor(self.codebook_sizes, device=self.device)
+        found = []
+        with torch.inference_mode():
+            for begin in range(0, len(codes), BLOCK_CPU):
+                part = codes[begin : begin + BLOCK_CPU]
+                block = torch.as_tensor(part.astype(np.int64) if isinstance(part, np.ndarray) else part)
+                block = block.to(self.device, torch.int64)
+                if len(block) and not bool(((block >= 0) & (block < sizes)).all()):
+                    raise EmbeddingError(f"A code lies outside its codebook; the sizes are {self.codebook_sizes}.")
+                found.append(self._vectors(self.search.sums(block)))
+        vectors = torch.cat(found) if found else torch.empty(0, self.dim, device=self.device)
+        if isinstance(codes, Tensor):
+            return vectors.to(codes.device)
+        return vectors.cpu().numpy()
+
+    def encode_features(self, features: "Sequence[FeatureMatrix]", items: int) -> NDArray[Any]:
+        """Return the codes, (items, levels), of items with any of the features this quantizer knows."""
+        return self.encode(self.vectors_of(features, items))
+
+    def vectors_of(self, features: "Sequence[FeatureMatrix]", items: int) -> NDArray[np.float32]:
+        """
+        Return the one vector of every item, (items, dim) float32, that its features are fused to.
+
+        Raises:
+            EmbeddingError: features that do not fit, see `Fusion.apply`.
+        """
+        if self.fusion is not None:
+            return self.fusion.apply(features, items)
+        if len(features) != 1 or len(features[0].rows) != items:
+            raise EmbeddingError(
+                f"This quantizer knows one feature; got {len(features)} for {items} items. Give it one with all items."
+            )
+        return features[0].matrix
+
+    @property
+    def code_dtype(self) -> type[np.uint8] | type[np.uint16]:
+        """The smallest type that holds every code."""
+        return np.uint8 if max(self.codebook_sizes) <= 256 else np.uint16
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return all weights by name, and a description of JSON types; `from_arrays` takes both."""
+        arrays: dict[str, NDArray[Any]] = {
+            "codebooks": torch.cat(self.codebooks).cpu().numpy(),
+            "mean": self.mean.cpu().numpy(),
+        }
+        for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if module is not None:
+                arrays |= {f"{name}.{key}": value.detach().cpu().numpy() for key, value in module.state_dict().items()}
+        description: dict[str, Any] = {
+            "dim": self.dim,
+            "codebook_sizes": list(self.codebook_sizes),
+            "beam": self.beam,
+            "scale": self.scale,
+            "fusion": None,
+        }
+        if self.fusion is not None:
+            fused, description["fusion"] = self.fusion.to_arrays()
+            arrays |= {f"fusion.{key}": value for key, value in fused.items()}
+        return arrays, description
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> "ResidualQuantizer":
+        """
+        Return the quantizer that `to_arrays` described, on the CPU.
+
+        Raises:
+            TableError: something is missing or does not fit together.
+        """
+        try:
+            words = torch.from_numpy(np.array(arrays["codebooks"], dtype=np.float32))
+            sizes = [int(size) for size in description["codebook_sizes"]]
+            dim, beam = int(description["dim"]), int(description["beam"])
+            if words.shape != (sum(sizes), dim) or min(sizes) < 1 or beam < 1:
+                raise ValueError(f"codebooks of shape {tuple(words.shape)} for sizes {sizes} of {dim} dims")
+            fusion = None
+            if description["fusion"] is not None:
+                from semid_dataset.fusion import Fusion
+
+                fused = {key.removeprefix("fusion."): arrays[key] for key in arrays if key.startswith("fusion.")}
+                fusion = Fusion.from_arrays(fused, description["fusion"])
+            return cls(
+                torch.split(words, sizes),
+                beam=beam,
+                mean=torch.from_numpy(np.array(arrays["mean"], dtype=np.float32).reshape(dim)),
+                scale=float(description["scale"]),
+                encoder=_module(arrays, "encoder", dim),
+                decoder=_module(arrays, "decoder", dim),
+                fusion=fusion,
+            )
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise TableError(f"The quantizer in this table cannot be read: {error}") from error
+
+    def latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
+        """Return the latents of vectors, (n, dim) float32 on the quantizer's device; as in `encode`."""
+        self._check(vectors)
+        rows = self.search.rows
+        with torch.inference_mode():
+            found = [self._latents(vectors[begin : begin + rows], begin) for begin in range(0, len(vectors), rows)]
+        return torch.cat(found) if found else torch.empty(0, self.dim, device=self.device)
+
+    def _check(self, vectors: NDArray[Any] | Tensor) -> None:
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim:
+            raise EmbeddingError(f"Vectors of shape {tuple(vectors.shape)} do not fit a quantizer of {self.dim} dims.")
+
+    def _latents(self, vectors: NDArray[Any] | Tensor, first: int) -> Tensor:
+        """Return the latents of a block whose first row is number `first`; the last step may add rows."""
+        raw = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
+        block = raw.to(self.device, torch.float32)
+        if not bool(torch.isfinite(block).all()):
+            bad = int((~torch.isfinite(block).all(1)).nonzero()[0])
+            raise EmbeddingError(f"Row {first + bad} of the vectors is not finite (NaN, inf, or beyond float32).")
+        normalized = (block - self.mean) / self.scale
+        if self.encoder is None:
+            return normalized
+        return self.encoder(pad(normalized, self.search.rows))[: len(block)]  # type: ignore[no-any-return]
+
+    def _vectors(self, sums: Tensor) -> Tensor:
+        if self.decoder is not None:
+            sums = self.decoder(sums)
+        return sums * self.scale + self.mean
+
+
+def _module(arrays: Mapping[str, NDArray[Any]], name: str, dim: int) -> ResidualMLP | None:
+    """Return the MLP stored under a name, or None if there is none."""
+    state = {
+        key.removeprefix(f"{name}."): torch.from_numpy(np.array(arrays[key], dtype=np.float32))
+        for key in arrays
+        if key.startswith(f"{name}.")
+    }
+    if not state:
+        return None
+    module = ResidualMLP(dim, len(state["first_bias"]))
+    module.load_state_dict(state)
+    return module.requires_grad_(False)
