@@ -32,6 +32,7 @@ __all__ = [
     "Container",
     "IntIndex",
     "StringIndex",
+    "as_query",
     "build_index",
     "open_index",
     "parse",
@@ -436,7 +437,7 @@ class IntIndex:
 
     def rows_of(self, items: Any) -> NDArray[np.int64]:
         """Return the row of each item, -1 for unknown; in the shape of `items` where that is an array."""
-        query = _query(items)
+        query = as_query(items)
         if not isinstance(query, np.ndarray):
             return self._find_list(query)
         if query.dtype.kind not in "iu":
@@ -536,7 +537,7 @@ class StringIndex:
 
     def rows_of(self, items: Any) -> NDArray[np.int64]:
         """Return the row of each item, -1 for unknown; in the shape of `items` where that is an array."""
-        query = _query(items)
+        query = as_query(items)
         return self._find(query) if isinstance(query, list) else _find_each(query, self._find)
 
     def _find(self, items: list[Any]) -> NDArray[np.int64]:
@@ -632,7 +633,7 @@ def _decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogatepass")
 
 
-def _query(items: Any) -> NDArray[Any] | list[Any]:
+def as_query(items: Any) -> NDArray[Any] | list[Any]:
     """Return what was asked for as an array where it is one (or offers itself as one), else as a list."""
     if isinstance(items, str | bytes):
         raise TypeError(f"Expected a sequence of items, not one {type(items).__name__}: {items!r:.80}.")

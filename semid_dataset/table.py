@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import files
 from semid_dataset.config import Environment, SemanticIdConfig
-from semid_dataset.container import Buffer, IntIndex, StringIndex, build_index, open_index, parse, serialize
+from semid_dataset.container import Buffer, IntIndex, StringIndex, as_query, build_index, open_index, parse, serialize
 from semid_dataset.errors import CorruptTableError, TableError, UnknownItemError
 from semid_dataset.id_json import json_chunks
 
@@ -309,12 +309,13 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         Raises:
             UnknownItemError: the table is strict and lacks an item; the first is named.
         """
-        rows = self.rows_of(items)
+        query = as_query(items)
+        rows = self._index.rows_of(query)
         unknown = rows < 0
         if not unknown.any():
             return self.codes_array.take(rows, axis=0)
         if self.strict:
-            flat = items if isinstance(items, list) else np.asarray(items).reshape(-1).tolist()
+            flat = query if isinstance(query, list) else query.reshape(-1).tolist()
             first = flat[int(np.flatnonzero(unknown.reshape(-1))[0])]
             raise UnknownItemError(f"{self._name()} holds no item {first!r:.80}.")
         codes: NDArray[Any] = np.zeros((*rows.shape, self.levels), self.codes_array.dtype)
