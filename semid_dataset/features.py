@@ -1,0 +1,554 @@
+"""
+Embeddings: find them, read them, check them.
+
+A feature lies in the data directory as one of three forms, whatever its id: `emb_<id>_<dim>.pkl`, a folder
+`emb_<id>_<dim>/` of JSON lines, or parquet in `emb_<id>_<dim>_parquet/`. The name says id and width; every row is
+held against it. A row that does not fit is counted, reported and skipped, since real releases have such rows.
+"""
+
+import array
+import hashlib
+import importlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset.array_pickle import read_array_pickle
+from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.fusion import FeatureMatrix
+from semid_dataset.messages import progress_bar, tell
+from semid_dataset.rows import ForwardFile, Rows
+
+__all__ = [
+    "Embeddings",
+    "FeatureSource",
+    "features_folder",
+    "find_sources",
+    "from_memory",
+    "read_sources",
+]
+
+FOLDERS = ("creative_emb", "mm_emb")  # the competition's name, the public release's
+MAX_DIM = 65_536
+ID_KEYS = ("anonymous_cid", "creative_id")
+VALUE_KEY = "emb"
+BOM = b"\xef\xbb\xbf"  # some editors put it before the first line; no JSON parser wants it
+BATCH = 8 << 20  # bytes of vectors that are checked together
+CHARS = 64  # per number of a JSON line, at most: a double is written with 25
+SLACK = 4_096  # and for what else a line may hold
+
+Progress = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Where one feature lies; `dim` is what its name says."""
+
+    id: str
+    dim: int
+    form: Literal["pickle", "jsonl", "parquet"]
+    path: Path
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """
+    Every item that has a feature, and the features.
+
+    Attributes:
+        items: n unique ids: int64 ascending if every id is a canonical integer, else strings in order.
+        features: a matrix each, over positions in `items`.
+        digest: SHA-256 over the names and contents of the files, or over the content if it came from memory.
+        file_digests: SHA-256 of each file.
+        bad_rows: how many rows were skipped.
+    """
+
+    items: NDArray[np.int64] | list[str]
+    features: tuple[FeatureMatrix, ...]
+    digest: str
+    file_digests: dict[Path, str]
+    bad_rows: int
+
+    @property
+    def dims(self) -> list[tuple[str, int]]:
+        """(feature id, dim) of each feature."""
+        return [(feature.id, feature.dim) for feature in self.features]
+
+
+def features_folder(data_dir: Path) -> Path | None:
+    """Return the first folder of embeddings in `data_dir`, or None if there is none."""
+    return next((data_dir / name for name in FOLDERS if (data_dir / name).is_dir()), None)
+
+
+def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[FeatureSource]:
+    """
+    Find the files of each feature in `creative_emb`, then in `mm_emb`.
+
+    A feature that lies there in several forms is read from the pickle, else from parquet. One that
+    is missing is reported.
+
+    Raises:
+        ConfigError: a feature id is no plain word.
+        NoEmbeddingsError: there is no such folder, or none of the features is in it.
+        EmbeddingError: a feature lies there with two widths.
+    """
+    ids = _feature_ids(feature_ids)
+    folders = [data_dir / name for name in FOLDERS if (data_dir / name).is_dir()]
+    if not folders:
+        raise NoEmbeddingsError(
+            f"There is no folder of embeddings in '{data_dir}': looked for {' and '.join(FOLDERS)}. "
+            "Put emb_<id>_<dim> files there, or pass the embeddings in memory."
+        )
+    sources = []
+    for feature in ids:
+        source = next(filter(None, (_find(folder, feature) for folder in folders)), None)
+        if source is None:
+            tell("feature_missing", logging.WARNING, feature=feature, path=folders[0])
+        else:
+            sources.append(source)
+    if not sources:
+        there = sorted({path.name for folder in folders for path in folder.iterdir() if path.name.startswith("emb_")})
+        raise NoEmbeddingsError(
+            f"None of the features {', '.join(ids)} is in '{folders[0]}'. "
+            f"There is: {', '.join(there[:12]) or 'nothing'}."
+        )
+    return sources
+
+
+def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | None = None) -> Embeddings:
+    """
+    Read features into one set of items.
+
+    Args:
+        on_progress: called every few megabytes, so that others can see that this process is alive.
+
+    Raises:
+        NoEmbeddingsError: `sources` is empty.
+        EmbeddingError: no feature could be read, or none has a usable row. A feature that cannot be read
+            beside others that can is reported and left out.
+    """
+    read: list[tuple[str, _Ids, NDArray[np.float32]]] = []
+    digests: dict[Path, str] = {}
+    failures: list[EmbeddingError] = []
+    bad = 0
+    for source in progress_bar(sources, "Loading mm_emb"):
+        rows = Rows(source.id, source.dim)
+        found: dict[Path, str] = {}
+        try:
+            READERS[source.form](source, rows, found, on_progress)
+            ids, matrix = rows.finish()
+            if not len(ids):
+                first = f" ({rows.bad} were skipped; the first: {rows.first_bad})" if rows.bad else ""
+                raise EmbeddingError(f"'{source.path}' holds no usable row of {source.dim} numbers{first}.")
+        except EmbeddingError as error:
+            failures.append(error)
+            tell("passed_over", logging.WARNING, step=f"feature {source.id}", reason=str(error))
+            continue
+        digests.update(found)
+        bad += _report(rows, len(ids))
+        read.append((source.id, ids, matrix))
+        tell("loaded_feature", feature=source.id)
+    if not read:
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise EmbeddingError("No feature can be read: " + " ".join(str(error) for error in failures))
+        raise NoEmbeddingsError("There are no embeddings to read.")
+    digest = hashlib.sha256()
+    for path, value in sorted(digests.items(), key=lambda entry: (entry[0].parent.name, entry[0].name)):
+        digest.update(f"{path.name}\0{value}\0".encode())
+    return _gather(read, digest.hexdigest(), digests, bad)
+
+
+def from_memory(mm_emb_dict: Mapping[Any, Mapping[Any, Any]], feature_ids: Sequence[str | int]) -> Embeddings:
+    """
+    Take embeddings that a dataset already holds: {feature id: {item id: vector}}.
+
+    The width of a feature is the one that most of its first 1,000 vectors have.
+
+    Raises:
+        ConfigError: a feature id is no plain word.
+        NoEmbeddingsError: none of the features is there, or none has a usable row.
+    """
+    read: list[tuple[str, _Ids, NDArray[np.float32]]] = []
+    digest = hashlib.sha256()
+    bad = 0
+    named = {str(key): value for key, value in mm_emb_dict.items()}
+    for feature in _feature_ids(feature_ids):
+        vectors = named.get(feature)
+        if not vectors:
+            tell("feature_missing", logging.WARNING, feature=feature, path="mm_emb_dict")
+            continue
+        rows = Rows(feature, _usual_width(vectors))
+        _read_memory(vectors, rows)
+        ids, matrix = rows.finish()
+        bad += _report(rows, len(ids))
+        if not len(ids):
+            continue
+        digest.update(f"{feature}\0{matrix.shape}\0".encode())
+        digest.update("\0".join(ids).encode() if isinstance(ids, list) else ids.tobytes())
+        digest.update(matrix.data)
+        read.append((feature, ids, matrix))
+    if not read:
+        raise NoEmbeddingsError(f"No usable vector of the features {', '.join(map(str, feature_ids))} is in memory.")
+    return _gather(read, digest.hexdigest(), {}, bad)
+
+
+# Finding.
+
+
+def _feature_ids(feature_ids: Sequence[str | int]) -> list[str]:
+    if isinstance(feature_ids, str):
+        feature_ids = [feature_ids]
+    ids = list(dict.fromkeys(str(feature) for feature in feature_ids))
+    if not ids:
+        raise ConfigError("No feature id is given: name at least one, such as 81.")
+    for feature in ids:
+        # It becomes part of a path: no dots, no slashes, and no underscore, which separates id and dim.
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", feature):
+            raise ConfigError(f"{feature!r} is no feature id. Ids are letters and digits, such as 81.")
+    return ids
+
+
+def _find(folder: Path, feature: str) -> FeatureSource | None:
+    try:
+        return _search(folder, feature)
+    except OSError as error:
+        raise EmbeddingError(f"'{folder}' cannot be listed: {error.strerror or error}.") from error
+
+
+def _search(folder: Path, feature: str) -> FeatureSource | None:
+    named = re.compile(rf"emb_{re.escape(feature)}_([0-9]{{1,9}})(\.pkl|_parquet)?")
+    forms: dict[str, list[tuple[int, Path]]] = {"pickle": [], "parquet": [], "jsonl": []}
+    for path in sorted(folder.iterdir()):
+        match = named.fullmatch(path.name)
+        if match is None:
+            continue
+        ending = match[2] or ""
+        if ending == ".pkl":
+            form = "pickle"
+        elif not path.is_dir():
+            continue
+        else:
+            form = "parquet" if ending or any(name.suffix == ".parquet" for name in path.iterdir()) else "jsonl"
+        forms[form].append((int(match[1]), path))
+    for form, found in forms.items():
+        if not found:
+            continue
+        if len(found) > 1:
+            names = ", ".join(path.name for _, path in found)
+            raise EmbeddingError(f"Feature {feature} is ambiguous in '{folder}': {names}. Keep one of them.")
+        dim, path = found[0]
+        if not 0 < dim <= MAX_DIM:
+            raise EmbeddingError(f"'{path}' says that its vectors have {dim} numbers; 1 to {MAX_DIM} can be read.")
+        return FeatureSource(feature, dim, form, path, (path,) if form == "pickle" else _parts(path, form))  # type: ignore[arg-type]
+    return None
+
+
+def _parts(folder: Path, form: str) -> tuple[Path, ...]:
+    """Return the files of a folder, without markers such as _SUCCESS, .crc and editors' leftovers."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")) and not path.is_dir())
+    return tuple(path for path in paths if form != "parquet" or path.suffix == ".parquet") or tuple(paths)
+
+
+# Reading.
+
+
+_Ids = NDArray[np.int64] | list[str]
+
+
+def _report(rows: Rows, good: int) -> int:
+    if rows.bad:
+        tell(
+            "bad_rows",
+            logging.WARNING,
+            bad=rows.bad,
+            rows=good + rows.bad,
+            feature=rows.feature,
+            first=rows.first_bad,
+        )
+    return rows.bad
+
+
+def _read_pickle(source: FeatureSource, rows: Rows, digests: dict[Path, str], on_progress: Progress | None) -> None:
+    for path in source.files:
+        with ForwardFile(path, on_progress) as file:
+            read_array_pickle(file, rows)
+            digests[path] = file.digest()
+
+
+def _read_jsonl(source: FeatureSource, rows: Rows, digests: dict[Path, str], on_progress: Progress | None) -> None:
+    loads = _json_loads()
+    batch = _Batch(rows)
+    for path in source.files:
+        with ForwardFile(path, on_progress) as file:
+            for number, line in _lines(file, CHARS * rows.dim + SLACK):
+                where = f"{path.name}, line {number}"
+                if line is None:
+                    rows.reject(f"{where}: longer than {CHARS * rows.dim + SLACK} bytes")
+                    continue
+                row = _row_of(line, loads, rows.dim)
+                if isinstance(row, str):
+                    rows.reject(f"{where}: {row}")
+                else:
+                    batch.add(*row, where)
+            digests[path] = file.digest()
+    batch.flush()
+
+
+def _lines(file: ForwardFile, longest: int) -> Iterator[tuple[int, bytes | None]]:
+    """Yield (number from 1, line) of lines that are not blank; None for one that is too long, which is never held."""
+    number, rest, skipping = 0, b"", False
+    start = BOM
+    while chunk := file.read():
+        *lines, last = chunk.removeprefix(start).split(b"\n")
+        start = b""
+        for line in lines:
+            number += 1
+            whole, rest = rest + line, b""
+            if skipping or len(whole) > longest:
+                skipping = False
+                yield number, None
+            elif whole.strip():
+                yield number, whole
+        if not skipping:
+            rest += last
+            if len(rest) > longest:
+                rest, skipping = b"", True
+    if skipping:
+        yield number + 1, None
+    elif rest.strip():
+        yield number + 1, rest
+
+
+def _json_loads() -> Callable[[bytes], Any]:
+    """Return the fastest parser there is."""
+    try:
+        loads: Callable[[bytes], Any] = importlib.import_module("orjson").loads
+    except ImportError:
+        return json.loads
+    return loads
+
+
+def _row_of(  # noqa: PLR0911 - one line per fault
+    line: bytes, loads: Callable[[bytes], Any], dim: int
+) -> tuple[int | str, "array.array[float]"] | str:
+    """Return id and numbers of a line, or what is wrong with it."""
+    try:
+        row = loads(line)
+    except (ValueError, RecursionError) as error:  # orjson's and json's errors are ValueErrors
+        return f"no JSON ({error})"
+    if not isinstance(row, dict):
+        return f"a {type(row).__name__} instead of an object"
+    key = next((row[name] for name in ID_KEYS if name in row), None)
+    if not isinstance(key, int | str) or isinstance(key, bool):
+        return f"no id under {' or '.join(ID_KEYS)}"
+    numbers = row.get(VALUE_KEY)
+    if not isinstance(numbers, list):
+        return f"no list under {VALUE_KEY}"
+    if len(numbers) != dim:
+        return f"{len(numbers)} numbers instead of {dim}"
+    if (b"true" in line or b"false" in line) and any(isinstance(number, bool) for number in numbers):
+        return "true or false among its numbers"
+    try:
+        return key, array.array("d", numbers)
+    except (TypeError, OverflowError) as error:
+        return f"something else than numbers ({error})"
+
+
+class _Batch:
+    """Rows that come one by one, checked many at once."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._vectors = np.empty((max(1, min(4_096, BATCH // (8 * rows.dim))), rows.dim), np.float64)
+        self._keys: list[int | str] = []
+        self._where: list[str] = []
+
+    def add(self, key: int | str, numbers: "array.array[float]", where: str) -> None:
+        self._vectors[len(self._keys)] = numbers
+        self._keys.append(key)
+        self._where.append(where)
+        if len(self._keys) == len(self._vectors):
+            self.flush()
+
+    def flush(self) -> None:
+        if self._keys:
+            self._rows.add_named(self._keys, self._vectors[: len(self._keys)], self._where)
+        self._keys, self._where = [], []
+
+
+def _read_parquet(source: FeatureSource, rows: Rows, digests: dict[Path, str], on_progress: Progress | None) -> None:
+    try:
+        arrow = importlib.import_module("pyarrow")
+        parquet = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise EmbeddingError(
+            f"'{source.path}' is parquet, and pyarrow is not installed. Run: pip install 'semid_dataset[parquet]'"
+        ) from error
+    step = max(1, min(65_536, BATCH // (4 * source.dim)))
+    for path in source.files:
+        with ForwardFile(path, on_progress) as file:  # first: it refuses what is no regular file
+            try:
+                with parquet.ParquetFile(path) as table:
+                    columns = _columns(table.schema_arrow, path)
+                    number = 0
+                    for batch in table.iter_batches(step, columns=columns, use_threads=False):
+                        _take_batch(batch, rows, f"{path.name}, row", number)
+                        number += batch.num_rows
+                        if on_progress is not None:
+                            on_progress()
+            except (arrow.ArrowException, OSError, ValueError) as error:
+                if isinstance(error, EmbeddingError):
+                    raise
+                raise EmbeddingError(f"'{path}' cannot be read as parquet: {error}.") from error
+            digests[path] = file.digest()
+
+
+def _columns(schema: Any, path: Path) -> list[str]:
+    """Return the names of the column of ids and the column of vectors."""
+    types = importlib.import_module("pyarrow.types")
+    names = schema.names
+    key = next((name for name in ID_KEYS if name in names), None)
+    if key is None or VALUE_KEY not in names:
+        raise EmbeddingError(
+            f"'{path}' has the columns {', '.join(names)}; wanted: {' or '.join(ID_KEYS)}, and {VALUE_KEY}."
+        )
+    ids, lists = schema.field(key).type, schema.field(VALUE_KEY).type
+    if types.is_dictionary(ids):
+        ids = ids.value_type
+    if not (types.is_integer(ids) or types.is_string(ids) or types.is_large_string(ids)):
+        raise EmbeddingError(f"'{path}' has ids of type {ids} in {key}; wanted: integers or strings.")
+    if not (types.is_list(lists) or types.is_large_list(lists) or types.is_fixed_size_list(lists)) or not (
+        types.is_floating(lists.value_type) or types.is_integer(lists.value_type)
+    ):
+        raise EmbeddingError(f"'{path}' has vectors of type {lists} in {VALUE_KEY}; wanted: lists of numbers.")
+    return [key, VALUE_KEY]
+
+
+def _take_batch(batch: Any, rows: Rows, where: str, number: int) -> None:
+    """Add the rows of a record batch: lists become a matrix by their offsets, without a Python object per row."""
+    compute = importlib.import_module("pyarrow.compute")
+    types = importlib.import_module("pyarrow.types")
+    key, lists = batch.column(0), batch.column(1)
+    lengths = compute.fill_null(compute.list_value_length(lists), -1).to_numpy(zero_copy_only=False)
+    named = compute.is_valid(key).to_numpy(zero_copy_only=False)
+    good = (lengths == rows.dim) & named
+    if not good.all():
+        first = int(np.argmin(good))
+        what = f"{max(0, lengths[first])} numbers instead of {rows.dim}" if named[first] else "no id"
+        rows.reject(f"{where} {number + first}: {what}", int((~good).sum()))
+        mask = importlib.import_module("pyarrow").array(good)
+        key, lists = key.filter(mask), lists.filter(mask)
+    kept = np.flatnonzero(good) + number
+    vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(kept), rows.dim)  # nulls become NaN
+    places = _Places(where, kept)
+    if types.is_dictionary(key.type):
+        key = key.dictionary_decode()
+    numbers = _canonical(key, compute)
+    if numbers is not None:
+        rows.add(numbers, vectors, places)
+    else:
+        rows.add_named([str(name) for name in key.to_pylist()], vectors, places)
+
+
+def _canonical(key: Any, compute: Any) -> NDArray[np.int64] | None:
+    """Return ids, of whatever type, as int64 if every one is a canonical integer."""
+    try:
+        numbers = key.cast("int64")
+    except ValueError:  # ArrowInvalid is one
+        return None
+    if not compute.all(compute.equal(numbers.cast(key.type), key)).as_py():
+        return None
+    return np.asarray(numbers.to_numpy(), np.int64)
+
+
+class _Places(Sequence[str]):
+    """What to call the rows of a record batch, made only when asked for."""
+
+    def __init__(self, where: str, numbers: NDArray[np.int64]) -> None:
+        self._where = where
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, row: Any) -> Any:
+        return f"{self._where} {self._numbers[row]}"
+
+
+READERS: dict[str, Callable[[FeatureSource, Rows, dict[Path, str], Progress | None], None]] = {
+    "pickle": _read_pickle,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+}
+
+
+# From memory.
+
+
+def _usual_width(vectors: Mapping[Any, Any]) -> int:
+    widths: dict[int, int] = {}
+    for _, value in zip(range(1_000), vectors.values(), strict=False):
+        found = _as_vector(value)
+        if found is not None and 0 < len(found) <= MAX_DIM:
+            widths[len(found)] = widths.get(len(found), 0) + 1
+    return max(widths, key=lambda width: (widths[width], width), default=1)
+
+
+def _as_vector(value: Any) -> NDArray[Any] | None:
+    """Return an array, or what turns itself into one, as a vector; None for anything else."""
+    if not hasattr(value, "__array__"):
+        return None
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor that needs its gradient, or lies on a GPU
+        return None
+    return found.reshape(-1) if found.dtype.kind in "fiu" else None
+
+
+def _read_memory(vectors: Mapping[Any, Any], rows: Rows) -> None:
+    for key, value in vectors.items():
+        if not isinstance(key, int | str | np.integer) or isinstance(key, bool):
+            rows.reject(f"{key!r} as an id")
+            continue
+        vector = _as_vector(value)
+        if vector is None or len(vector) != rows.dim:
+            what = f"a {type(value).__name__}" if vector is None else f"{len(vector)} numbers"
+            rows.reject(f"item {key}: {what} instead of an array of {rows.dim} numbers")
+            continue
+        rows.add_one(key if isinstance(key, str) else int(key), vector, "in memory")
+
+
+# One set of items.
+
+
+def _gather(
+    read: Sequence[tuple[str, _Ids, NDArray[np.float32]]], digest: str, digests: dict[Path, str], bad: int
+) -> Embeddings:
+    """Place each feature's rows among the union of the items."""
+    numeric = [ids for _, ids, _ in read if isinstance(ids, np.ndarray)]
+    if len(numeric) == len(read):
+        items = numeric[0] if len(read) == 1 else np.unique(np.concatenate(numeric))
+        placed = [FeatureMatrix(name, np.searchsorted(items, ids), matrix) for name, ids, matrix in read]
+        return Embeddings(items, tuple(placed), digest, digests, bad)
+    named = [ids if isinstance(ids, list) else [str(number) for number in ids.tolist()] for _, ids, _ in read]
+    everything = sorted(set().union(*named))
+    position = {name: row for row, name in enumerate(everything)}
+    features = []
+    for (feature, _, matrix), names in zip(read, named, strict=True):
+        rows = np.fromiter((position[name] for name in names), np.int64, len(names))
+        if bool((rows[1:] > rows[:-1]).all()):
+            features.append(FeatureMatrix(feature, rows, matrix))
+        else:  # its ids were integers in numeric order, which as strings is another
+            order = np.argsort(rows)
+            features.append(FeatureMatrix(feature, rows[order], matrix[order]))
+    return Embeddings(everything, tuple(features), digest, digests, bad)
