@@ -73,6 +73,12 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "sample"
 
 
+@pytest.fixture
+def data(sample: Path, tmp_path: Path) -> Path:
+    """The sample's evaluation data, to write to."""
+    return shutil.copytree(sample / "eval", tmp_path / "eval")
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, sample: Path) -> tuple[Path, str, str]:
     """A folder in which infer.py ran twice with nothing set, and what it printed."""
@@ -107,10 +113,11 @@ def test_sample_has_the_official_layout(sample: Path) -> None:
         assert {(type(cid), vector.shape, vector.dtype.name) for cid, vector in vectors.items()} == {
             (int, (32,), "float32")
         }
-        first = json.loads(next((sample / folder / "creative_emb" / "emb_82_1024" / "part-00000.json").open()))
+        part = sample / folder / "creative_emb" / "emb_82_1024" / "part-00000.json"
+        first = json.loads(part.read_bytes().splitlines()[0])
         assert np.linalg.norm(first["emb"]) == pytest.approx(1, abs=1e-3)
         assert len(first["emb"]) == 1024
-    candidates = [json.loads(line) for line in (sample / "eval" / "predict_set.jsonl").open()]
+    candidates = [json.loads(line) for line in (sample / "eval" / "predict_set.jsonl").read_bytes().splitlines()]
     assert [candidate["retrieval_id"] for candidate in candidates] == list(range(ITEMS))
     new = [candidate for candidate in candidates if candidate["creative_id"] not in indexer["i"]]
     assert 0 < len(new) < ITEMS // 10
@@ -163,14 +170,12 @@ def test_main_leaves_the_table_beside_the_weights(trained: Path) -> None:
         True,
     ]
     assert {path.name for path in checkpoints[0].iterdir()} == {"model.pt", "semid_table.safetensors"}
-    steps = [json.loads(line)["global_step"] for line in (trained / "log" / "train.log").open()]
+    steps = [json.loads(line)["global_step"] for line in (trained / "log" / "train.log").read_bytes().splitlines()]
     assert steps == [1, 2]
 
 
-def test_infer_keeps_the_ids_of_training(trained: Path, tmp_path: Path) -> None:
+def test_infer_keeps_the_ids_of_training(trained: Path, data: Path, tmp_path: Path) -> None:
     """The table of the checkpoint is extended by the new items, then found again; either MODEL_OUTPUT_PATH serves."""
-    data = tmp_path / "eval"
-    shutil.copytree(trained / "sample" / "eval", data)
     places = {"EVAL_DATA_PATH": data, "EVAL_RESULT_PATH": tmp_path / "result"}
     checkpoints = trained / "sample" / "ckpt"
     last = max(checkpoints.iterdir(), key=lambda folder: int(re.findall(r"\d+", folder.name)[0]))
@@ -190,10 +195,8 @@ def test_infer_keeps_the_ids_of_training(trained: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trouble", ["gate closed", "no embeddings", "unreadable embeddings"])
-def test_infer_goes_on_without_ids(sample: Path, tmp_path: Path, trouble: str) -> None:
+def test_infer_goes_on_without_ids(data: Path, tmp_path: Path, trouble: str) -> None:
     """Whatever keeps IDs from being made, inference ends well, and says that nothing has one."""
-    data = tmp_path / "eval"
-    shutil.copytree(sample / "eval", data)
     variables: dict[str, str | Path] = {"EVAL_DATA_PATH": data, "EVAL_RESULT_PATH": tmp_path / "result"}
     if trouble == "gate closed":
         variables["ALLOW_SEMANTIC_GENERATION"] = "false"
@@ -207,17 +210,15 @@ def test_infer_goes_on_without_ids(sample: Path, tmp_path: Path, trouble: str) -
     assert read_bin(tmp_path / "result" / "id100.u64bin", "<u8").shape == (USERS, 10)
 
 
-def test_train_rqvae_makes_the_file_that_inference_uses(sample: Path, tmp_path: Path) -> None:
+def test_train_rqvae_makes_the_file_that_inference_uses(data: Path, tmp_path: Path) -> None:
     """IDs made ahead serve under a closed gate, once their file lies in the data directory."""
     flags = ["--num_quantizers", "3", "--num_epochs", "2", "--mm_emb_id", "81", "82"]
     closed = {"ALLOW_SEMANTIC_GENERATION": "false"}
-    run("train_rqvae.py", tmp_path, "--data_dir", str(sample / "eval"), "--output_dir", "made", *flags, **closed)
+    run("train_rqvae.py", tmp_path, "--data_dir", str(data), "--output_dir", "made", *flags, **closed)
     made = json.loads((tmp_path / "made" / "semantic_id_dict.json").read_text())
     assert {len(codes) for codes in made.values()} == {3}
     assert (tmp_path / "made" / "semid_table.safetensors").exists()
 
-    data = tmp_path / "eval"
-    shutil.copytree(sample / "eval", data)
     shutil.copy(tmp_path / "made" / "semantic_id_dict.json", data)
     output = infer(tmp_path, EVAL_DATA_PATH=data, EVAL_RESULT_PATH=tmp_path / "result", **closed)
     assert answered(output) in {"pregenerated", "cached", "stale"}
@@ -244,13 +245,13 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("importable")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_workers_see_the_same_ids(sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
+def test_workers_see_the_same_ids(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: str) -> None:
     """Sequences read by two workers carry the IDs that this process reads, shifted by one."""
     from evalu.dataset import MyTestDataset
     from torch.utils.data import DataLoader
 
     monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
-    dataset = MyTestDataset(sample / "eval", Namespace(maxlen=20, mm_emb_id=["81"]))
+    dataset = MyTestDataset(data, Namespace(maxlen=20, mm_emb_id=["81"]))
     table = dataset.prepare_semantic_ids()
     rows = [dataset[row] for row in range(len(dataset))]
     loader = DataLoader(
@@ -267,13 +268,13 @@ def test_workers_see_the_same_ids(sample: Path, tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.usefixtures("importable")
 def test_items_new_to_training_have_features_in_sequences(
-    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An item without re-id keeps its embedding and its semantic ID, found by its creative id."""
     from evalu.dataset import MyTestDataset
 
     monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
-    dataset = MyTestDataset(sample / "eval", Namespace(maxlen=40, mm_emb_id=["81"]))
+    dataset = MyTestDataset(data, Namespace(maxlen=40, mm_emb_id=["81"]))
     table = dataset.prepare_semantic_ids()
     checked = 0
     for row in range(USERS):

@@ -9,6 +9,7 @@ The rest of this file is the official shape. Comments mark where the official co
 """
 
 import json
+import logging
 import pickle
 import random
 from collections.abc import Mapping
@@ -19,10 +20,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from semid_dataset.features import find_sources, read_sources
 
 from semid_dataset import SemanticIdMixin
 from semid_dataset.errors import EmbeddingError
+from semid_dataset.features import find_sources, read_sources
 
 Features = dict[str, Any]  # feature id -> value
 
@@ -248,15 +249,20 @@ def load_mm_emb(data_dir: Path, feature_ids: list[str]) -> dict[str, dict[int, n
     """
     Read the embeddings as {feature id: {creative id: vector}}.
 
-    Nothing to read is no error here: the recommender then goes without, and semid_dataset says why.
-    Its reader is used because it runs nothing that a pickle asks for.
+    Nothing to read is no error here: the recommender then goes without. semid_dataset's reader is
+    used because it runs nothing that a pickle asks for; its log is about semantic IDs, and rests.
     """
     vectors: dict[str, dict[int, np.ndarray]] = {fid: {} for fid in feature_ids}
+    log = logging.getLogger("semid_dataset")
+    level = log.level
+    log.setLevel(logging.ERROR)
     try:
         embeddings = read_sources(find_sources(data_dir, feature_ids))
     except (EmbeddingError, OSError) as error:
-        print(f"No embeddings for the recommender: {error}")
+        print(f"The recommender goes without embeddings: {error}")
         return vectors
+    finally:
+        log.setLevel(level)
     items = np.asarray(embeddings.items)
     for feature in embeddings.features:
         vectors[feature.id] = dict(zip(items[feature.rows].tolist(), feature.matrix, strict=True))

@@ -47,7 +47,6 @@ def infer() -> tuple[list[list[int]], list[str]]:
     """
     args = get_args()
     log_to_stdout()
-    torch.manual_seed(0)  # of use to a model without weights only
     data = data_path("EVAL_DATA_PATH", "eval")
     results = output_path("EVAL_RESULT_PATH", data, "result")
     results.mkdir(parents=True, exist_ok=True)
@@ -103,7 +102,7 @@ def load_model(dataset: MyTestDataset, table: SemanticIdTable, args, weights: Pa
     if state:
         # Sizes that the data do not tell, where there are no embeddings, are those of training.
         trained_sizes = [len(value) - 1 for name, value in state.items() if name.startswith("semantic_emb.")]
-        if trained_sizes and codebook_sizes and trained_sizes != codebook_sizes:
+        if trained_sizes and codebook_sizes and not fits(codebook_sizes, trained_sizes):
             sys.exit(
                 f"The model was trained on semantic IDs of {trained_sizes} codes per level, {table.path} holds "
                 f"{codebook_sizes}. Nothing was predicted. Remove semantic_id_dict.json from the data "
@@ -114,6 +113,7 @@ def load_model(dataset: MyTestDataset, table: SemanticIdTable, args, weights: Pa
             if not dataset.mm_emb_dict[fid] and f"emb_transform.{fid}.weight" in state:
                 statistics[fid] = state[f"emb_transform.{fid}.weight"].shape[1]
                 dataset.feature_default_value[fid] = np.zeros(statistics[fid], dtype=np.float32)
+    torch.manual_seed(0)  # for a model that stays without weights
     model = BaselineModel(dataset.usernum, dataset.itemnum, statistics, dataset.feature_types, args, codebook_sizes)
     if state:
         print(f"Loading {weights}")
@@ -121,6 +121,11 @@ def load_model(dataset: MyTestDataset, table: SemanticIdTable, args, weights: Pa
     else:
         print("WARNING: no checkpoint (MODEL_OUTPUT_PATH): this model was never trained, its predictions mean nothing")
     return model.to(args.device).eval()
+
+
+def fits(sizes: list[int], trained_sizes: list[int]) -> bool:
+    """Whether the model has a row for every code; a hand-made file may use fewer codes than there are."""
+    return len(sizes) == len(trained_sizes) and all(a <= b for a, b in zip(sizes, trained_sizes, strict=True))
 
 
 def compare_ids(table: SemanticIdTable, parent: SemanticIdTable) -> None:
