@@ -74,6 +74,10 @@ LINES: dict[str, tuple[str, str]] = {
         "Extended the table by {new} new items to {items}; known items keep their IDs (generation {generation})",
         "semantic_id表新增 {new} 个物品，共 {items} 个；已有物品的ID不变（第 {generation} 代）",
     ),
+    "retrained": (
+        "Retrained: {moved} of {items} items moved; lineage {lineage} stays for whoever names it as parent",
+        "重新训练完成: {items} 个物品中有 {moved} 个ID改变；谱系 {lineage} 仍可作为 parent 使用",
+    ),
     "feature_missing": (
         "Feature {feature} is missing in {path}; going on without it",
         "{path} 中缺少特征 {feature}，将使用其余特征",

@@ -360,6 +360,20 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """Yield the text of `semantic_id_dict.json` in blocks."""
         return json_chunks(_json_keys(self._index), self.codes_array)
 
+    def save(self, path: str | Path) -> Path:
+        """
+        Write the whole table, IDs and quantizer, to a file of its own: beside a recommender's weights, say.
+
+        Folders are made as needed; a file that is there is replaced, in one step.
+
+        Raises:
+            OSError: it could not be written; what was there before is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_file(path, [self._buffer])
+        return path
+
     # --- what it is ---------------------------------------------------------------------------
 
     @property

@@ -1,0 +1,250 @@
+"""
+The attribute `semantic_id_dict`: a descriptor, and a mixin that brings it along.
+
+Reading it the first time resolves a table (see `resolve`) and keeps it on the instance; later reads
+return that one. A dataset that is sent to a worker carries the table's path, not the table.
+"""
+
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from semid_dataset.config import SemanticIdConfig
+from semid_dataset.errors import ConfigError, RecursiveAccessError
+from semid_dataset.resolve import Ask, resolve
+from semid_dataset.table import SemanticIdTable
+
+if TYPE_CHECKING:
+    from semid_dataset.quantizer import ResidualQuantizer
+
+__all__ = ["LazySemanticIds", "SemanticIdMixin"]
+
+_PINNED = "pinned"  # a table that the program assigned: no question stands behind it
+
+
+class LazySemanticIds:
+    """
+    A class attribute that gives every dataset of the class its semantic IDs, on first access.
+
+    Args:
+        data_dir: name of the dataset's attribute that holds its data directory; None where there is none.
+        feature_ids: name of its attribute with the feature ids.
+        embeddings: name of its attribute with {feature id: {item: vector}}, used where there are no files
+            to read; it may be missing.
+        config: how IDs are made.
+        parent: a published table to extend (file, folder or table), or a bare quantizer.
+        cache_dir: a cache folder to try before the others.
+
+    Reading it returns a `SemanticIdTable`. Assigning a mapping pins it; assigning an empty one (or
+    None) means "nothing known" and leaves the attribute lazy; `del` forgets, and the next access
+    resolves again.
+
+    Raises, when it is read:
+        GenerationError: default IDs would have to answer in one rank of several, or in a DataLoader worker.
+        RecursiveAccessError: the code that computes it read it.
+        RuntimeError: the dataset lacks an attribute that is named here.
+    """
+
+    def __init__(
+        self,
+        data_dir: str | None = "data_dir",
+        feature_ids: str = "mm_emb_ids",
+        embeddings: str | None = "mm_emb_dict",
+        config: SemanticIdConfig | None = None,
+        parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+        cache_dir: Path | str | None = None,
+    ) -> None:
+        self._data_dir = data_dir
+        self._feature_ids = feature_ids
+        self._embeddings = embeddings
+        self._config = config or SemanticIdConfig()
+        self._parent = parent
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._name = "semantic_id_dict"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> "LazySemanticIds": ...
+
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> SemanticIdTable: ...
+
+    def __get__(self, instance: object | None, owner: type | None = None) -> "SemanticIdTable | LazySemanticIds":
+        if instance is None:
+            return self
+        slot = self._slot(instance)
+        if slot.table is not None:  # the warm way: no lock
+            return slot.table
+        return self.prepare(instance)
+
+    def __set__(self, instance: object, value: Mapping[Any, Any] | None) -> None:
+        slot = self._slot(instance)
+        if value is None or (isinstance(value, Mapping) and not value and not isinstance(value, SemanticIdTable)):
+            return  # a loader that found no file: nothing known, still lazy
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{self._name} takes a mapping {{item: codes}}, not {type(value).__name__}.")
+        if not isinstance(value, SemanticIdTable):
+            value = SemanticIdTable.from_mapping(value, status="pregenerated", reason="assigned by the program")
+        with slot.lock():
+            slot.table, slot.asked = value, _PINNED
+
+    def __delete__(self, instance: object) -> None:
+        slot = self._slot(instance)
+        with slot.lock():
+            slot.table, slot.asked = None, None
+
+    def prepare(
+        self,
+        instance: object,
+        *,
+        parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+        config: SemanticIdConfig | None = None,
+    ) -> SemanticIdTable:
+        """
+        Resolve now, unless this very question was answered; see `SemanticIdMixin.prepare_semantic_ids`.
+
+        Raises:
+            As reading the attribute.
+        """
+        slot = self._slot(instance)
+        with slot.lock():
+            asked = None if parent is None and config is None else (parent, config)
+            if slot.table is None or (asked is not None and slot.asked not in (_PINNED, asked)):
+                if slot.resolving:
+                    raise RecursiveAccessError(
+                        f"{type(instance).__name__}.{self._name} was read by the code that computes it "
+                        f"(its {self._data_dir}, {self._feature_ids} or {self._embeddings}). Read it afterwards."
+                    )
+                slot.resolving = True
+                try:
+                    slot.table, slot.asked = resolve(self._ask(instance, parent, config)), asked
+                finally:
+                    slot.resolving = False
+            return slot.table
+
+    def _ask(self, instance: object, parent: Any, config: SemanticIdConfig | None) -> Ask:
+        try:
+            data_dir = None if self._data_dir is None else getattr(instance, self._data_dir)
+            feature_ids = getattr(instance, self._feature_ids)
+        except AttributeError as error:
+            # An AttributeError from here would send Python to the class's __getattr__, which hides the cause.
+            raise RuntimeError(
+                f"{type(instance).__name__}.{self._name} needs the attributes {self._data_dir!r} and "
+                f"{self._feature_ids!r}, and one could not be read: {error}. Set them before it is read, or "
+                "name others in LazySemanticIds(...)."
+            ) from error
+        try:
+            embeddings = None if self._embeddings is None else getattr(instance, self._embeddings, None)
+        except Exception as error:
+            raise RuntimeError(f"{type(instance).__name__}.{self._embeddings} could not be read: {error}") from error
+        parent = self._parent if parent is None else parent
+        return Ask(
+            data_dir=None if data_dir is None else Path(data_dir),
+            feature_ids=_feature_ids(feature_ids),
+            embeddings=embeddings,
+            config=config or self._config,
+            parent=Path(parent) if isinstance(parent, str) else parent,
+            cache_dir=self._cache_dir,
+        )
+
+    def _slot(self, instance: object) -> "_Slot":
+        try:
+            attributes = vars(instance)
+        except TypeError:
+            raise ConfigError(
+                f"{type(instance).__name__} has __slots__ and no __dict__, so {self._name} has no place to stay. "
+                'Add "__dict__" to its __slots__.'
+            ) from None
+        key = f"_{self._name}_slot"
+        slot = attributes.get(key)
+        if slot is None:
+            slot = attributes.setdefault(key, _Slot())  # atomic: two threads get one slot
+        assert isinstance(slot, _Slot)
+        return slot
+
+
+def _feature_ids(given: object) -> tuple[str, ...]:
+    if isinstance(given, str | int):
+        return (str(given),)
+    if isinstance(given, Iterable):
+        return tuple(str(feature) for feature in given)
+    raise ConfigError(f"Feature ids must be a list such as ['81', '82'], not {given!r}.")
+
+
+class _Slot:
+    """What an instance keeps: its table, and a lock that no other process has a say in."""
+
+    def __init__(self) -> None:
+        self.table: SemanticIdTable | None = None
+        self.asked: object = None  # the parent and settings that it was asked for, where they were given
+        self.resolving = False
+        self._renew()
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+
+    def lock(self) -> threading.RLock:
+        if self._pid != os.getpid():  # forked, perhaps while a thread of the parent held the lock: it never returns here
+            self.resolving = False
+            self._renew()
+        return self._lock
+
+    def __getstate__(self) -> SemanticIdTable | None:
+        return self.table
+
+    def __setstate__(self, table: SemanticIdTable | None) -> None:
+        self.__init__()  # type: ignore[misc]
+        self.table = table
+
+    def __copy__(self) -> "_Slot":
+        return self._twin()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Slot":
+        return self._twin()
+
+    def _twin(self) -> "_Slot":
+        twin = _Slot()
+        twin.table = self.table  # read-only: a copied dataset may share it
+        return twin
+
+
+class SemanticIdMixin:
+    """
+    Gives a dataset the attribute `semantic_id_dict`; put it first among the bases.
+
+    It reads `data_dir` and `mm_emb_ids` of the dataset, and `mm_emb_dict` where there are no files
+    to read. For other names or settings, assign a `LazySemanticIds` of your own to `semantic_id_dict`.
+    """
+
+    semantic_id_dict = LazySemanticIds()
+
+    def prepare_semantic_ids(
+        self,
+        *,
+        parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+        config: SemanticIdConfig | None = None,
+    ) -> SemanticIdTable:
+        """
+        Resolve `semantic_id_dict` now: before a DataLoader copies the dataset to its workers.
+
+        Args:
+            parent: the table that the recommender was trained with, or its folder; new items are added to it.
+            config: how IDs are made, if none are there.
+
+        Returns:
+            The table, which the attribute returns from now on. Where the attribute was read before (in
+            `__init__`, say) and `parent` or `config` ask for something else now, it is resolved again;
+            a pinned mapping stays.
+
+        Raises:
+            GenerationError: default IDs would have to answer in one rank of several, or in a DataLoader worker.
+        """
+        descriptor = type(self).semantic_id_dict
+        if not isinstance(descriptor, LazySemanticIds):
+            raise ConfigError(f"{type(self).__name__}.semantic_id_dict was replaced by {descriptor!r}.")
+        return descriptor.prepare(self, parent=parent, config=config)

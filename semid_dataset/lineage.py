@@ -1,0 +1,400 @@
+"""
+Which row of tables a dataset belongs to, and how that row grows.
+
+A lineage is one frozen quantizer and an append-only row of tables: table n holds every ID of table
+n-1, items since removed included. An ID that a recommender was trained on therefore never moves.
+Publishing table n is a compare-and-swap: who loses reloads what won and adds what is still missing,
+so two processes that append at once cannot give one item two IDs, lock or no lock.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset import store
+from semid_dataset.config import Identity
+from semid_dataset.errors import CorruptTableError, ParentError, StoreError
+from semid_dataset.fusion import FeatureMatrix
+from semid_dataset.messages import degrade, logger, tell
+from semid_dataset.table import SemanticIdTable, build_table_buffers
+
+if TYPE_CHECKING:
+    from semid_dataset.quantizer import ResidualQuantizer
+
+__all__ = [
+    "Lineage",
+    "check_parent",
+    "find_lineage",
+    "grow",
+    "lineage_name",
+    "newest_table",
+    "open_parent",
+    "reproduction_error",
+    "row_of_parent",
+]
+
+TABLE_FILE = "semid_table.safetensors"  # a table's name beside a recommender's weights
+SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is theirs
+LEAST_KNOWN = 0.5  # share of a dataset's items that its lineage must hold, where nothing else names it
+DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
+MOST_TRIES = 1000  # lost compare-and-swaps before something else must be wrong
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """A row's name, and the table of it that is extended; its generation may lie elsewhere (a parent)."""
+
+    name: str
+    base: SemanticIdTable
+
+
+def lineage_name(identity: Identity, embeddings_digest: str, retraining: int = 0) -> str:
+    """Return the name that concurrent first trainings on the same embeddings agree on."""
+    born_from = f"{identity.digest}/{embeddings_digest}/{retraining}"
+    return hashlib.sha256(born_from.encode()).hexdigest()[:24]
+
+
+def newest_table(
+    roots: Iterable[store.Root], name: str, *, mmap: bool, may_write: bool
+) -> SemanticIdTable | None:
+    """
+    Return the newest table of a lineage that can be read, or None.
+
+    A damaged one is set aside (only named, where nothing may be written) and the one before it answers.
+
+    Raises:
+        TableVersionError: a newer version of this package wrote it.
+        OSError: it is there and cannot be opened.
+    """
+    damaged = 0
+    for found in store.generations(roots, name):
+        try:
+            inode = found.path.lstat().st_ino  # before it is read: what is set aside must be what was found damaged
+            table = store.open_table(found.path, mmap=mmap)
+            if (table.lineage, table.generation) != (name, found.generation):
+                raise CorruptTableError(
+                    f"'{found.path}' says it is table {table.generation} of lineage '{table.lineage}'. "
+                    "It was copied or renamed; remove it."
+                )
+        except FileNotFoundError:  # set aside by somebody else since it was listed
+            continue
+        except CorruptTableError as error:
+            damaged += 1
+            store.set_damaged_aside(found.path, inode, error, may_write=may_write)
+            continue
+        if damaged:
+            tell("healed", level=30, source=found.path)
+        return table
+    return None
+
+
+def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool) -> SemanticIdTable:
+    """
+    Return the table that a dataset was told to extend.
+
+    Args:
+        parent: a table, its file, a folder that holds it (a checkpoint, a lineage), or a bare
+            quantizer, which becomes a table that knows no items.
+
+    Raises:
+        ParentError: there is no table, or it carries no quantizer to encode new items with.
+        CorruptTableError, TableVersionError, OSError: it cannot be read.
+    """
+    if isinstance(parent, SemanticIdTable):
+        table = parent
+    elif isinstance(parent, Path):
+        table = store.open_table(_parent_file(parent), mmap=mmap, follow=True)
+    else:
+        return _table_of_quantizer(parent)
+    if not table.has_quantizer:
+        raise ParentError(
+            f"The parent {parent} holds IDs but no quantizer, so new items could not be encoded like the known ones. "
+            f"Give the {TABLE_FILE} that was saved beside the recommender's weights."
+        )
+    return table
+
+
+def _parent_file(path: Path) -> Path:
+    if not path.is_dir():
+        if path.exists():
+            return path
+        raise ParentError(f"The parent '{path}' does not exist. Give a {TABLE_FILE} or the folder that holds one.")
+    if (path / TABLE_FILE).exists():
+        return path / TABLE_FILE
+    numbered = [file for file in path.iterdir() if store.TABLE_NAME.fullmatch(file.name)]
+    if not numbered:
+        raise ParentError(f"The parent folder '{path}' holds no {TABLE_FILE}. Save the table beside the weights.")
+    return max(numbered, key=lambda file: int(file.stem))
+
+
+def _table_of_quantizer(quantizer: "ResidualQuantizer") -> SemanticIdTable:
+    weights, description = quantizer.to_arrays()
+    digest = hashlib.sha256()
+    for key in sorted(weights):
+        digest.update(key.encode() + weights[key].tobytes())
+    levels = len(quantizer.codebook_sizes)
+    info = {
+        "lineage": f"quantizer-{digest.hexdigest()[:24]}",
+        "generation": 0,
+        "identity": None,
+        "quantizer": description,
+        "history": [],
+    }
+    buffers = build_table_buffers(
+        np.empty(0, np.int64), np.empty((0, levels), np.uint8), info=info, weights=weights
+    )
+    return SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="cached", reason="a bare quantizer")
+
+
+def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[str]) -> None:
+    """
+    Refuse a parent whose quantizer is for another kind of ID or other vectors.
+
+    Args:
+        identity: of the dataset, over the features that were found.
+        asked: ids of the features that were asked for; those missing here may be in the parent.
+
+    Raises:
+        ParentError: what was found and what is wanted.
+    """
+    known = parent.info.get("identity")
+    if known is None:  # a bare quantizer: its dims are all that it knows
+        dims = sum(dim for _, dim in identity.features)
+        if len(identity.features) == 1 and parent.quantizer.dim != dims:
+            raise ParentError(
+                f"The parent quantizer takes vectors of {parent.quantizer.dim} dims, this dataset has {dims}. "
+                "Nothing was written. Give the quantizer of these features, or none to train one."
+            )
+        return
+    found = Identity.from_dict(known)
+    features = dict(found.features)
+    missing_only = set(features) == set(asked) and all(features.get(fid) == dim for fid, dim in identity.features)
+    if found == identity or (
+        missing_only and found.codebook_sizes == identity.codebook_sizes and len(identity.features) < len(features)
+    ):
+        return
+    raise ParentError(
+        f"The parent ({parent.path or 'in memory'}) makes {found}; this dataset asks for {identity}. "
+        "Nothing was written. Give a parent made from these features with these settings, or none to train anew."
+    )
+
+
+def row_of_parent(
+    roots: Iterable[store.Root], parent: SemanticIdTable, *, mmap: bool, may_write: bool
+) -> Lineage:
+    """
+    Return the row that continues a parent: it holds every ID of the parent.
+
+    The parent's own lineage may have been continued elsewhere with other items. Then this row and
+    that one part here, and this one is named after the parent.
+
+    Raises:
+        StoreError: a row named after this parent does not hold its IDs.
+    """
+    newest = newest_table(roots, parent.lineage, mmap=mmap, may_write=may_write)
+    if newest is None or _holds(parent, newest):
+        return Lineage(parent.lineage, parent)
+    if _holds(newest, parent):
+        return Lineage(parent.lineage, newest)
+    name = f"{parent.lineage}-{parent.digest[:8]}"
+    newest = newest_table(roots, name, mmap=mmap, may_write=may_write)
+    if newest is None:
+        return Lineage(name, parent)
+    if not _holds(newest, parent):
+        raise StoreError(f"'{newest.path}' does not hold the IDs of its parent {parent.path}. Remove it.")
+    return Lineage(name, newest)
+
+
+def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
+    """Whether `table` gives every item of `other` the same ID, with the same quantizer."""
+    if table.digest == other.digest:
+        return True
+    weights, others = table.weights, other.weights
+    if weights.keys() != others.keys() or table.levels != other.levels or len(table) < len(other):
+        return False
+    if not all(np.array_equal(weights[key], others[key]) for key in weights):
+        return False
+    rows = table.rows_of(other.keys_array)
+    return bool((rows >= 0).all()) and np.array_equal(table.codes_array[rows], other.codes_array)
+
+
+def find_lineage(
+    roots: Iterable[store.Root],
+    identity: Identity,
+    items: NDArray[np.int64] | list[str],
+    features: Sequence[FeatureMatrix],
+    *,
+    mmap: bool,
+    may_write: bool,
+) -> Lineage | None:
+    """
+    Return the newest lineage of this identity that holds half of these items and fits their vectors.
+
+    Ids alone prove nothing (two data sets may both count from 0), nor does a directory's name: the
+    quantizer must reproduce a sample of the known items' vectors about as well as it did at birth.
+    """
+    best: Lineage | None = None
+    for name in store.lineages(roots):
+        table = newest_table(roots, name, mmap=mmap, may_write=may_write)
+        if table is None or not table.has_quantizer or table.info.get("identity") != identity.to_dict():
+            continue
+        known = np.flatnonzero(table.rows_of(items) >= 0)
+        if len(known) < max(1, LEAST_KNOWN * len(items)):
+            logger.debug("lineage %s holds %d of %d items: not this dataset's", name, len(known), len(items))
+            continue
+        error, birth, fits = reproduction_error(table, items, features, known)
+        if not fits:
+            logger.debug("lineage %s has these ids for other vectors: error %.3f, %.3f at birth", name, error, birth)
+            continue
+        if best is None or _born(table) > _born(best.base):
+            best = Lineage(name, table)
+    return best
+
+
+def _born(table: SemanticIdTable) -> float:
+    return float(table.info.get("provenance", {}).get("born", 0.0))
+
+
+def reproduction_error(
+    table: SemanticIdTable,
+    items: NDArray[np.int64] | list[str],
+    features: Sequence[FeatureMatrix],
+    known: NDArray[np.int64],
+) -> tuple[float, float, bool]:
+    """
+    Return how well a table's codes reproduce vectors of items that it knows.
+
+    Args:
+        known: positions in `items`; a sample of 1,024 is looked at.
+
+    Returns:
+        Squared error over the variance at birth; the same at birth; whether the first is near the second.
+    """
+    sample = known[np.linspace(0, len(known) - 1, min(SAMPLE_ITEMS, len(known))).astype(np.int64)]
+    sample = np.unique(sample)
+    vectors = table.quantizer.vectors_of(_take(features, sample, len(items)), len(sample))
+    decoded = table.quantizer.decode(table.codes_array[table.rows_of(_pick(items, sample))])
+    squared = float(np.square(vectors.astype(np.float64) - decoded).sum(1).mean())
+    provenance: dict[str, Any] = table.info.get("provenance", {})
+    variance = float(provenance.get("variance", 0.0))
+    birth = float(provenance.get("relative_error", 0.0))
+    if variance <= 0.0:  # all vectors equal at birth: any error is another vector
+        return squared, 0.0, squared <= 1e-6 * (1.0 + float(np.square(vectors).sum(1).mean()))
+    error = squared / variance
+    return error, birth, error <= birth + DRIFT_SHARE * max(0.0, 1.0 - birth)
+
+
+def grow(
+    roots: Iterable[store.Root],
+    root: store.Root | None,
+    row: Lineage,
+    items: NDArray[np.int64] | list[str],
+    features: Sequence[FeatureMatrix],
+    *,
+    mmap: bool,
+) -> tuple[SemanticIdTable, int]:
+    """
+    Return a table of the row that holds all `items`, and how many of them this call had to encode.
+
+    Known items keep their codes. New ones are encoded by the frozen quantizer and made unique among
+    the codes that are free. Where no root takes the table it stays in memory, with a warning.
+
+    Raises:
+        StoreError: other writers kept winning.
+    """
+    base, encoded = row.base, 0
+    for _ in range(MOST_TRIES):
+        missing = np.flatnonzero(base.rows_of(items) < 0)
+        if not len(missing):
+            return base, encoded
+        encoded = len(missing)
+        existing = store.generations(roots, row.name)
+        generation = 1 + (existing[0].generation if existing else base.generation)
+        buffers = _extended(row.name, generation, base, items, features, missing)
+        if root is None:
+            return _in_memory(buffers, "no cache folder takes a write"), encoded
+        try:
+            store.publish_table(root, row.name, generation, buffers)
+            newest = newest_table(roots, row.name, mmap=mmap, may_write=True)
+        except OSError as error:
+            return _in_memory(buffers, str(error)), encoded
+        if newest is not None and not _holds(newest, base):  # another base got into the row first: part from it
+            row = row_of_parent(roots, base, mmap=mmap, may_write=True)
+            newest = row.base
+        base = newest or base
+    raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")
+
+
+def _in_memory(buffers: list[Any], why: str) -> SemanticIdTable:
+    degrade("not_saved", error=why)
+    return SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="cached", reason=why)
+
+
+def _extended(
+    name: str,
+    generation: int,
+    base: SemanticIdTable,
+    items: NDArray[np.int64] | list[str],
+    features: Sequence[FeatureMatrix],
+    missing: NDArray[np.int64],
+) -> list[Any]:
+    from semid_dataset.collisions import resolve_collisions
+
+    quantizer = base.quantizer
+    vectors = quantizer.vectors_of(_take(features, missing, len(items)), len(missing))
+    codes = quantizer.encode(vectors)
+    moved = 0
+    if base.info.get("settings", {}).get("unique", True):
+        resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
+        codes, moved = resolution.codes, resolution.moved
+    variance = float(base.info.get("provenance", {}).get("variance", 0.0))
+    squared = float(np.square(vectors.astype(np.float64) - quantizer.decode(codes)).sum(1).mean())
+    step = {
+        "generation": generation,
+        "time": time.time(),
+        "items": len(base) + len(missing),
+        "new": len(missing),
+        "moved": moved,
+        "relative_error": squared / variance if variance > 0 else 0.0,
+        "parent": base.digest,
+    }
+    info = {
+        **{key: value for key, value in base.info.items() if key not in {"digest", "json_sha256"}},
+        "lineage": name,
+        "generation": generation,
+        "history": [*base.info.get("history", []), step],
+    }
+    return build_table_buffers(
+        _join(base.keys_array, _pick(items, missing)),
+        np.concatenate([base.codes_array, codes.astype(base.codes_array.dtype)]),
+        info=info,
+        weights=base.weights,
+    )
+
+
+def _take(features: Sequence[FeatureMatrix], wanted: NDArray[np.int64], items: int) -> list[FeatureMatrix]:
+    """Return the features of the items at `wanted` (ascending positions), renumbered from 0."""
+    position = np.full(items, -1, np.int64)
+    position[wanted] = np.arange(len(wanted))
+    taken = []
+    for feature in features:
+        rows = position[feature.rows]
+        here = rows >= 0
+        taken.append(FeatureMatrix(feature.id, rows[here], feature.matrix[here]))
+    return taken
+
+
+def _pick(items: NDArray[np.int64] | list[str], rows: NDArray[np.int64]) -> NDArray[np.int64] | list[str]:
+    return items[rows] if isinstance(items, np.ndarray) else [items[row] for row in rows.tolist()]
+
+
+def _join(first: NDArray[np.int64] | list[str], second: NDArray[np.int64] | list[str]) -> Any:
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return np.concatenate([first, second])
+    return [*map(str, first), *map(str, second)]  # ids of both kinds: all become strings

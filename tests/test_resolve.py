@@ -1,0 +1,592 @@
+"""Who answers a dataset, in which order, and what is said about it."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, options, vectors_of, write_embeddings
+
+from semid_dataset import (
+    SemanticIdConfig,
+    SemanticIdTable,
+    features,
+    generate_semantic_ids,
+    generate_semantic_ids_on_demand,
+    resolve,
+)
+from semid_dataset.errors import NoEmbeddingsError, SemanticIdWarning, SemidError
+
+CLOSED = ["0", "false", "No", " off ", "maybe"]
+OPEN = ["", "1", "true", "YES", "on"]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return make_data(tmp_path / "data")
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    with caplog.at_level(logging.INFO, "semid_dataset"):
+        yield caplog
+
+
+def table_of(data_dir: Path, **settings: Any) -> SemanticIdTable:
+    """What a new dataset of the directory gets; a warning is not an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SemanticIdWarning)
+        return SmallMixinDataset(data_dir).prepare_semantic_ids(**settings)
+
+
+def no_reading(*_: object, **__: object) -> None:
+    raise AssertionError("embeddings were read")
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --- the warm way ---
+
+
+def test_a_warm_start_reads_no_embedding(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memo names the table by what stat tells of the files."""
+    trained = table_of(data)
+    monkeypatch.setattr(features, "read_sources", no_reading)
+    table = table_of(data)
+    assert (table.status, table.digest) == ("cached", trained.digest)
+
+
+def test_a_warm_start_takes_no_lock_and_writes_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It works on a read-only system."""
+    table_of(data)
+    table_of(data)
+    before = files_below(data)
+    monkeypatch.setattr(resolve.store, "take_turn", no_reading)
+    monkeypatch.setattr(resolve.store.files, "replace_file", no_reading)
+    monkeypatch.setattr(resolve.store.files, "publish_first", no_reading)
+    assert table_of(data).status == "cached"
+    assert files_below(data) == before
+
+
+def test_a_copied_directory_is_recognised_by_sampled_blocks(data: Path, tmp_path: Path) -> None:
+    """Containers see other devices and inodes; times and sizes are kept by `cp -a`."""
+    trained = table_of(data)
+    shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy2)
+    table = table_of(tmp_path / "copy")
+    assert (table.status, table.digest) == ("cached", trained.digest)
+
+
+def test_a_file_replaced_under_the_same_size_and_time_is_noticed(data: Path) -> None:
+    """`cp -p` of other content changes inode and ctime, and the sampled blocks tell."""
+    table_of(data)
+    path = data / "creative_emb" / "emb_81_8.pkl"
+    status = path.stat()
+    write_embeddings(data, vectors_of(200, seed=9))
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert table_of(data).status == "trained"
+
+
+def test_other_training_settings_do_not_retrain(data: Path, lines: pytest.LogCaptureFixture) -> None:
+    """One line says so and names the way to retrain."""
+    trained = table_of(data)
+    table = table_of(
+        data, config=SemanticIdConfig(num_quantizers=3, codebook_size=16, num_epochs=7, seed=3, device="cpu")
+    )
+    assert (table.status, table.digest) == ("cached", trained.digest)
+    assert "num_epochs=2" in lines.text
+    assert "retrain=True" in lines.text
+
+
+def test_other_ids_are_other_lineages(data: Path) -> None:
+    """Three levels do not answer who asks for two."""
+    table_of(data)
+    table = table_of(data, config=SemanticIdConfig(num_quantizers=2, codebook_size=32, num_epochs=1, device="cpu"))
+    assert (table.status, table.levels) == ("trained", 2)
+    assert table_of(data).levels == 3
+
+
+# --- lineages ---
+
+
+def test_new_items_are_added_and_known_ones_keep_their_codes(data: Path) -> None:
+    """The quantizer is frozen; the next start finds all of them."""
+    trained = table_of(data)
+    write_embeddings(data, np.concatenate([vectors_of(200), vectors_of(30, seed=7)]))
+    table = table_of(data)
+    assert (table.status, len(table), table.generation) == ("extended", 230, 1)
+    assert all(table[item] == codes for item, codes in trained.items())
+    assert len({tuple(codes) for codes in table.values()}) == 230
+    again = table_of(data)
+    assert (again.status, again.digest) == ("cached", table.digest)
+
+
+def test_removed_items_keep_their_id_reserved(data: Path) -> None:
+    """A recommender may still have learned it."""
+    trained = table_of(data)
+    write_embeddings(data, vectors_of(150))
+    table = table_of(data)
+    assert (table.status, len(table)) == ("cached", 200)
+    assert table[ITEM0 + 199] == trained[ITEM0 + 199]
+
+
+def test_a_parent_gives_the_very_ids_that_training_had(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines with nothing in common but the checkpoint."""
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    trained = table_of(data)
+    trained.save(checkpoint / "semid_table.safetensors")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
+    evaluation = tmp_path / "eval"
+    write_embeddings(evaluation, np.concatenate([vectors_of(200), vectors_of(10, seed=7)]))
+    table = table_of(evaluation, parent=checkpoint)
+    assert (table.status, len(table)) == ("extended", 210)
+    assert all(table[item] == codes for item, codes in trained.items())
+    assert table_of(evaluation, parent=checkpoint).status == "cached"
+    monkeypatch.setenv("SEMID_PARENT", str(checkpoint / "semid_table.safetensors"))
+    assert table_of(evaluation).digest == table.digest
+
+
+def test_a_parent_that_knows_every_item_answers_itself(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing needs to be written but the memo."""
+    trained = table_of(data)
+    trained.save(tmp_path / "semid_table.safetensors")
+    shutil.rmtree(data / ".semantic_ids")
+    (data / "semantic_id_dict.json").unlink()
+    table = table_of(data, parent=tmp_path)
+    assert (table.status, table.digest) == ("cached", trained.digest)
+    monkeypatch.setattr(features, "read_sources", no_reading)
+    assert table_of(data, parent=tmp_path).status == "cached"
+
+
+def test_a_parent_wins_over_what_the_directory_had(data: Path, tmp_path: Path) -> None:
+    """The recommender was trained with the parent's IDs."""
+    other = make_data(tmp_path / "other", seed=3)
+    parent = table_of(other, config=SMALL)
+    own = table_of(data)
+    table = table_of(data, parent=parent)
+    assert table[ITEM0] == parent[ITEM0] != own[ITEM0]
+    assert table_of(data).digest == own.digest
+
+
+@pytest.mark.parametrize("kind", ["missing", "dims", "features", "levels", "no quantizer", "damaged"])
+def test_a_wrong_parent_is_said_and_never_replaced_by_training(data: Path, tmp_path: Path, kind: str) -> None:
+    """Default IDs answer, with what was found and what is wanted."""
+    parent: Any = tmp_path / "semid_table.safetensors"
+    other = tmp_path / "other"
+    if kind == "dims":
+        table_of(make_data(other, dim=6)).save(parent)
+    elif kind == "features":
+        write_embeddings(other, vectors_of(100), feature="82")
+        dataset = SmallDataset(other, ("82",))
+        dataset.semantic_id_dict.save(parent)
+    elif kind == "levels":
+        table_of(make_data(other), config=SemanticIdConfig(num_quantizers=2, num_epochs=1)).save(parent)
+    elif kind == "no quantizer":
+        SemanticIdTable.from_mapping({1: [1, 2, 3]}).save(parent)
+    elif kind == "damaged":
+        table_of(make_data(other)).save(parent)
+        parent.write_bytes(parent.read_bytes()[:-40])
+    with pytest.warns(SemanticIdWarning) as seen:
+        table = SmallMixinDataset(data).prepare_semantic_ids(parent=parent)
+    assert table.status == "default"
+    assert str(tmp_path) in str(seen[0].message) or "parent" in str(seen[0].message)
+    assert not (data / "semantic_id_dict.json").exists()
+
+
+def test_two_data_sets_that_both_count_from_zero_are_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal ids prove nothing; the vectors do."""
+    monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
+    first = table_of(make_data(tmp_path / "a", seed=1))
+    second = table_of(make_data(tmp_path / "b", seed=2))
+    assert (first.status, second.status) == ("trained", "trained")
+    assert first.lineage != second.lineage
+    assert table_of(tmp_path / "a").digest == first.digest
+    assert table_of(tmp_path / "b").digest == second.digest
+
+
+def test_a_moved_directory_finds_its_lineage(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when its files were written anew, so that no memo fits."""
+    monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
+    trained = table_of(data)
+    moved = tmp_path / "elsewhere"
+    write_embeddings(moved, vectors_of(200)[:, :])
+    os.utime(moved / "creative_emb" / "emb_81_8.pkl", (1, 1))
+    table = table_of(moved)
+    assert (table.status, table.digest) == ("cached", trained.digest)
+
+
+def test_a_damaged_table_is_set_aside_and_made_again(data: Path, lines: pytest.LogCaptureFixture) -> None:
+    """The same data and seed give the same IDs."""
+    trained = table_of(data)
+    assert trained.path is not None
+    path = trained.path
+    del trained
+    content = bytearray(path.read_bytes())
+    codes = bytes(content)
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    table = table_of(data)
+    assert table.path == path
+    assert path.read_bytes()[-200:] == codes[-200:]
+    assert [aside.read_bytes() for aside in path.parent.glob("*.damaged-*")] == [bytes(content)]
+    assert "damaged" in lines.text
+
+
+def test_a_damaged_newest_generation_is_healed_from_the_one_before(data: Path) -> None:
+    """The items that it had added get the IDs that they had."""
+    trained = table_of(data)
+    write_embeddings(data, np.concatenate([vectors_of(200), vectors_of(30, seed=7)]))
+    extended = table_of(data)
+    ids = extended.to_dict()
+    assert extended.path is not None
+    path = extended.path
+    del extended
+    damaged = path.read_bytes()[:-1] + b"\0"
+    path.unlink()
+    path.write_bytes(damaged)
+    table = table_of(data)
+    assert table.to_dict() == ids
+    assert all(table[item] == codes for item, codes in trained.items())
+
+
+def test_a_newer_format_is_no_reason_to_train(data: Path) -> None:
+    """The file is left untouched and the error says who can read it."""
+    table = table_of(data)
+    assert table.path is not None
+    path = table.path
+    content = path.read_bytes().replace(b'"format_version":"1"', b'"format_version":"9"')
+    assert content != path.read_bytes()
+    path.unlink()
+    path.write_bytes(content)
+    (data / "semantic_id_dict.json").unlink()
+    answer = table_of(data)
+    assert answer.status == "default"
+    assert "version" in answer.reason
+    assert path.read_bytes() == content
+
+
+# --- semantic_id_dict.json ---
+
+
+def test_the_json_file_says_what_the_table_says(data: Path) -> None:
+    """Whoever loads it with json.load gets the same IDs."""
+    table = table_of(data)
+    ids = json.loads((data / "semantic_id_dict.json").read_text())
+    assert ids == {str(item): codes for item, codes in table.items()}
+
+
+def test_a_hand_made_file_is_honoured_and_compiled(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the source, whoever wrote it: never trained past."""
+    (data / "semantic_id_dict.json").write_text(json.dumps({str(ITEM0): [9, 8, 7, 6]}))
+    before = (data / "semantic_id_dict.json").read_bytes()
+    table = table_of(data)
+    assert (table.status, table[ITEM0], table[ITEM0 + 1]) == ("pregenerated", [9, 8, 7, 6], [0, 0, 0, 0])
+    monkeypatch.setattr(resolve, "parse_id_json", no_reading)
+    again = table_of(data)
+    assert (again.status, again.digest) == ("pregenerated", table.digest)
+    assert (data / "semantic_id_dict.json").read_bytes() == before
+
+
+def test_a_hand_made_file_that_changes_is_read_again(data: Path) -> None:
+    """As a .pyc is made again from its .py."""
+    path = data / "semantic_id_dict.json"
+    path.write_text(json.dumps({"1": [1, 2]}))
+    assert table_of(data)[1] == [1, 2]
+    path.write_text(json.dumps({"1": [2, 1]}))
+    assert table_of(data)[1] == [2, 1]
+
+
+def test_our_own_export_does_not_stop_the_table_from_growing(data: Path, tmp_path: Path) -> None:
+    """It is recognised by its content, also where it was copied to."""
+    table_of(data)
+    write_embeddings(data, vectors_of(220))
+    assert table_of(data).status == "extended"
+    assert len(json.loads((data / "semantic_id_dict.json").read_text())) == 220
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"1": [1, 2.5]}',
+        '{"1": [1, -2]}',
+        '{"1": [1], "2": [1, 2]}',
+        "[1, 2]",
+        '{"1": [1, 70000]}',
+        '{"1": [1',
+        "{}",
+        '{"1": "x"}',
+    ],
+)
+def test_a_file_that_lies_is_an_error_and_stays(data: Path, content: str) -> None:
+    """Default IDs answer, and the reason names the file."""
+    path = data / "semantic_id_dict.json"
+    path.write_text(content)
+    table = table_of(data)
+    assert table.status == "default"
+    assert str(path) in table.reason
+    assert path.read_text() == content
+
+
+# --- the gate ---
+
+
+@pytest.mark.parametrize("value", OPEN)
+def test_an_open_gate_generates(data: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Unset and empty count as open."""
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", value)
+    assert table_of(data).status == "trained"
+
+
+@pytest.mark.parametrize("value", CLOSED)
+def test_a_closed_gate_serves_defaults_and_writes_nothing(
+    data: Path, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """The reason names the variable."""
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", value)
+    before = files_below(data.parent)
+    table = table_of(data)
+    assert table.status == "default"
+    assert "ALLOW_SEMANTIC_GENERATION" in table.reason
+    assert files_below(data.parent) == before
+
+
+@pytest.mark.parametrize("value", CLOSED)
+def test_a_closed_gate_serves_what_is_there(data: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Production ships the file."""
+    trained = table_of(data)
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", value)
+    table = table_of(data)
+    assert (table.status, table.digest) == ("cached", trained.digest)
+
+
+def test_a_gate_value_that_is_not_understood_is_warned_about(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typo must be seen."""
+    table_of(data)
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", "flase")
+    with pytest.warns(SemanticIdWarning, match="'flase' is not understood"):
+        _ = SmallDataset(data).semantic_id_dict
+
+
+def test_one_item_more_behind_a_closed_gate_keeps_the_known_ones(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One warning, nothing written, the new item has the default ID."""
+    trained = table_of(data)
+    write_embeddings(data, vectors_of(201))
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", "false")
+    before = files_below(data)
+    with pytest.warns(SemanticIdWarning, match="1 items are new") as seen:
+        table = SmallDataset(data).semantic_id_dict
+    assert len(seen) == 1
+    assert (table.status, table[ITEM0 + 5], table[ITEM0 + 200]) == ("stale", trained[ITEM0 + 5], [0, 0, 0])
+    assert files_below(data) == before
+
+
+def test_embeddings_that_have_gone_leave_the_known_ids(data: Path) -> None:
+    """The lineage that last served the directory answers."""
+    trained = table_of(data)
+    shutil.rmtree(data / "creative_emb")
+    table = table_of(data)
+    assert (table.status, table.digest) == ("stale", trained.digest)
+
+
+# --- degrading ---
+
+
+def run_zh(data_dir: Path) -> list[str]:
+    """Log lines of a new process under SEMID_LANG=zh."""
+    code = (
+        "import sys, logging, world, warnings; warnings.simplefilter('ignore');"
+        "logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stdout);"
+        "world.SmallDataset(sys.argv[1]).semantic_id_dict"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(data_dir)],
+        env=os.environ | {"SEMID_LANG": "zh", "PYTHONIOENCODING": "utf-8"},
+        cwd=Path(__file__).parent,
+        check=True,
+        capture_output=True,
+    )
+    return done.stdout.decode().splitlines()
+
+
+def test_the_chinese_log_is_the_promised_one(data: Path) -> None:
+    """Monitoring greps for these lines."""
+    first = run_zh(data)
+    loss = [line for line in first if line.startswith("Epoch ")]
+    assert [line for line in first if line not in loss] == [
+        "未找到semantic_id特征，尝试自动生成...",
+        "正在生成semantic_id特征...",
+        "加载多模态特征用于RQ-VAE训练...",
+        "Loaded #81 mm_emb",
+        "获取了 200 个物品的多模态特征，维度: 8",
+        "开始训练RQ-VAE模型...",
+        "RQ-VAE训练完成！",
+        "生成semantic_id...",
+        "为 200 个物品生成了semantic_id",
+        f"保存semantic_id到 {data / 'semantic_id_dict.json'}",
+        "semantic_id生成和保存完成！",
+        "成功生成 200 个物品的semantic_id特征",
+    ]
+    assert [line.split(":")[0] for line in loss] == ["Epoch 2/2"]
+    assert run_zh(data) == ["成功加载 200 个物品的semantic_id特征"]
+
+
+def test_no_embeddings_is_said_in_the_promised_words(tmp_path: Path) -> None:
+    """And nothing else is logged."""
+    assert run_zh(tmp_path) == [
+        f"警告: 未找到多模态特征目录 {tmp_path / 'creative_emb'}",
+        "无法获取多模态特征，跳过semantic_id生成",
+        "semantic_id生成失败，将使用默认值",
+    ]
+
+
+def test_an_unreadable_feature_gives_defaults_with_the_reason(data: Path) -> None:
+    """Exit 0, and one warning that names the file."""
+    path = data / "creative_emb" / "emb_81_8.pkl"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.warns(SemanticIdWarning, match="emb_81_8") as seen:
+        table = SmallDataset(data).semantic_id_dict
+    assert table.status == "default"
+    assert len(seen) == 1
+
+
+def test_a_training_that_fails_gives_defaults_with_the_reason(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the error is none of ours."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(resolve, "train_table", fail)
+    with pytest.warns(SemanticIdWarning, match="device-side assert"):
+        assert SmallDataset(data).semantic_id_dict.status == "default"
+
+
+def test_where_nothing_can_be_written_ids_stay_in_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Real IDs, a warning, and no file."""
+    monkeypatch.setattr(resolve.store.Root, "takes_writes", lambda self: False)
+    with pytest.warns(SemanticIdWarning, match="could not be saved"):
+        table = SmallDataset(data).semantic_id_dict
+    assert (table.status, len(table), table.path) == ("trained", 200, None)
+
+
+def test_a_read_only_data_directory_is_left_alone(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user's cache takes the table; the JSON file is not written."""
+    if subprocess.run(["mount", "--bind", data, data], check=False, capture_output=True).returncode:
+        pytest.skip("a read-only bind mount needs root and mount(8)")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", data], check=True)
+        before = files_below(data)
+        table = table_of(data)
+        assert (table.status, len(table)) == ("trained", 200)
+        assert str(table.path).startswith(os.environ["XDG_CACHE_HOME"])
+        assert table_of(data).status == "cached"
+        assert files_below(data) == before
+    finally:
+        subprocess.run(["umount", data], check=True)
+
+
+def test_duplicates_get_ids_of_their_own(tmp_path: Path) -> None:
+    """Real catalogues hold the same text twice."""
+    vectors = vectors_of(60)
+    vectors[10:20] = vectors[0]
+    write_embeddings(tmp_path, vectors)
+    table = table_of(tmp_path)
+    assert len({tuple(codes) for codes in table.values()}) == 60
+    assert table.quality["exact_duplicates"] == 10
+
+
+def test_beyond_the_capacity_items_share_ids_with_a_warning(tmp_path: Path) -> None:
+    """Three levels of two codes cannot hold 60 items."""
+    make_data(tmp_path, 60)
+    config = SemanticIdConfig(num_quantizers=3, codebook_size=2, num_epochs=1, device="cpu")
+    with pytest.warns(SemanticIdWarning, match="will share"):
+        table = SmallMixinDataset(tmp_path).prepare_semantic_ids(config=config)
+    assert (table.status, len(table)) == ("trained", 60)
+
+
+@pytest.mark.parametrize("vectors", [np.ones((1, 4)), np.zeros((5, 4)), np.ones((5, 1)), vectors_of(3)])
+def test_little_data_still_gives_ids(tmp_path: Path, vectors: np.ndarray) -> None:
+    """One item, equal ones, zeros, one dimension."""
+    write_embeddings(tmp_path, vectors.astype(np.float32))
+    table = table_of(tmp_path)
+    assert table.status == "trained"
+    assert len({tuple(codes) for codes in table.values()}) == len(vectors)
+
+
+# --- the functions ---
+
+
+def test_the_original_function_returns_the_table(data: Path) -> None:
+    """Of `args` only the device is read: its lr and batch_size are the recommender's."""
+    table = generate_semantic_ids_on_demand(
+        data_path=data, mm_emb_ids=["81"], args=options(device="cpu", lr=9.0, batch_size=1)
+    )
+    assert (table.status, table.levels, len(table)) == ("trained", 4, 200)
+    assert table.info["settings"]["lr"] == 1e-3
+
+
+def test_the_original_function_never_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even in one rank of several, where the property does."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.warns(SemanticIdWarning):
+        assert generate_semantic_ids_on_demand(tmp_path, ["81"]).status == "default"
+    with pytest.warns(SemanticIdWarning):
+        assert generate_semantic_ids_on_demand(tmp_path, ["../../etc"]).status == "default"
+
+
+def test_the_explicit_command_ignores_the_gate_and_raises(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who types it means it."""
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", "0")
+    assert generate_semantic_ids(data, [81], config=SMALL).status == "trained"
+    with pytest.raises(NoEmbeddingsError):
+        generate_semantic_ids(tmp_path, ["81"], config=SMALL)
+
+
+def test_output_dir_leaves_the_cache_and_the_data_alone(data: Path, tmp_path: Path) -> None:
+    """Pre-generation: the JSON is copied into the data directory by hand, and used."""
+    before = files_below(data)
+    output = tmp_path / "out"
+    table = generate_semantic_ids(data, ["81"], config=SMALL, output_dir=output)
+    assert files_below(data) == before
+    assert sorted(path.name for path in output.iterdir()) == ["semantic_id_dict.json", "semid_table.safetensors"]
+    shutil.copy(output / "semantic_id_dict.json", data)
+    answer = table_of(data)
+    assert (answer.status, answer.to_dict()) == ("pregenerated", table.to_dict())
+
+
+def test_retraining_is_a_new_lineage_and_says_what_moved(data: Path, lines: pytest.LogCaptureFixture) -> None:
+    """The old one stays for whoever names it."""
+    old = table_of(data)
+    new = generate_semantic_ids(
+        data, ["81"], config=SemanticIdConfig(num_quantizers=3, codebook_size=16, num_epochs=2, seed=5), retrain=True
+    )
+    assert new.status == "trained"
+    assert new.lineage != old.lineage
+    assert "of 200 items moved" in lines.text
+    assert table_of(data).digest == new.digest
+    assert table_of(data, parent=old.path)[ITEM0] == old[ITEM0]
+
+
+def test_errors_of_the_explicit_command_are_ours(data: Path) -> None:
+    """A caller catches one root."""
+    with pytest.raises(SemidError):
+        generate_semantic_ids(data, ["../../etc"], config=SMALL)
