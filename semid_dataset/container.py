@@ -428,10 +428,27 @@ class IntIndex:
 
     def row_of(self, item: object) -> int:
         """Return the row of an int, of what has `__index__`, or of a canonical decimal string; else -1."""
-        key = _key(item)
-        if key is None:
+        key: int | None
+        if type(item) is int:
+            key = item
+        elif type(item) is str:  # as parse_decimal, without the call
+            try:
+                key = int(item)
+            except ValueError:
+                return -1
+            if str(key) != item:
+                return -1
+        elif (key := _key(item)) is None:
             return -1
-        low, high = _bounds(self.starts, (key - self.base) >> self.shift, len(self.keys))
+        bucket = (key - self.base) >> self.shift
+        starts = self.starts
+        if bucket < 0:
+            low, high = 0, starts[0]
+        else:
+            try:
+                low, high = starts[bucket], starts[bucket + 1]
+            except IndexError:
+                low, high = starts[-1], len(self.keys)
         row = bisect_left(self.view, key, low, high)
         return row if row < high and self.view[row] == key else -1
 
@@ -490,7 +507,7 @@ class StringIndex:
         "text",
     )
 
-    def __init__(  # noqa: PLR0917 - the arrays of the file
+    def __init__(
         self,
         hashes: NDArray[np.uint32],
         rows: NDArray[np.uint32],
@@ -520,7 +537,10 @@ class StringIndex:
             return -1
         wanted = _encode(text)
         key = zlib.crc32(wanted)
-        low, high = _bounds(self.starts, (key - self.base) >> self.shift, len(self.hashes))
+        bucket = (key - self.base) >> self.shift
+        if not 0 <= bucket < len(self.starts) - 1:
+            return -1
+        low, high = self.starts[bucket], self.starts[bucket + 1]
         low = bisect_left(self.hashes_view, key, low, high)
         high = bisect_right(self.hashes_view, key, low, high)
         while low < high:
@@ -579,15 +599,6 @@ class StringIndex:
         ends = self.offsets[start : stop + 1].tolist()
         text = bytes(self.text[ends[0] : ends[-1]])
         return [_decode(text[begin - ends[0] : end - ends[0]]) for begin, end in pairwise(ends)]
-
-
-def _bounds(starts: memoryview, bucket: int, rows: int) -> tuple[int, int]:
-    """Return the rows among which a key of this bucket must be."""
-    if bucket < 0:
-        return 0, starts[0]
-    if bucket >= len(starts) - 1:
-        return starts[-1], rows
-    return starts[bucket], starts[bucket + 1]
 
 
 def parse_decimal(text: str) -> int | None:

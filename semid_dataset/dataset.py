@@ -189,7 +189,7 @@ class _Slot:
         self._pid = os.getpid()
 
     def lock(self) -> threading.RLock:
-        if self._pid != os.getpid():  # forked, perhaps while a thread of the parent held the lock: it never returns here
+        if self._pid != os.getpid():  # forked, perhaps while a thread held it: here it would never be released
             self.resolving = False
             self._renew()
         return self._lock

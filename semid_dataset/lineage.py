@@ -60,9 +60,7 @@ def lineage_name(identity: Identity, embeddings_digest: str, retraining: int = 0
     return hashlib.sha256(born_from.encode()).hexdigest()[:24]
 
 
-def newest_table(
-    roots: Iterable[store.Root], name: str, *, mmap: bool, may_write: bool
-) -> SemanticIdTable | None:
+def newest_table(roots: Iterable[store.Root], name: str, *, mmap: bool, may_write: bool) -> SemanticIdTable | None:
     """
     Return the newest table of a lineage that can be read, or None.
 
@@ -146,9 +144,7 @@ def _table_of_quantizer(quantizer: "ResidualQuantizer") -> SemanticIdTable:
         "quantizer": description,
         "history": [],
     }
-    buffers = build_table_buffers(
-        np.empty(0, np.int64), np.empty((0, levels), np.uint8), info=info, weights=weights
-    )
+    buffers = build_table_buffers(np.empty(0, np.int64), np.empty((0, levels), np.uint8), info=info, weights=weights)
     return SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="cached", reason="a bare quantizer")
 
 
@@ -185,9 +181,7 @@ def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[st
     )
 
 
-def row_of_parent(
-    roots: Iterable[store.Root], parent: SemanticIdTable, *, mmap: bool, may_write: bool
-) -> Lineage:
+def row_of_parent(roots: Iterable[store.Root], parent: SemanticIdTable, *, mmap: bool, may_write: bool) -> Lineage:
     """
     Return the row that continues a parent: it holds every ID of the parent.
 

@@ -84,14 +84,12 @@ def resolve(ask: Ask) -> SemanticIdTable:
         table = _Resolution(ask, environment, may_generate=environment.gate.allowed, in_worker=in_loader_worker()).run()
     except (SemidError, OSError, MemoryError) as error:
         return _default(ask, environment, error)
-    except Exception as error:  # whatever training comes upon (a CUDA error, say): promised to end in default IDs
+    except Exception as error:  # noqa: BLE001 - whatever training meets (a CUDA error, say) ends in default IDs
         logger.exception("semantic_id generation failed unexpectedly")
         return _default(ask, environment, error)
     tell("answered", level=logging.DEBUG, status=table.status, reason=table.reason)
     if table.status == "stale":
-        warnings.warn(
-            text("stale", reason=table.reason, known=len(table)), SemanticIdWarning, stacklevel=2
-        )
+        warnings.warn(text("stale", reason=table.reason, known=len(table)), SemanticIdWarning, stacklevel=2)
     return table
 
 
@@ -236,9 +234,7 @@ class _Resolution:
         if sources:
             assert self.ask.data_dir is not None
             identity = Identity.of(self.config, [(source.id, source.dim) for source in sources])
-            stamps = tuple(
-                store.FileStamp.of(file, self.ask.data_dir) for source in sources for file in source.files
-            )
+            stamps = tuple(store.FileStamp.of(file, self.ask.data_dir) for source in sources for file in source.files)
             question = store.Question("ids", identity, stamps, parent=parent)
             embeddings = None
         else:
@@ -308,11 +304,7 @@ class _Resolution:
     def _behind_the_gate(
         self, sources: Sequence[FeatureSource], embeddings: Embeddings | None, question: store.Question
     ) -> SemanticIdTable:
-        why = (
-            "this is a DataLoader worker"
-            if self.in_worker
-            else "ALLOW_SEMANTIC_GENERATION forbids generating"
-        )
+        why = "this is a DataLoader worker" if self.in_worker else "ALLOW_SEMANTIC_GENERATION forbids generating"
         if self.in_worker:  # reading gigabytes in every worker is no answer either
             raise GenerationError(f"Their embeddings have no IDs yet, and {why}.")
         row: lineage.Lineage | None = None
@@ -396,14 +388,10 @@ class _Resolution:
     def _extend(self, row: lineage.Lineage, embeddings: Embeddings, root: store.Root | None) -> SemanticIdTable:
         known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
         if len(known) and len(row.base):
-            error, birth, fits = lineage.reproduction_error(
-                row.base, embeddings.items, embeddings.features, known
-            )
+            error, birth, fits = lineage.reproduction_error(row.base, embeddings.items, embeddings.features, known)
             if not fits:
                 tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)
-        table, new = lineage.grow(
-            self.roots, root, row, embeddings.items, embeddings.features, mmap=self.mmap
-        )
+        table, new = lineage.grow(self.roots, root, row, embeddings.items, embeddings.features, mmap=self.mmap)
         self._say_settings(table)
         if not new:
             return table.with_status("cached", f"lineage {table.lineage} holds all {len(embeddings.items)} items")

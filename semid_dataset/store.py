@@ -154,7 +154,7 @@ def open_table(path: Path, *, mmap: bool, follow: bool = False) -> SemanticIdTab
 
 
 def named_table(roots: Iterable[Root], lineage: str, generation: int, *, mmap: bool) -> SemanticIdTable | None:
-    """Return the table of this lineage and generation, if one can be read: what a memo names is opened, not searched."""
+    """Return the table of this lineage and generation, if it can be read: what a memo names is not searched for."""
     for root in roots:
         try:
             return open_table(root.folder(lineage) / f"{generation}.safetensors", mmap=mmap)
@@ -406,9 +406,10 @@ def _compare(noted: list[dict[str, Any]], stamps: Sequence[FileStamp]) -> tuple[
         if not same:
             return f"{stamp.path} has other content", False
         others = [place for place in file["places"] if place != stamp.place]
+        known = (file["fresh"], len(file["places"]) - len(others))
         file["places"] = [*others[1 - KNOWN_PLACES :], stamp.place]
         file["fresh"] = stamp.fresh
-        renew = True
+        renew |= known != (stamp.fresh, 1)
     return None, renew
 
 
