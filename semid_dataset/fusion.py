@@ -9,6 +9,7 @@ quantizer, so that an item which has only one of the features is encoded without
 NumPy only: encoding new items on a warm machine must not need more than that.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,9 +23,12 @@ __all__ = ["FeatureMatrix", "Fusion"]
 
 Float32 = NDArray[np.float32]
 
-WIDTH = 128  # dims of the shared space, at most
+WIDTH = 128  # principal axes taken of a feature, and dims of the shared space, at most
+RIDGE = 1e-3  # of a feature's mean variance; keeps its covariance invertible
 FIT_ROWS = 65_536  # items that statistics are taken from, at most
+MAX_FEATURES = 64  # one bit each
 BLOCK = 256  # rows per product; see `_project`
+FIT_BLOCK = 2_048  # rows at once while fitting
 EXACT_EIGH = 1_024  # dims up to which the whole spectrum is computed
 
 
@@ -51,17 +55,30 @@ class FeatureMatrix:
 
 @dataclass(frozen=True)
 class _Map:
-    """How one feature enters the shared space: (x - mean) @ map, counted with `weight`."""
+    """How one feature is entered: (x - mean) @ map, into columns from `offset` on."""
 
     id: str
     mean: Float32  # (dim,)
-    map: Float32  # (dim, width); empty for "mean" and "single", which leave vectors as they are
-    weight: float = 1.0
-    offset: int = 0  # first column it fills ("concat")
+    map: Float32  # (dim, axes); (1, 1) is one factor for every dim; empty leaves vectors as they are
+    offset: int = 0
 
     @property
     def dim(self) -> int:
         return len(self.mean)
+
+
+@dataclass(frozen=True)
+class _Joint:
+    """
+    What is known about the features together, over their principal coordinates side by side.
+
+    Attributes:
+        covariance: (axes, axes).
+        shared: (axes, width), from all coordinates of an item to its fused vector.
+    """
+
+    covariance: Float32
+    shared: Float32
 
 
 @dataclass(frozen=True)
@@ -77,15 +94,34 @@ class Fusion:
     kind: str
     dim: int
     maps: tuple[_Map, ...] = field(repr=False)
+    joint: _Joint | None = field(default=None, repr=False)
 
     @classmethod
     def fit(cls, features: Sequence[FeatureMatrix], items: int, kind: str = "aligned", seed: int = 0) -> "Fusion":
         """
         Learn how `features` of `items` items become one vector each.
 
-        "aligned": every feature is centred and scaled; the one that covers and explains most leads,
-        and its principal axes span the space; the others are turned into it by an orthogonal Procrustes
-        map over the items that have both. "mean": vectors as they are. "concat": centred and scaled, side by side.
+        "aligned": every feature is centred, scaled to a total variance of one, and turned into its principal
+        coordinates; the principal axes of all of them together span the shared space. An item that
+        lacks a feature gets the vector to be expected from those that it has (the conditional mean of a
+        joint Gaussian), so it lies as near as can be to where it would lie with all. "mean": the plain mean
+        of vectors as they are. "concat": centred, scaled, side by side, zeros for what is missing.
+
+        Measured on 12,101 products with two features, a 384-dim embedding of their titles and 64-dim
+        vectors of who bought what after what, one of the two hidden from 30 % of the items. "Keeps": share
+        of those whose first code / first two codes of a residual k-means (256 codes) stay the same;
+        by chance 0.7 % / 0.0 %. "Next": share of purchases among the 50 items nearest to the one before.
+
+            how                                            dims    keeps              next
+            orthogonal Procrustes onto one, then averaged    64    40.6 % /  8.1 %    9.7 %
+            the same                                        128    43.1 % / 10.2 %   10.3 %
+            regression onto the titles, then expected       128    49.1 % / 33.4 %    9.0 % (forgets the other)
+            "aligned"                                        64    43.7 % / 16.5 %    8.9 %
+            "aligned", the width that is used               128    49.2 % / 26.4 %   10.4 %
+            "aligned"                                       256    49.4 % / 29.1 %   10.6 %
+            "concat"                                        448    45.7 % / 27.4 %   10.7 %
+            titles cut to 64 dims: "mean"                    64    26.3 % /  5.3 %    9.6 %
+                                   "aligned"                128    48.5 % / 29.4 %   10.3 %
 
         Args:
             features: one or more; one alone is passed through whatever `kind` says.
@@ -93,15 +129,18 @@ class Fusion:
             seed: picks the items that statistics are taken from, where there are more than 65,536.
 
         Raises:
-            ConfigError: no feature; "mean" over unequal dims; an unknown kind; an id twice.
+            ConfigError: no feature; "mean" over unequal dims; an unknown kind; an id twice; rows beyond `items`.
 
-        Source: Schönemann 1966, "A generalized solution of the orthogonal Procrustes problem".
+        Source: Bishop, "Pattern Recognition and Machine Learning", equation 2.81 (conditional mean).
         """
         if not features:
             raise ConfigError("There is no feature to fuse: give at least one.")
         ids = [feature.id for feature in features]
         if len(set(ids)) < len(ids):
             raise ConfigError(f"A feature is given twice: {', '.join(ids)}. Give each once.")
+        if len(ids) > MAX_FEATURES:
+            raise ConfigError(f"{len(ids)} features are more than the {MAX_FEATURES} that can be fused.")
+        _check_rows(features, items)
         if len(features) == 1:
             only = features[0]
             return cls("single", only.dim, (_Map(only.id, np.zeros(only.dim, np.float32), _nothing()),))
@@ -111,7 +150,7 @@ class Fusion:
         if kind == "concat":
             return _fit_concat(ordered, seed)
         if kind == "aligned":
-            return _fit_aligned(ordered, items, seed)
+            return _fit_aligned(ordered, seed)
         raise ConfigError(f'fusion must be "aligned", "mean" or "concat", not {kind!r}.')
 
     def apply(self, features: Sequence[FeatureMatrix], items: int) -> Float32:
@@ -125,8 +164,9 @@ class Fusion:
             EmbeddingError: an item has none of the features; a feature has another width than the fitted one.
             ConfigError: a feature that was not fitted.
 
-        Memory: the result, and one float32 per item.
+        Memory: the result, and 16 bytes per item.
         """
+        _check_rows(features, items)
         known = {mapping.id: mapping for mapping in self.maps}
         for feature in features:
             mapping = known.get(feature.id)
@@ -139,26 +179,74 @@ class Fusion:
                 raise EmbeddingError(f"Feature {feature.id} has {feature.dim} dims here; {mapping.dim} were fitted.")
         if self.kind == "single" and len(features) == 1 and len(features[0].rows) == items:
             return features[0].matrix
-        fused = np.zeros((items, self.dim), np.float32)
-        weights = np.zeros(items, np.float32)
-        for feature in sorted(features, key=lambda feature: feature.id):  # sums must not depend on the order given
-            mapping = known[feature.id]
-            weights[feature.rows] += np.float32(mapping.weight)
-            for start in range(0, len(feature.rows), BLOCK):
-                rows = feature.rows[start : start + BLOCK]
-                part = _project(feature.matrix[start : start + BLOCK], mapping)
-                if self.kind == "concat":
-                    fused[rows, mapping.offset : mapping.offset + part.shape[1]] = part
-                else:
-                    fused[rows] += part * np.float32(mapping.weight)
-        if not weights.all():
+        ordered = sorted(features, key=lambda feature: feature.id)  # sums must not depend on the order given
+        count = np.zeros(items, np.int64)
+        for feature in ordered:
+            count[feature.rows] += 1
+        if not count.all():
             raise EmbeddingError(
-                f"Item number {int(np.argmin(weights != 0))} (counted from 0) has none of the features "
+                f"Item number {int(np.argmin(count))} (counted from 0) has none of the features "
                 f"{', '.join(feature.id for feature in features)}, so it has no vector. Leave it out."
             )
-        if self.kind != "concat":
-            fused /= weights[:, None]
+        fused = np.zeros((items, self.dim), np.float32)
+        if self.joint is not None:
+            self._apply_joint(ordered, fused)
+            return fused
+        for feature in ordered:
+            mapping = known[feature.id]
+            columns = slice(mapping.offset, mapping.offset + mapping.dim)
+            for start in range(0, len(feature.rows), BLOCK):
+                rows = feature.rows[start : start + BLOCK]
+                fused[rows, columns] += _project(feature.matrix[start : start + BLOCK], mapping.mean, mapping.map)
+        if self.kind == "mean":
+            fused /= count[:, None].astype(np.float32)
         return fused
+
+    def _apply_joint(self, features: Sequence[FeatureMatrix], fused: Float32) -> None:
+        """Add up what each feature contributes, by sets of items that have the same features."""
+        number = {mapping.id: at for at, mapping in enumerate(self.maps)}
+        having = np.zeros(len(fused), np.uint64)  # which features an item has, a bit each
+        for feature in features:
+            having[feature.rows] |= np.uint64(1 << number[feature.id])
+        for mask in np.unique(having).tolist():
+            chosen = [at for at in range(len(self.maps)) if mask >> at & 1]
+            folded = dict(zip(chosen, self._maps_of(chosen), strict=True))
+            for feature in features:
+                at = number[feature.id]
+                if at not in folded:
+                    continue
+                theirs = np.flatnonzero(having[feature.rows] == np.uint64(mask))
+                for start in range(0, len(theirs), BLOCK):
+                    rows = theirs[start : start + BLOCK]
+                    fused[feature.rows[rows]] += _project(feature.matrix[rows], self.maps[at].mean, folded[at])
+
+    def _maps_of(self, chosen: Sequence[int]) -> list[Float32]:
+        """
+        Return the map (dim, width) of each chosen feature, for items that have these and no others.
+
+        The coordinates of the others are expected to be C_oc C_cc^-1 x; then everything goes into the shared space.
+        """
+        assert self.joint is not None
+        parts = [np.arange(m.offset, m.offset + m.map.shape[1]) for m in self.maps]
+        mine = np.concatenate([parts[at] for at in chosen])
+        covariance = self.joint.covariance.astype(np.float64)
+        shared = self.joint.shared.astype(np.float64)
+        if len(chosen) < len(self.maps):
+            others = np.setdiff1d(np.arange(len(covariance)), mine)
+            own = covariance[np.ix_(mine, mine)]
+            # The tiny number: a feature of no variance at all has a covariance of zeros.
+            ridge = np.concatenate(
+                [np.full(len(parts[at]), RIDGE * np.diag(covariance)[parts[at]].mean() + 1e-12) for at in chosen]
+            )
+            expected = np.linalg.solve(own + np.diag(ridge), covariance[np.ix_(mine, others)])
+            shared_mine = shared[mine] + expected @ shared[others]
+        else:
+            shared_mine = shared[mine]
+        ends = np.cumsum([len(parts[at]) for at in chosen])[:-1]
+        return [
+            np.ascontiguousarray(self.maps[at].map @ part, np.float32)
+            for at, part in zip(chosen, np.split(shared_mine, ends), strict=True)
+        ]
 
     def to_arrays(self) -> tuple[dict[str, Float32], dict[str, Any]]:
         """Return arrays and a JSON-able description, for `from_arrays`."""
@@ -167,15 +255,11 @@ class Fusion:
             if mapping.map.size:
                 arrays[f"{mapping.id}.mean"] = mapping.mean
                 arrays[f"{mapping.id}.map"] = mapping.map
-        description = {
-            "kind": self.kind,
-            "dim": self.dim,
-            "features": [
-                {"id": mapping.id, "dim": mapping.dim, "weight": mapping.weight, "offset": mapping.offset}
-                for mapping in self.maps
-            ],
-        }
-        return arrays, description
+        if self.joint is not None:
+            arrays["joint.covariance"] = self.joint.covariance
+            arrays["joint.shared"] = self.joint.shared
+        features = [{"id": mapping.id, "dim": mapping.dim, "offset": mapping.offset} for mapping in self.maps]
+        return arrays, {"kind": self.kind, "dim": self.dim, "features": features}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> "Fusion":
@@ -188,11 +272,28 @@ class Fusion:
         try:
             kind, dim = str(description["kind"]), int(description["dim"])
             maps = tuple(_restore(arrays, kind, entry) for entry in description["features"])
+            joint = None
+            if kind == "aligned":
+                covariance, shared = (_float32(arrays[f"joint.{name}"]) for name in ("covariance", "shared"))
+                axes = sum(mapping.map.shape[1] for mapping in maps)
+                if covariance.shape != (axes, axes) or shared.shape != (axes, dim):
+                    raise ValueError(f"{axes} axes and {dim} dims, but {covariance.shape} and {shared.shape}")
+                joint = _Joint(covariance, shared)
+            elif not maps or dim != max(mapping.offset + mapping.dim for mapping in maps):
+                raise ValueError(f"its features do not make up {dim} dims")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise TableError(f"The fusion in this table cannot be read: {type(error).__name__}: {error}.") from error
-        if not maps or any(m.map.size and m.offset + m.map.shape[1] > dim for m in maps):
-            raise TableError("The fusion in this table cannot be read: its maps do not fit its width.")
-        return cls(kind, dim, maps)
+        return cls(kind, dim, maps, joint)
+
+
+def _float32(array: NDArray[Any]) -> Float32:
+    return np.ascontiguousarray(array, np.float32)
+
+
+def _check_rows(features: Sequence[FeatureMatrix], items: int) -> None:
+    for feature in features:
+        if len(feature.rows) != len(feature.matrix) or (len(feature.rows) and int(feature.rows[-1]) >= items):
+            raise ConfigError(f"Feature {feature.id} has {len(feature.matrix)} vectors that do not fit {items} items.")
 
 
 def _nothing() -> Float32:
@@ -203,30 +304,29 @@ def _restore(arrays: Mapping[str, NDArray[Any]], kind: str, entry: Mapping[str, 
     name, dim = str(entry["id"]), int(entry["dim"])
     mean, matrix = np.zeros(dim, np.float32), _nothing()
     if kind in {"aligned", "concat"}:
-        mean = np.ascontiguousarray(arrays[f"{name}.mean"], np.float32)
-        matrix = np.ascontiguousarray(arrays[f"{name}.map"], np.float32)
-        if mean.shape != (dim,) or matrix.ndim != 2 or matrix.shape[0] not in {1, dim}:
+        mean, matrix = _float32(arrays[f"{name}.mean"]), _float32(arrays[f"{name}.map"])
+        rows = dim if kind == "aligned" else 1
+        if mean.shape != (dim,) or matrix.ndim != 2 or matrix.shape[0] != rows:
             raise ValueError(f"feature {name} is described as {dim} wide, its map is {matrix.shape}")
     elif kind not in {"mean", "single"}:
         raise ValueError(f"kind {kind!r}")
-    return _Map(name, mean, matrix, float(entry["weight"]), int(entry["offset"]))
+    return _Map(name, mean, matrix, int(entry["offset"]))
 
 
-def _project(block: Float32, mapping: _Map) -> Float32:
+def _project(block: Float32, mean: Float32, matrix: Float32) -> Float32:
     """
-    Return (block - mean) @ map.
+    Return (block - mean) @ matrix.
 
     Always a product of BLOCK rows, padded with zeros: BLAS takes other paths, with other rounding, for
     other shapes, and then an item alone could get another vector, so another ID, than among others.
     """
-    if not mapping.map.size:
+    if not matrix.size:
         return block
-    count = len(block)
-    centred = np.zeros((BLOCK, mapping.dim), np.float32)
-    np.subtract(block, mapping.mean, out=centred[:count])
-    if len(mapping.map) == 1:  # one factor for every dim
-        return np.asarray(centred[:count] * mapping.map[0, 0], np.float32)
-    return np.asarray(centred @ mapping.map, np.float32)[:count]
+    if matrix.shape == (1, 1):  # one factor for every dim
+        return np.asarray((block - mean) * matrix[0, 0], np.float32)
+    centred = np.zeros((BLOCK, len(mean)), np.float32)
+    np.subtract(block, mean, out=centred[: len(block)])
+    return np.asarray(centred @ matrix, np.float32)[: len(block)]
 
 
 def _fit_mean(features: Sequence[FeatureMatrix]) -> Fusion:
@@ -245,42 +345,44 @@ def _fit_concat(features: Sequence[FeatureMatrix], seed: int) -> Fusion:
     maps, offset = [], 0
     for feature in features:
         mean, variance = _moments(feature.matrix, _sample(len(feature.rows), seed))
-        maps.append(_Map(feature.id, mean, np.full((1, 1), _unit(variance), np.float32), 1.0, offset))
+        maps.append(_Map(feature.id, mean, np.full((1, 1), _unit(variance), np.float32), offset))
         offset += feature.dim
-    # A map of one column would look `offset + 1` wide; the width it fills is the feature's own.
     return Fusion("concat", offset, tuple(maps))
 
 
-def _fit_aligned(features: Sequence[FeatureMatrix], items: int, seed: int) -> Fusion:
-    parts = [_principal(feature, seed) for feature in features]
-    # The richest well-covered feature leads: coverage times the effective number of dims that it fills.
-    lead = max(range(len(parts)), key=lambda i: (len(features[i].rows) / max(1, items) * parts[i].richness, -i))
-    width = parts[lead].axes.shape[1]
-    maps: dict[int, _Map] = {lead: _Map(features[lead].id, parts[lead].mean, parts[lead].axes)}
-    waiting = [i for i in range(len(parts)) if i != lead]
-    while waiting:
-        # Next is the one that shares most items with what is already placed, so that chains work too.
-        placed = np.zeros(items, bool)
-        for i in maps:
-            placed[features[i].rows] = True
-        nearest = max(waiting, key=lambda i: (int(placed[features[i].rows].sum()), -i))
-        waiting.remove(nearest)
-        turned = _turn(features, parts, maps, which=nearest, placed=placed, width=width, seed=seed)
-        maps[nearest] = _Map(features[nearest].id, parts[nearest].mean, turned)
-    return Fusion("aligned", width, tuple(maps[i] for i in range(len(features))))
+def _fit_aligned(features: Sequence[FeatureMatrix], seed: int) -> Fusion:
+    maps: list[_Map] = []
+    spectra = []
+    offset = 0
+    for feature in features:
+        mapping, spectrum = _principal(feature, offset, seed)
+        maps.append(mapping)
+        spectra.append(spectrum)
+        offset += len(spectrum)
+    covariance = np.diag(np.concatenate(spectra))
+    for first, second in itertools.combinations(range(len(features)), 2):
+        cross = _cross_covariance(features[first], features[second], maps[first], maps[second], seed=seed)
+        rows, columns = _span_of(maps[first]), _span_of(maps[second])
+        covariance[rows, columns], covariance[columns, rows] = cross, cross.T
+    # Each block was taken over the items that have it, so together they may be no covariance: make them one.
+    values, vectors = np.linalg.eigh(covariance)
+    covariance = (vectors * np.maximum(values, 0)) @ vectors.T
+    shared = _fixed_signs(vectors[:, ::-1][:, :WIDTH])
+    joint = _Joint(_float32(covariance), _float32(shared))
+    return Fusion("aligned", shared.shape[1], tuple(maps), joint)
 
 
-@dataclass(frozen=True)
-class _Principal:
-    """Centre and principal axes of a feature, scaled to a total variance of one."""
-
-    mean: Float32  # (dim,)
-    axes: Float32  # (dim, width)
-    richness: float  # effective number of dims: exp(entropy of the spectrum)
+def _span_of(mapping: _Map) -> slice:
+    return slice(mapping.offset, mapping.offset + mapping.map.shape[1])
 
 
-def _principal(feature: FeatureMatrix, seed: int) -> _Principal:
-    """Take the principal axes of one feature, signs fixed: the largest entry of each axis is positive."""
+def _fixed_signs(axes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give every axis the sign that makes its largest entry positive: eigenvectors come with any."""
+    return axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+
+
+def _principal(feature: FeatureMatrix, offset: int, seed: int) -> tuple[_Map, NDArray[np.float64]]:
+    """Return the map of a feature to its principal coordinates, of total variance one, and their variances."""
     chosen = _sample(len(feature.rows), seed)
     mean, variance = _moments(feature.matrix, chosen)
     covariance = np.zeros((feature.dim, feature.dim), np.float64)
@@ -288,47 +390,25 @@ def _principal(feature: FeatureMatrix, seed: int) -> _Principal:
         centred = block - mean
         covariance += centred.T @ centred
     covariance /= max(1, len(chosen))
-    width = min(WIDTH, feature.dim)
-    values, axes = _top_eigenvectors(covariance, width, seed)
-    axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] + 0.0)
-    share = np.clip(values, 0, None)
-    share = share[share > 0] / max(share.sum(), np.finfo(np.float64).tiny)
-    richness = float(np.exp(-(share * np.log(share)).sum())) if len(share) else 1.0
-    return _Principal(mean, np.ascontiguousarray(axes * _unit(variance), np.float32), richness)
+    values, axes = _top_eigenvectors(covariance, min(WIDTH, feature.dim), seed)
+    unit = _unit(variance)
+    return _Map(feature.id, mean, _float32(_fixed_signs(axes) * unit), offset), np.maximum(values, 0) * unit**2
 
 
-def _turn(
-    features: Sequence[FeatureMatrix],
-    parts: Sequence[_Principal],
-    maps: Mapping[int, _Map],
-    *,
-    which: int,
-    placed: NDArray[np.bool_],
-    width: int,
-    seed: int,
-) -> Float32:
-    """Return the map of feature `which` into the space of the placed ones: orthogonal Procrustes over shared items."""
-    own = features[which]
-    both = np.flatnonzero(placed[own.rows])
-    both = both[_sample(len(both), seed)]
-    axes = parts[which].axes
-    cross = np.zeros((axes.shape[1], width), np.float64)
-    for start in range(0, len(both), 4096):
-        some = both[start : start + 4096]
-        mine = (own.matrix[some] - parts[which].mean) @ axes
-        target = np.zeros((len(some), width), np.float32)
-        count = np.zeros(len(some), np.float32)
-        for i, mapping in maps.items():
-            at = np.searchsorted(features[i].rows, own.rows[some])
-            at = np.minimum(at, len(features[i].rows) - 1)
-            has = features[i].rows[at] == own.rows[some]
-            target[has] += (features[i].matrix[at[has]] - mapping.mean) @ mapping.map
-            count[has] += 1
-        cross += mine.T @ (target / np.maximum(count, 1)[:, None])
-    if not cross.any():  # nothing in common: its axes stand as they are, side by side with nothing
-        cross = np.eye(axes.shape[1], width)
-    left, _, right = np.linalg.svd(cross, full_matrices=False)
-    return np.ascontiguousarray(axes @ (left @ right), np.float32)
+def _cross_covariance(
+    first: FeatureMatrix, second: FeatureMatrix, first_map: _Map, second_map: _Map, *, seed: int
+) -> NDArray[np.float64]:
+    """Return the covariance of two features' coordinates over the items that have both, shrunk where these are few."""
+    _, mine, theirs = np.intersect1d(first.rows, second.rows, assume_unique=True, return_indices=True)
+    cross = np.zeros((first_map.map.shape[1], second_map.map.shape[1]), np.float64)
+    chosen = _sample(len(mine), seed)
+    for start in range(0, len(chosen), FIT_BLOCK):
+        some = chosen[start : start + FIT_BLOCK]
+        left = (first.matrix[mine[some]] - first_map.mean) @ first_map.map
+        right = (second.matrix[theirs[some]] - second_map.mean) @ second_map.map
+        cross += left.T @ right
+    # Few items show correlations that are not there: as many as there are axes halve what they say.
+    return cross / max(1, len(chosen) + sum(cross.shape))
 
 
 def _sample(count: int, seed: int) -> NDArray[np.int64]:
