@@ -27,6 +27,7 @@ WIDTH = 128  # principal axes taken of a feature, and dims of the shared space, 
 RIDGE = 1e-3  # of a feature's mean variance; keeps its covariance invertible
 FIT_ROWS = 65_536  # items that statistics are taken from, at most
 MAX_FEATURES = 64  # one bit each
+MAX_FOLDED = 64  # sets of features whose maps are kept
 BLOCK = 256  # rows per product; see `_project`
 FIT_BLOCK = 2_048  # rows at once while fitting
 EXACT_EIGH = 1_024  # dims up to which the whole spectrum is computed
@@ -95,6 +96,7 @@ class Fusion:
     dim: int
     maps: tuple[_Map, ...] = field(repr=False)
     joint: _Joint | None = field(default=None, repr=False)
+    _folded: dict[int, list[Float32]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def fit(cls, features: Sequence[FeatureMatrix], items: int, kind: str = "aligned", seed: int = 0) -> "Fusion":
@@ -210,7 +212,11 @@ class Fusion:
             having[feature.rows] |= np.uint64(1 << number[feature.id])
         for mask in np.unique(having).tolist():
             chosen = [at for at in range(len(self.maps)) if mask >> at & 1]
-            folded = dict(zip(chosen, self._maps_of(chosen), strict=True))
+            if mask not in self._folded:
+                if len(self._folded) >= MAX_FOLDED:
+                    self._folded.clear()
+                self._folded[mask] = self._maps_of(chosen)
+            folded = dict(zip(chosen, self._folded[mask], strict=True))
             for feature in features:
                 at = number[feature.id]
                 if at not in folded:
