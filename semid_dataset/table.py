@@ -63,6 +63,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_buffer",
         "_codes",
         "_index",
+        "_integers",
         "_inverse",
         "_keys",
         "_quantizer",
@@ -94,6 +95,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     _buffer: Buffer
     _arrays: dict[str, NDArray[Any]]
     _index: IntIndex | StringIndex
+    _integers: bool
     _keys: memoryview
     _starts: memoryview
     _codes: memoryview
@@ -151,7 +153,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         self._inverse = self._quantizer = None
         # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
         # among: it leaves through the IndexError.
-        integers = isinstance(index, IntIndex)
+        self._integers = integers = isinstance(index, IntIndex)
         self._keys = index.view if isinstance(index, IntIndex) else memoryview(b"")
         self._starts = index.starts if integers else memoryview(b"")
         self._base, self._shift = index.base, index.shift
@@ -225,14 +227,23 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     # --- the mapping --------------------------------------------------------------------------
 
     def __getitem__(self, item: int | str) -> list[int]:
-        # IntIndex.row_of once more, in place, for the common case of an int: a call costs a quarter of the look-up.
-        if type(item) is int:
-            bucket = (item - self._base) >> self._shift
+        # IntIndex.row_of once more, in place: the call would cost an eighth of the look-up.
+        key: Any = item
+        if type(item) is str and self._integers:
+            try:
+                key = int(item)
+            except ValueError:
+                pass
+            else:
+                if str(key) != item:
+                    key = item
+        if type(key) is int:
+            bucket = (key - self._base) >> self._shift
             if bucket >= 0:
                 starts = self._starts
                 try:
-                    row = bisect_left(self._keys, item, starts[bucket], starts[bucket + 1])
-                    if self._keys[row] == item:
+                    row = bisect_left(self._keys, key, starts[bucket], starts[bucket + 1])
+                    if self._keys[row] == key:
                         return [*self._unpack(self._codes, row * self._stride)]
                 except IndexError:
                     pass  # beyond the buckets, where stray keys lie, or a table of strings: the index knows
