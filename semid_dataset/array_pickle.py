@@ -337,7 +337,7 @@ class _Machine:
         if isinstance(value, _Other):
             return value.what
         if isinstance(value, _Span):
-            return "bytes" if value.kind == "bytes" else "a text"
+            return "bytes" if value.kind in {"bytes", "latin", "latin escaped"} else "a text"
         if isinstance(value, _Name):
             return f"the name {value.name}"
         if isinstance(value, _Array):

@@ -238,8 +238,8 @@ BOMBS = {
     "two million values": b"\x80\x04}(" + b"N" * 2_000_000 + b"u.",
     "two million marks": b"\x80\x04" + b"(" * 2_000_000 + b".",
     "two million lists": b"\x80\x04" + b"]" * 2_000_000 + b".",
-    "deep tuples": b"\x80\x04)" + b"\x85" * 2_000_000 + b".",
-    "doubling tuples": b"\x80\x04)" + b"2\x86" * 1_000_000 + b".",
+    "deep tuples": b"\x80\x04)" + b"\x85" * 300_000 + b".",
+    "doubling tuples": b"\x80\x04)" + b"2\x86" * 200_000 + b".",
     "deep lists": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "a shape of 2^40": pickle.dumps({1: ARRAY}, 4).replace(
         b"K\x01K\x04\x85", b"K\x01\x8a\x06\x00\x00\x00\x00\x00\x01\x85"
