@@ -58,7 +58,7 @@ class ForwardFile:
         except BaseException:
             os.close(self._fd)
             raise
-        self.size = self._state.st_size
+        self.size = self._left = self._state.st_size
 
     def __enter__(self) -> "ForwardFile":
         return self
@@ -72,13 +72,16 @@ class ForwardFile:
         """
         Return the next chunk, at most 4 MB; nothing at the end.
 
+        The end is where it was when the file was opened: a file that grows as fast as it is read has none.
+
         Raises:
             EmbeddingError: the disk says no.
         """
         try:
-            chunk = os.read(self._fd, CHUNK)
+            chunk = os.read(self._fd, min(CHUNK, self._left))
         except OSError as error:
             raise EmbeddingError(f"'{self.path}' cannot be read: {error.strerror or error}.") from error
+        self._left -= len(chunk)
         self._hash.update(chunk)
         if self._on_progress is not None:
             self._on_progress()
