@@ -30,7 +30,9 @@ __all__ = ["SemanticIdTable", "build_table_buffers"]
 
 T = TypeVar("T")
 
-BLOCK_ITEMS = 1 << 12  # rows that iteration turns into Python objects at a time
+# Rows that iteration turns into Python objects at a time. Fewer than the 700 new objects that start the garbage
+# collector, which in a forked worker would write to, and so copy, the pages of all its parent's objects.
+BLOCK_ITEMS = 1 << 8
 MAX_CODE = 65_535
 WEIGHTS = "quantizer."  # prefix of the weights' names in the file
 
