@@ -5,6 +5,7 @@ With nothing set, everything happens in ./sample: the data are made there, and c
 """
 
 import argparse
+import io
 import logging
 import os
 import re
@@ -52,7 +53,8 @@ def get_args() -> argparse.Namespace:
 
 def log_to_stdout() -> None:
     """Show the package's log lines: bare, as the original printed them, and in order with our own prints."""
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a notebook's is not, and needs nothing
+        sys.stdout.reconfigure(line_buffering=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     # Degrading is logged and warned about; who shows the log needs the warning no second time.
     warnings.filterwarnings("ignore", category=SemanticIdWarning)

@@ -194,6 +194,22 @@ def test_infer_keeps_the_ids_of_training(trained: Path, data: Path, tmp_path: Pa
     np.testing.assert_array_equal(read_bin(tmp_path / "result" / "query.fbin", "<f4"), users)
 
 
+def test_infer_keeps_the_ids_of_training_behind_a_closed_gate(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Where nothing may be made, the checkpoint's table still serves the items that it knows."""
+    output = infer(
+        tmp_path,
+        EVAL_DATA_PATH=data,
+        EVAL_RESULT_PATH=tmp_path / "result",
+        MODEL_OUTPUT_PATH=trained / "sample" / "ckpt",
+        ALLOW_SEMANTIC_GENERATION="0",
+    )
+    assert answered(output) == "stale"
+    kept = re.search(r"^(\d+) of (\d+) trained items have their trained ID", output, re.MULTILINE)
+    assert kept
+    assert kept[1] == kept[2]
+    assert coverage(output) == int(kept[2]) / ITEMS
+
+
 @pytest.mark.parametrize("trouble", ["gate closed", "no embeddings", "unreadable embeddings"])
 def test_infer_goes_on_without_ids(data: Path, tmp_path: Path, trouble: str) -> None:
     """Whatever keeps IDs from being made, inference ends well, and says that nothing has one."""
@@ -206,6 +222,7 @@ def test_infer_goes_on_without_ids(data: Path, tmp_path: Path, trouble: str) -> 
         (data / "creative_emb" / "emb_81_32.pkl").write_bytes(b"not a pickle")
     output = infer(tmp_path, **variables)
     assert answered(output) == "default"
+    assert ("Warning: no multi-modal feature folder" in output) == (trouble == "no embeddings")
     assert coverage(output) == 0
     assert read_bin(tmp_path / "result" / "id100.u64bin", "<u8").shape == (USERS, 10)
 

@@ -51,7 +51,7 @@ class MyDataset(torch.utils.data.Dataset):
 
     Attributes:
         item_feat_dict: {str(re-id): {feature id: value}}.
-        mm_emb_dict: {feature id: {creative id: vector}}.
+        mm_emb_dict: {feature id: {creative id: vector}}, of the features that are there.
         indexer_i_rev, indexer_u_rev: re-id -> creative id, user name.
         feature_default_value, feature_types, feat_statistics: by feature id; of the embeddings the
             statistic is the dimension.
@@ -98,7 +98,7 @@ class MyDataset(torch.utils.data.Dataset):
                 statistics[fid] = len(indexed[fid])
         types["item_emb"] = list(self.mm_emb_ids)
         for fid in self.mm_emb_ids:
-            vectors = self.mm_emb_dict[fid]
+            vectors = self.mm_emb_dict.get(fid)
             statistics[fid] = len(next(iter(vectors.values()))) if vectors else USUAL_DIMS[fid]
             default[fid] = np.zeros(statistics[fid], dtype=np.float32)
         # Not asked for here: reading self.semantic_id_dict would make the IDs before anybody could say
@@ -121,8 +121,8 @@ class MyDataset(torch.utils.data.Dataset):
         filled = {**self.feature_default_value, **(feat or {})}
         if creative_id is None:
             return filled
-        for fid in self.mm_emb_ids:
-            if (vector := self.mm_emb_dict[fid].get(creative_id)) is not None:
+        for fid, vectors in self.mm_emb_dict.items():
+            if (vector := vectors.get(creative_id)) is not None:
                 filled[fid] = vector
         if (codes := self.semantic_id_dict.get(creative_id)) is not None:
             # Codes start at 0, which is also the padding index: shifted, 0 means "no ID".
@@ -136,10 +136,11 @@ class MyDataset(torch.utils.data.Dataset):
         return np.zeros(self.maxlen + 1, dtype=np.int64), features
 
     def _random_neq(self, seen: set[int]) -> int:
-        while True:
+        for _ in range(100):  # the official loop never ends for a user who has seen everything
             item = random.randint(1, self.itemnum)
             if item not in seen and str(item) in self.item_feat_dict:
-                return item
+                break
+        return item
 
     def __len__(self) -> int:
         return len(self.seq_offsets)
@@ -173,7 +174,7 @@ class MyDataset(torch.utils.data.Dataset):
             if next_kind == ITEM:
                 pos[at], neg[at] = next_token, self._random_neq(seen)
                 pos_feat[at] = self.fill_missing_feat(next_feat, next_token)
-                neg_feat[at] = self.fill_missing_feat(self.item_feat_dict[str(neg[at])], int(neg[at]))
+                neg_feat[at] = self.fill_missing_feat(self.item_feat_dict.get(str(neg[at])), int(neg[at]))
         return seq, pos, neg, token_type, next_token_type, next_action_type, seq_feat, pos_feat, neg_feat
 
     @staticmethod
@@ -252,7 +253,6 @@ def load_mm_emb(data_dir: Path, feature_ids: list[str]) -> dict[str, dict[int, n
     Nothing to read is no error here: the recommender then goes without. semid_dataset's reader is
     used because it runs nothing that a pickle asks for; its log is about semantic IDs, and rests.
     """
-    vectors: dict[str, dict[int, np.ndarray]] = {fid: {} for fid in feature_ids}
     log = logging.getLogger("semid_dataset")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -260,13 +260,14 @@ def load_mm_emb(data_dir: Path, feature_ids: list[str]) -> dict[str, dict[int, n
         embeddings = read_sources(find_sources(data_dir, feature_ids))
     except (EmbeddingError, OSError) as error:
         print(f"The recommender goes without embeddings: {error}")
-        return vectors
+        return {}
     finally:
         log.setLevel(level)
     items = np.asarray(embeddings.items)
-    for feature in embeddings.features:
-        vectors[feature.id] = dict(zip(items[feature.rows].tolist(), feature.matrix, strict=True))
-    return vectors
+    return {
+        feature.id: dict(zip(items[feature.rows].tolist(), feature.matrix, strict=True))
+        for feature in embeddings.features
+    }
 
 
 def save_emb(emb: np.ndarray, path: Path) -> None:

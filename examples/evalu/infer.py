@@ -69,7 +69,7 @@ def infer() -> tuple[list[list[int]], list[str]]:
     if parent:
         compare_ids(semantic_id_dict, SemanticIdTable.open(parent))
     elif weights:
-        print(f"WARNING: no {TABLE_NAME} beside the weights: these are not the IDs the model was trained on")
+        print(f"WARNING: no {TABLE_NAME} beside the weights: the model knows no IDs, or others than these")
 
     users: list[str] = []
     queries = []
@@ -110,14 +110,17 @@ def load_model(dataset: MyTestDataset, table: SemanticIdTable, args, weights: Pa
             )
         codebook_sizes = trained_sizes
         for fid in dataset.feature_types["item_emb"]:
-            if not dataset.mm_emb_dict[fid] and f"emb_transform.{fid}.weight" in state:
+            if fid not in dataset.mm_emb_dict and f"emb_transform.{fid}.weight" in state:
                 statistics[fid] = state[f"emb_transform.{fid}.weight"].shape[1]
                 dataset.feature_default_value[fid] = np.zeros(statistics[fid], dtype=np.float32)
     torch.manual_seed(0)  # for a model that stays without weights
     model = BaselineModel(dataset.usernum, dataset.itemnum, statistics, dataset.feature_types, args, codebook_sizes)
     if state:
         print(f"Loading {weights}")
-        model.load_state_dict(state)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            sys.exit(f"'{weights}' does not fit. Give the flags of its training, such as --mm_emb_id. {error}")
     else:
         print("WARNING: no checkpoint (MODEL_OUTPUT_PATH): this model was never trained, its predictions mean nothing")
     return model.to(args.device).eval()
