@@ -8,6 +8,7 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 """
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Lineage",
     "check_parent",
+    "descends",
     "find_lineage",
     "grow",
     "lineage_name",
@@ -64,13 +66,14 @@ def newest_table(roots: Iterable[store.Root], name: str, *, mmap: bool, may_writ
     """
     Return the newest table of a lineage that can be read, or None.
 
-    A damaged one is set aside (only named, where nothing may be written) and the one before it answers.
+    A damaged one is set aside (only named, where nothing may be written); a copy of it in another root answers,
+    else the one before it.
 
     Raises:
         TableVersionError: a newer version of this package wrote it.
         OSError: it is there and cannot be opened.
     """
-    damaged = 0
+    damaged = -1
     for found in store.generations(roots, name):
         try:
             inode = found.path.lstat().st_ino  # before it is read: what is set aside must be what was found damaged
@@ -83,13 +86,20 @@ def newest_table(roots: Iterable[store.Root], name: str, *, mmap: bool, may_writ
         except FileNotFoundError:  # set aside by somebody else since it was listed
             continue
         except CorruptTableError as error:
-            damaged += 1
+            damaged = max(damaged, found.generation)
             store.set_damaged_aside(found.path, inode, error, may_write=may_write)
             continue
-        if damaged:
-            tell("healed", level=30, source=found.path)
+        if damaged == found.generation:
+            tell("healed", level=logging.WARNING, source=found.path)
         return table
     return None
+
+
+def descends(table: SemanticIdTable, digest: str) -> bool:
+    """Whether a table is the one with this digest, or holds all of its IDs because it grew from it."""
+    history = table.info.get("history")
+    steps = history if isinstance(history, list) else []
+    return table.digest == digest or any(isinstance(step, dict) and step.get("parent") == digest for step in steps)
 
 
 def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool) -> SemanticIdTable:

@@ -113,6 +113,17 @@ LINES: dict[str, tuple[str, str]] = {
         "{path} 已损坏（{error}）；已另存为 {aside}",
     ),
     "healed": ("Healed the semantic_id table from {source}; no ID moved", "已从 {source} 恢复semantic_id表；ID未变"),
+    "lost": (
+        "The semantic_id table of lineage {lineage} is damaged and nothing is left to heal it from: "
+        "lineage {new} begins and IDs move. Recommenders trained on the old IDs must be trained again.",
+        "谱系 {lineage} 的semantic_id表已损坏且无法恢复: 将开始新谱系 {new}，ID会改变。"
+        "基于旧ID训练的推荐模型需要重新训练。",
+    ),
+    "lost_in_part": (
+        "Table {generation} of lineage {lineage} is damaged and nothing is left to heal it from: {known} items keep "
+        "their IDs, those added since may have got others",
+        "谱系 {lineage} 的第 {generation} 代表已损坏且无法恢复: {known} 个物品的ID不变，其后新增物品的ID可能改变",
+    ),
     "gate_unknown": (
         "ALLOW_SEMANTIC_GENERATION={value!r} is not understood; generation stays forbidden. Use true or false.",
         "无法识别 ALLOW_SEMANTIC_GENERATION={value!r}；视为禁止生成。请使用 true 或 false。",

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import features as feature_files
-from semid_dataset import files, lineage, store
+from semid_dataset import files, healing, lineage, store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import (
     ConfigError,
@@ -166,7 +166,7 @@ class _Resolution:
         question = store.Question("json", None, (stamp,))
         memo = store.Memo.recall(self.roots, question, renew=self.may_generate)
         if memo is not None and memo.lineage.startswith("json-"):
-            table = lineage.newest_table(self.roots, memo.lineage, mmap=self.mmap, may_write=False)
+            table = lineage.newest_table(self.roots, memo.lineage, mmap=self.mmap, may_write=self.may_generate)
             if table is not None and table.digest == memo.digest:
                 tell("loaded", items=len(table))
                 return table.with_status("pregenerated", f"{path} (compiled)")
@@ -256,9 +256,9 @@ class _Resolution:
             table: SemanticIdTable | None = self.parent
         else:
             table = store.named_table(self.roots, memo.lineage, memo.generation, mmap=self.mmap)
-            if table is None or table.digest != memo.digest:  # damaged, or healed: the newest holds its items, if any
+            if table is None or table.digest != memo.digest:  # damaged or healed: one that grew from it will do
                 table = lineage.newest_table(self.roots, memo.lineage, mmap=self.mmap, may_write=self.may_generate)
-        if table is None or table.generation < memo.generation:
+        if table is None or not lineage.descends(table, memo.digest):
             tell("passed_over", level=logging.DEBUG, step="memo", reason=f"table {memo.generation} is gone")
             return None
         self._say_settings(table)
@@ -307,6 +307,8 @@ class _Resolution:
         why = "this is a DataLoader worker" if self.in_worker else "ALLOW_SEMANTIC_GENERATION forbids generating"
         if self.in_worker:  # reading gigabytes in every worker is no answer either
             raise GenerationError(f"Their embeddings have no IDs yet, and {why}.")
+        if (exported := self._exported_ids(question.identity)) is not None:
+            return self._stale(exported, f"its table is damaged and {why}")
         row: lineage.Lineage | None = None
         try:
             if self.parent is not None or any(not name.startswith("json-") for name in store.lineages(self.roots)):
@@ -325,17 +327,131 @@ class _Resolution:
         raise GenerationError(f"There is no semantic-ID file for this dataset and {why}.")
 
     def _known_here(self) -> SemanticIdTable | None:
-        """Return the parent, else the newest table of the lineage that last served this directory."""
+        """Return the parent, else the newest table of the lineage that last served this directory, or its export."""
         if self.parent is not None:
             return self.parent
         if self.ask.data_dir is None:
             return None
+        if (exported := self._exported_ids(None)) is not None:
+            return exported
         name = store.last_served(self.roots, self.ask.data_dir)
         return None if name is None else lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=False)
 
     def _stale(self, table: SemanticIdTable, reason: str) -> SemanticIdTable:
         logger.warning("%s", text("stale", reason=reason, known=len(table)))
         return table.with_status("stale", reason)
+
+    # --- a damaged table ---
+
+    def _lost_export(self) -> store.Memo | None:
+        """Return which table `semantic_id_dict.json` was exported from, if that table cannot be read any more."""
+        if self.ask.data_dir is None:
+            return None
+        try:
+            stamp = store.FileStamp.of(self.ask.data_dir / JSON_FILE, self.ask.data_dir)
+        except OSError:
+            return None
+        export = store.Memo.recall(self.roots, store.Question("json", None, (stamp,)), renew=False)
+        if export is None or export.lineage.startswith("json-"):
+            return None
+        newest = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=self.may_generate)
+        return export if newest is None or newest.generation < export.generation else None
+
+    def _exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
+        """Return the IDs of a damaged table from its export, where nothing may be written to heal it."""
+        if self.parent is not None or (export := self._lost_export()) is None:
+            return None
+        if identity is not None and export.identity != identity.digest:
+            return None
+        assert self.ask.data_dir is not None
+        return healing.exported_table(self.ask.data_dir / JSON_FILE, export)
+
+    def _heal(
+        self,
+        embeddings: Embeddings,
+        question: store.Question,
+        root: store.Root | None,
+        turn: store.Turn,
+        started: float,
+    ) -> lineage.Lineage | None:
+        """
+        Publish again the table that `semantic_id_dict.json` was exported from, if it was lost; see `healing`.
+
+        Returns:
+            A row only where the table stays in memory.
+        """
+        identity = question.identity
+        assert identity is not None
+        if (export := self._lost_export()) is None:
+            return None
+        base = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=True)
+        if self.parent is not None:
+            if export.lineage not in {self.parent.lineage, f"{self.parent.lineage}-{self.parent.digest[:8]}"}:
+                return None
+            base = base or self.parent
+        elif base is not None and base.info.get("identity") != identity.to_dict():
+            return None
+        assert self.ask.data_dir is not None
+        path = self.ask.data_dir / JSON_FILE
+        ids = healing.exported_table(path, export)
+
+        def train_again() -> SemanticIdTable:
+            buffers = train_table(embeddings, self.config, identity, export.lineage, turn, started)
+            return SemanticIdTable.from_buffer(b"".join(buffers))
+
+        same = lineage.lineage_name(identity, embeddings.digest) == export.lineage
+        buffers = ids and healing.restore(
+            ids, base, export, embeddings, identity, self.config, train_again if same else None
+        )
+        if not buffers:
+            return None
+        table: SemanticIdTable | None = SemanticIdTable.from_buffer(b"".join(buffers))
+        assert table is not None
+        refusal: object = "no cache folder takes a write"
+        if root is not None:
+            try:
+                store.publish_table(root, export.lineage, export.generation, buffers)
+                found = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=True)
+                if found is not None:
+                    tell("healed", level=logging.WARNING, source=path)
+                    return None  # it is found like any other lineage
+                refusal = f"what was published in {root.path} cannot be found"
+            except OSError as error:
+                refusal = error
+        degrade("not_saved", error=refusal)
+        return lineage.Lineage(export.lineage, table)
+
+    def _after_loss(
+        self, name: str, buffers: list[Any], question: store.Question, embeddings: Embeddings
+    ) -> tuple[str, list[Any]]:
+        """Say aloud that a lineage is lost, and return a name that no lost lineage had, with the table under it."""
+        memo = store.Memo.recall(self.roots, question, renew=False)
+        digest = None if memo is None else memo.digest
+        before = {name} | ({memo.lineage} if memo is not None else set())
+        if self.ask.data_dir is not None and (served := store.last_served(self.roots, self.ask.data_dir)):
+            before.add(served)
+        lost = sorted(old for old in before if self._is_lost(old))
+        if not lost:
+            return name, buffers
+        table = SemanticIdTable.from_buffer(b"".join(buffers))
+        if lost == [name] and table.digest == digest:
+            tell("healed", level=logging.WARNING, source="the same training")
+            return name, buffers
+        new, counter = name, 0
+        assert question.identity is not None
+        while self._is_lost(new):
+            counter += 1
+            new = lineage.lineage_name(question.identity, embeddings.digest, counter)
+        for old in lost:
+            logger.error("%s", text("lost", lineage=old, new=new))
+        info = {key: value for key, value in table.info.items() if key not in {"digest", "json_sha256"}}
+        info["lineage"] = new
+        return new, build_table_buffers(table.keys_array, table.codes_array, info=info, weights=table.weights)
+
+    def _is_lost(self, name: str) -> bool:
+        if not store.was_damaged(self.roots, name):
+            return False
+        return lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=self.may_generate) is None
 
     # --- generating ---
 
@@ -376,22 +492,34 @@ class _Resolution:
         turn.beat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=len(embeddings.items), dim=dims)
-        row = None if retraining else self._row(question, embeddings, may_write=True)
+        row: lineage.Lineage | None = None
+        if not retraining:
+            row = self._heal(embeddings, question, root, turn, started)
+            row = row or self._row(question, embeddings, may_write=True)
         if row is not None:
-            table = self._extend(row, embeddings, root)
+            table = self._extend(row, embeddings, root, question)
         else:
             table = self._train(embeddings, question, root, turn, started, retraining=retraining)
         self._remember(table, embeddings, question, root)
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
 
-    def _extend(self, row: lineage.Lineage, embeddings: Embeddings, root: store.Root | None) -> SemanticIdTable:
+    def _extend(
+        self, row: lineage.Lineage, embeddings: Embeddings, root: store.Root | None, question: store.Question
+    ) -> SemanticIdTable:
         known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
         if len(known) and len(row.base):
             error, birth, fits = lineage.reproduction_error(row.base, embeddings.items, embeddings.features, known)
             if not fits:
                 tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)
         table, new = lineage.grow(self.roots, root, row, embeddings.items, embeddings.features, mmap=self.mmap)
+        memo = store.Memo.recall(self.roots, question, renew=False)
+        if memo is not None and memo.lineage == row.name and memo.generation > row.base.generation:
+            if lineage.descends(table, memo.digest):
+                tell("healed", level=logging.WARNING, source=row.base.path)
+            else:
+                kept = len(row.base)
+                logger.error("%s", text("lost_in_part", lineage=row.name, generation=memo.generation, known=kept))
         self._say_settings(table)
         if not new:
             return table.with_status("cached", f"lineage {table.lineage} holds all {len(embeddings.items)} items")
@@ -418,6 +546,8 @@ class _Resolution:
             counter += 1
             name = lineage.lineage_name(question.identity, embeddings.digest, counter)
         buffers = train_table(embeddings, self.config, question.identity, name, turn, started)
+        if not retraining:
+            name, buffers = self._after_loss(name, buffers, question, embeddings)
         table: SemanticIdTable | None = None
         if root is None:
             refusal = "no cache folder takes a write"
@@ -455,7 +585,10 @@ class _Resolution:
             tell("json_not_saved", path=path, error=error)
             return
         question = store.Question("json", None, (stamp,))
-        memo = store.Memo(table.lineage, table.generation, table.digest)
+        identity = table.info.get("identity")
+        memo = store.Memo(
+            table.lineage, table.generation, table.digest, Identity.from_dict(identity).digest if identity else ""
+        )
         memo.note(self.roots, question, {path: str(table.info["json_sha256"])})
 
     def _remember(

@@ -50,6 +50,7 @@ __all__ = [
     "publish_table",
     "set_damaged_aside",
     "take_turn",
+    "was_damaged",
 ]
 
 VERSION = "v1"
@@ -185,8 +186,8 @@ def lineages(roots: Iterable[Root]) -> list[str]:
 
 
 def generations(roots: Iterable[Root], lineage: str) -> list[Found]:
-    """Return the table files of a lineage, newest first; of equal generations the first in reading order."""
-    found: dict[int, Found] = {}
+    """Return the table files of a lineage in all roots, newest first; copies of one generation in reading order."""
+    found: list[Found] = []
     for root in roots:
         try:
             folder = root.folder(lineage)
@@ -198,8 +199,18 @@ def generations(roots: Iterable[Root], lineage: str) -> list[Found]:
             continue
         for name in names:
             if match := TABLE_NAME.fullmatch(name):
-                found.setdefault(int(match[1]), Found(int(match[1]), folder / name, root))
-    return sorted(found.values(), key=lambda table: -table.generation)
+                found.append(Found(int(match[1]), folder / name, root))
+    return sorted(found, key=lambda table: -table.generation)  # stable: copies stay in reading order
+
+
+def was_damaged(roots: Iterable[Root], lineage: str) -> bool:
+    """Whether a lineage has table files, set aside or in place; asked where none of them could be read."""
+    for root in roots:
+        with suppress(OSError):
+            names = [path.name for path in root.folder(lineage).iterdir()]
+            if any(TABLE_NAME.match(name) for name in names):
+                return True
+    return False
 
 
 def publish_table(root: Root, lineage: str, generation: int, buffers: Iterable[files.Buffer]) -> bool:
@@ -331,6 +342,7 @@ class Memo:
     lineage: str
     generation: int
     digest: str
+    identity: str = ""  # digest of the table's identity, for questions that do not say it (an exported JSON)
 
     @staticmethod
     def recall(roots: Iterable[Root], question: Question, *, renew: bool) -> "Memo | None":
@@ -347,7 +359,12 @@ class Memo:
                 continue
             try:
                 changed, looked = _compare(noted["files"], question.stamps)
-                memo = Memo(str(noted["lineage"]), int(noted["generation"]), str(noted["digest"]))
+                memo = Memo(
+                    str(noted["lineage"]),
+                    int(noted["generation"]),
+                    str(noted["digest"]),
+                    str(noted.get("identity", "")),
+                )
             except (KeyError, TypeError, ValueError):
                 logger.debug("memo %s in %s is not readable", question.name, root.path)
                 continue
@@ -366,6 +383,7 @@ class Memo:
                 "lineage": self.lineage,
                 "generation": self.generation,
                 "digest": self.digest,
+                "identity": self.identity,
                 "files": [_note_file(stamp, digests.get(stamp.path)) for stamp in question.stamps],
             }
         except OSError as error:

@@ -29,6 +29,7 @@ ROOMS = [
     "features",
     "training",
     "quality",
+    "healing",
     "resolve",
     "dataset",
 ]

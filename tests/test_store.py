@@ -101,12 +101,12 @@ def test_a_published_table_is_found_and_opened_once(root: store.Root) -> None:
 
 
 def test_the_newest_generation_comes_first_and_reading_order_breaks_ties(tmp_path: Path) -> None:
-    """Two roots may hold the same generation."""
+    """Two roots may hold the same generation; the second is a copy to heal from."""
     first, second = root_at(tmp_path / "a"), root_at(tmp_path / "b")
     for root, generation in ((first, 0), (second, 0), (second, 10), (second, 9)):
         store.publish_table(root, LINEAGE, generation, a_table(generation=generation))
     found = store.generations([first, second], LINEAGE)
-    assert [(table.generation, table.root) for table in found] == [(10, second), (9, second), (0, first)]
+    assert [(table.generation, table.root) for table in found] == [(10, second), (9, second), (0, first), (0, second)]
 
 
 def test_foreign_files_in_a_lineage_are_not_tables(root: store.Root) -> None:
