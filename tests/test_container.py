@@ -15,6 +15,7 @@ from semid_dataset import container
 from semid_dataset.container import IntIndex, StringIndex, build_index, open_index, parse, serialize
 from semid_dataset.errors import CorruptTableError, TableError, TableVersionError
 
+UNHURRIED = settings(deadline=None)  # a busy machine is no failure
 INT64 = st.integers(-(2**63), 2**63 - 1)
 DTYPES = st.sampled_from([*container.DTYPES.values()])
 ARRAYS = DTYPES.flatmap(
@@ -44,6 +45,7 @@ def with_header(data: bytes, change: Any) -> bytes:
 SMALL = file_of({"codes": np.arange(8, dtype=np.uint8).reshape(2, 4), "keys": np.array([5, 9])}, {"why": "测试"})
 
 
+@UNHURRIED
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4), text=st.text(max_size=20))
 def test_what_is_written_is_read(arrays: dict[str, Any], text: str) -> None:
     """Every dtype, shape and name comes back, read-only, and so does what the writer said."""
@@ -58,6 +60,7 @@ def test_what_is_written_is_read(arrays: dict[str, Any], text: str) -> None:
         assert not found.arrays[name].flags.writeable
 
 
+@UNHURRIED
 @given(arrays=st.dictionaries(NAMES, ARRAYS, max_size=4))
 def test_every_tensor_is_aligned(arrays: dict[str, Any]) -> None:
     """Tensors lie where their dtype may be read directly, and the first at a multiple of 64 bytes."""
@@ -132,6 +135,7 @@ def test_a_foreign_file_is_named_as_one(data: bytes) -> None:
         parse(data, "t", verify=False)
 
 
+@UNHURRIED
 @given(data=st.binary(max_size=200))
 def test_no_bytes_crash_the_reader(data: bytes) -> None:
     """Whatever the bytes, with a right checksum or none: a table or an error of ours."""
@@ -275,6 +279,7 @@ def test_every_key_is_found_however_they_are_spread(keys: list[int]) -> None:
     assert (index.rows_of(absent) == -1).all()
 
 
+@UNHURRIED
 @given(keys=st.lists(INT64, unique=True, max_size=80), asked=st.lists(INT64 | st.sampled_from(HOT), max_size=20))
 def test_integer_keys_are_found_like_in_a_dict(keys: list[int], asked: list[int]) -> None:
     """Rows agree with a dict of the sorted keys, one at a time and all at once."""
@@ -289,11 +294,11 @@ def test_integer_keys_are_found_like_in_a_dict(keys: list[int], asked: list[int]
     assert index.rows_of([*map(str, keys + asked)]).tolist() == wanted
 
 
+@UNHURRIED
 @given(
     keys=st.lists(st.text(max_size=6), unique=True, min_size=1, max_size=50),
     asked=st.lists(st.text(max_size=6) | INT64, max_size=20),
 )
-@settings(deadline=None)
 def test_string_keys_are_found_like_in_a_dict(keys: list[str], asked: list[str | int]) -> None:
     """Unicode, NULs, the empty string and half surrogate pairs included."""
     keys = [*keys, "not a number"] if "not a number" not in keys else keys

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -14,6 +14,7 @@ from semid_dataset.container import build_index, open_index
 from semid_dataset.errors import SemanticIdFileError
 from semid_dataset.id_json import json_chunks, parse_id_json
 
+UNHURRIED = settings(deadline=None)  # a busy machine is no failure
 INT64 = st.integers(-(2**63), 2**63 - 1)
 
 
@@ -30,6 +31,7 @@ def text_of(keys: Any, codes: Any) -> bytes:
     return b"".join(json_chunks(keys, codes))
 
 
+@UNHURRIED
 @given(table=tables())
 def test_what_is_written_is_what_json_dumps_writes(table: tuple[Any, Any]) -> None:
     """The same text, character for character, as of a dict of lists."""
@@ -38,6 +40,7 @@ def test_what_is_written_is_what_json_dumps_writes(table: tuple[Any, Any]) -> No
     assert text_of(keys, codes) == json.dumps(plain, separators=(",", ":")).encode()
 
 
+@UNHURRIED
 @given(
     table=tables(),
     layout=st.sampled_from(
@@ -167,6 +170,7 @@ def test_a_file_that_lies_is_an_error_that_says_where(data: bytes, message: str)
     assert len(caught.value.args) == 1
 
 
+@UNHURRIED
 @given(data=st.binary(max_size=60) | st.text(alphabet='{}[]",:0123456789 -.ea\n', max_size=40).map(str.encode))
 def test_whatever_the_bytes_the_answer_is_that_of_json(data: bytes) -> None:
     """Either what `json.loads` sees, or an error of ours."""
@@ -178,6 +182,7 @@ def test_whatever_the_bytes_the_answer_is_that_of_json(data: bytes) -> None:
     assert {str(key): row for key, row in zip(keys, codes.tolist(), strict=True)} == plain
 
 
+@UNHURRIED
 @given(place=st.integers(0, 80), byte=st.integers(0, 255))
 def test_one_wrong_byte_is_never_read_as_something_else(place: int, byte: int) -> None:
     """The quick way through the usual spelling agrees with `json.loads` on every neighbour of a valid file."""
