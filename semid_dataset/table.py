@@ -12,7 +12,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -228,7 +228,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
     # --- the mapping --------------------------------------------------------------------------
 
-    def __getitem__(self, item: int | str) -> list[int]:
+    def __getitem__(self, item: SupportsIndex | str) -> list[int]:
         # IntIndex.row_of once more, in place: the call would cost an eighth of the look-up.
         key: Any = item
         if type(item) is str and self._integers:
