@@ -141,9 +141,12 @@ class _Dtype:
 
     def numpy_type(self) -> np.dtype[Any] | None:
         """Return it if it is a type of real numbers."""
-        if not re.fullmatch(r"[fiu][1248]|f16", self.code):
+        if not re.fullmatch(r"[iu][1248]|f[248]|f16", self.code):
             return None
-        made: np.dtype[Any] = np.dtype(self.code).newbyteorder(self.order)
+        try:
+            made: np.dtype[Any] = np.dtype(self.code).newbyteorder(self.order)
+        except TypeError:  # f16, on machines without it
+            return None
         return made
 
 

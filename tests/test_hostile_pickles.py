@@ -296,6 +296,15 @@ def test_noise_is_an_error(raw: bytes, tmp_path: Path) -> None:
     assert outcome in {"rows", "no rows"} or "noise.pkl" in outcome
 
 
+@pytest.mark.parametrize("code", [b"f1", b"f3", b"i3", b"u0", b"f9", b"b1", b"c8", b"S4", b"\xff\xfe"])
+def test_a_type_that_numpy_has_not_is_no_number(code: bytes, tmp_path: Path) -> None:
+    """Found by fuzzing: the type "f1" was a TypeError."""
+    path = tmp_path / "emb_81_4.pkl"
+    for value in (ARRAY, [np.float32(1)] * 4):
+        path.write_bytes(pickle.dumps({1: value}, 4).replace(b"\x8c\x02f4", b"\x8c\x02" + code))
+        assert outcome_of(path) == "no rows" or "emb_81_4.pkl" in outcome_of(path)
+
+
 def test_reading_imports_nothing(tmp_path: Path) -> None:
     """A name in the file is a word: no module is looked up for it."""
     path = tmp_path / "emb_81_4.pkl"
