@@ -219,7 +219,10 @@ def _arrays(view: memoryview, header: Mapping[str, Any], start: int, where: str)
     for begin, end, name, dtype, shape in found:
         if begin != position:
             raise CorruptTableError(f"'{where}' has a gap or an overlap before '{name}'.")
-        array = np.frombuffer(view[start + begin : start + end], dtype).reshape(shape)
+        try:
+            array = np.frombuffer(view[start + begin : start + end], dtype).reshape(shape)
+        except (ValueError, OverflowError) as error:  # it ends behind the file's end; a shape such as (0, 2**70)
+            raise CorruptTableError(f"'{where}' lies about '{name}': {error}.") from error
         if not array.flags.aligned:  # not a file of ours, or bytes from somewhere inside others
             array = array.copy()
             array.flags.writeable = False

@@ -210,6 +210,8 @@ def test_a_header_that_lies_is_refused(entry: object) -> None:
         lambda header: header["__metadata__"].update(info=7),
         lambda header: header["__metadata__"].update(info="[" * 100_000),
         lambda header: header["checksum"].update(shape=[2, 2]),
+        lambda header: header.update(zz={"dtype": "I64", "shape": [9], "data_offsets": [20, 92]}),
+        lambda header: header.update(a={"dtype": "U8", "shape": [0, 1 << 70], "data_offsets": [0, 0]}),
         lambda header: [header],
     ],
 )
