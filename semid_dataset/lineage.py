@@ -111,7 +111,7 @@ def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: b
             quantizer, which becomes a table that knows no items.
 
     Raises:
-        ParentError: there is no table, or it carries no quantizer to encode new items with.
+        ParentError: there is no table.
         CorruptTableError, TableVersionError, OSError: it cannot be read.
     """
     if isinstance(parent, SemanticIdTable):
@@ -120,11 +120,6 @@ def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: b
         table = store.open_table(_parent_file(parent), mmap=mmap, follow=True)
     else:
         return _table_of_quantizer(parent)
-    if not table.has_quantizer:
-        raise ParentError(
-            f"The parent {parent} holds IDs but no quantizer, so new items could not be encoded like the known ones. "
-            f"Give the {TABLE_FILE} that was saved beside the recommender's weights."
-        )
     return table
 
 

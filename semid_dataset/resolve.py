@@ -28,6 +28,7 @@ from semid_dataset.errors import (
     ConfigError,
     GenerationError,
     NoEmbeddingsError,
+    ParentError,
     SemanticIdFileError,
     SemanticIdWarning,
     SemidError,
@@ -129,17 +130,22 @@ class _Resolution:
         self.mmap = environment.mmap
         self.lock_timeout = environment.lock_timeout or ask.config.lock_timeout
         self.roots = store.Roots(ask.data_dir, ask.cache_dir, environment)
-        parent = ask.parent if ask.parent is not None else environment.parent
-        self.parent = (
-            None
-            if parent is None
-            else lineage.open_parent(Path(parent) if isinstance(parent, str) else parent, mmap=self.mmap)
-        )
+        self._named_parent = ask.parent if ask.parent is not None else environment.parent
+        self.parent: SemanticIdTable | None = None
+
+    def open_parent(self) -> None:
+        """Open the parent that was named, if any; not needed, and not missed, where a hand-made file answers."""
+        named = self._named_parent
+        if named is not None:
+            self.parent = lineage.open_parent(Path(named) if isinstance(named, str) else named, mmap=self.mmap)
 
     def run(self) -> SemanticIdTable:
         """Return the first table that answers."""
         if (table := self._hand_made()) is not None:
             return table
+        self.open_parent()
+        if self.parent is not None and not self.parent.has_quantizer:
+            return self._stale(self.parent, "the parent has no quantizer to encode new items with")
         try:
             sources = self._sources()
         except NoEmbeddingsError as error:
@@ -225,7 +231,7 @@ class _Resolution:
                 raise NoEmbeddingsError("There is no data directory to read embeddings from.")
             return feature_files.find_sources(data_dir, self.ask.feature_ids)
         except NoEmbeddingsError:
-            if self.ask.embeddings:
+            if self.ask.embeddings and any(len(vectors) for vectors in self.ask.embeddings.values()):
                 return []
             raise
 
@@ -294,7 +300,7 @@ class _Resolution:
     def _without_embeddings(self, error: NoEmbeddingsError) -> SemanticIdTable:
         """Serve what is known already, else say in the original's words that there is nothing."""
         if (table := self._known_here()) is not None:
-            return self._stale(table, str(error))
+            return self._stale(table, str(error).rstrip("."))
         data_dir = self.ask.data_dir
         if data_dir is not None and feature_files.features_folder(data_dir) is None:
             tell("no_folder", level=logging.WARNING, path=data_dir / "creative_emb")
@@ -729,6 +735,12 @@ def generate_semantic_ids(
         parent=Path(parent) if isinstance(parent, str) else parent,
     )
     resolution = _Resolution(ask, Environment.read(), may_generate=True)
+    resolution.open_parent()
+    if resolution.parent is not None and not resolution.parent.has_quantizer:
+        raise ParentError(
+            f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
+            f"Give the {lineage.TABLE_FILE} of a training."
+        )
     sources = feature_files.find_sources(Path(data_dir), ask.feature_ids)
     question, _ = resolution._question(sources)
     if output_dir is not None:

@@ -24,7 +24,7 @@ from semid_dataset import (
     generate_semantic_ids_on_demand,
     resolve,
 )
-from semid_dataset.errors import NoEmbeddingsError, SemanticIdWarning, SemidError
+from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError
 from semid_dataset.table import build_table_buffers
 
 CLOSED = ["0", "false", "No", " off ", "maybe"]
@@ -185,7 +185,7 @@ def test_a_parent_wins_over_what_the_directory_had(data: Path, tmp_path: Path) -
     assert table_of(data).digest == own.digest
 
 
-@pytest.mark.parametrize("kind", ["missing", "dims", "features", "levels", "no quantizer", "damaged"])
+@pytest.mark.parametrize("kind", ["missing", "dims", "features", "levels", "damaged"])
 def test_a_wrong_parent_is_said_and_never_replaced_by_training(data: Path, tmp_path: Path, kind: str) -> None:
     """Default IDs answer, with what was found and what is wanted."""
     parent: Any = tmp_path / "semid_table.safetensors"
@@ -198,8 +198,6 @@ def test_a_wrong_parent_is_said_and_never_replaced_by_training(data: Path, tmp_p
         dataset.semantic_id_dict.save(parent)
     elif kind == "levels":
         table_of(make_data(other), config=SemanticIdConfig(num_quantizers=2, num_epochs=1)).save(parent)
-    elif kind == "no quantizer":
-        SemanticIdTable.from_mapping({1: [1, 2, 3]}).save(parent)
     elif kind == "damaged":
         table_of(make_data(other)).save(parent)
         parent.write_bytes(parent.read_bytes()[:-40])
@@ -208,6 +206,29 @@ def test_a_wrong_parent_is_said_and_never_replaced_by_training(data: Path, tmp_p
     assert table.status == "default"
     assert str(tmp_path) in str(seen[0].message) or "parent" in str(seen[0].message)
     assert not (data / "semantic_id_dict.json").exists()
+
+
+def test_a_parent_without_a_quantizer_serves_what_it_knows(data: Path) -> None:
+    """A recommender that was trained on a hand-made file has no other."""
+    parent = SemanticIdTable.from_mapping({ITEM0: [1, 2, 3]})
+    table = table_of(data, parent=parent)
+    assert (table.status, table[ITEM0], table[ITEM0 + 1]) == ("stale", [1, 2, 3], [0, 0, 0])
+    with pytest.raises(ParentError, match="no quantizer"):
+        generate_semantic_ids(data, ["81"], config=SMALL, parent=parent)
+
+
+def test_a_hand_made_file_answers_before_the_parent_is_opened(data: Path, tmp_path: Path) -> None:
+    """Training and evaluation may both have been given one."""
+    (data / "semantic_id_dict.json").write_text(json.dumps({str(ITEM0): [9, 8, 7, 6]}))
+    assert table_of(data, parent=tmp_path / "nowhere").status == "pregenerated"
+
+
+def test_empty_embeddings_in_memory_are_none(tmp_path: Path) -> None:
+    """A loader that found no file leaves {"81": {}}."""
+    dataset = SmallDataset(tmp_path)
+    dataset.mm_emb_dict = {"81": {}}
+    with pytest.warns(SemanticIdWarning, match="creative_emb"):
+        assert dataset.semantic_id_dict.status == "default"
 
 
 def test_two_data_sets_that_both_count_from_zero_are_told_apart(
