@@ -41,6 +41,7 @@ ID_KEYS = ("anonymous_cid", "creative_id")
 VALUE_KEY = "emb"
 BOM = b"\xef\xbb\xbf"  # some editors put it before the first line; no JSON parser wants it
 BATCH = 8 << 20  # bytes of vectors that are checked together
+PAGE_BUFFER = 1 << 20  # bytes, for a column of a parquet file
 CHARS = 64  # per number of a JSON line, at most: a double is written with 25
 SLACK = 4_096  # and for what else a line may hold
 
@@ -398,7 +399,8 @@ def _read_parquet(source: FeatureSource, rows: Rows, digests: dict[Path, str], o
     for path in source.files:
         with ForwardFile(path, on_progress) as file:  # first: it refuses what is no regular file
             try:
-                with parquet.ParquetFile(path) as table:
+                # With a buffer Arrow reads pages as it goes; without one it holds a row group, often a whole part.
+                with parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGE_BUFFER) as table:
                     columns = _columns(table.schema_arrow, path)
                     number = 0
                     for batch in table.iter_batches(step, columns=columns, use_threads=False):

@@ -25,7 +25,7 @@ Float32 = NDArray[np.float32]
 
 WIDTH = 128  # principal axes taken of a feature, and dims of the shared space, at most
 RIDGE = 1e-3  # of a feature's mean variance; keeps its covariance invertible
-FIT_ROWS = 65_536  # items that statistics are taken from, at most
+FIT_ROWS = 32_768  # items that statistics are taken from, at most
 MAX_FEATURES = 64  # one bit each
 MAX_FOLDED = 64  # sets of features whose maps are kept
 BLOCK = 256  # rows per product; see `_project`
@@ -113,6 +113,7 @@ class Fusion:
         vectors of who bought what after what, one of the two hidden from 30 % of the items. "Keeps": share
         of those whose first code / first two codes of a residual k-means (256 codes) stay the same;
         by chance 0.7 % / 0.0 %. "Next": share of purchases among the 50 items nearest to the one before.
+        (benchmarks/fusion.py repeats what is still here; other draws differ by a point.)
 
             how                                            dims    keeps              next
             orthogonal Procrustes onto one, then averaged    64    40.6 % /  8.1 %    9.7 %
@@ -128,7 +129,7 @@ class Fusion:
         Args:
             features: one or more; one alone is passed through whatever `kind` says.
             items: how many items `features[i].rows` count.
-            seed: picks the items that statistics are taken from, where there are more than 65,536.
+            seed: picks the items that statistics are taken from, where there are more than 32,768.
 
         Raises:
             ConfigError: no feature; "mean" over unequal dims; an unknown kind; an id twice; rows beyond `items`.
