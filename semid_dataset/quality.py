@@ -44,6 +44,7 @@ def measure(
 
     Returns:
         relative_mse, relative_mse_raw: error over variance, of the final and of the raw codes.
+        relative_mse_levels: the same with the first 1, 2, ... codes alone, of at most 65,536 items.
         relative_mse_held_out, held_out_start, held_out_items: of items kept from the codebooks;
             None without a training.
         usage, perplexity: per level, of the final codes: share of codes in use, e^entropy.
@@ -65,6 +66,7 @@ def measure(
         "items": len(vectors),
         "relative_mse": relative_mse(quantizer, vectors, final),
         "relative_mse_raw": relative_mse(quantizer, vectors, raw_codes),
+        "relative_mse_levels": relative_mse_levels(quantizer, vectors, final),
         "relative_mse_held_out": None if trained is None else trained.held_out["end"],
         "held_out_start": None if trained is None else trained.held_out["start"],
         "held_out_items": None if trained is None else int(trained.held_out["items"]),
@@ -106,6 +108,36 @@ def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDA
         error += float(np.square(block - quantizer.decode(codes[begin : begin + BLOCK])).sum(dtype=np.float64))
         variance += float(np.square(block - mean).sum(dtype=np.float64))
     return error / variance if variance > 0 else 0.0
+
+
+def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> list[float]:
+    """
+    Return the relative error with the first 1, 2, ... codes of every ID; of every k-th item, at most 65,536.
+
+    Args:
+        quantizer: what made the codes.
+        vectors: (n, dim).
+        codes: (n, levels).
+    """
+    if len(vectors) == 0:
+        return []
+    step = -(-len(vectors) // BLOCK)
+    some = np.asarray(vectors[::step], dtype=np.float32)
+    chosen = codes[::step]
+    variance = float(np.square(some - some.mean(0, dtype=np.float64).astype(np.float32)).sum(dtype=np.float64))
+    errors = [
+        float(np.square(some - _decode_prefix(quantizer, chosen[:, :depth])).sum(dtype=np.float64))
+        for depth in range(1, codes.shape[1] + 1)
+    ]
+    return [error / variance if variance > 0 else 0.0 for error in errors]
+
+
+def _decode_prefix(quantizer: ResidualQuantizer, codes: NDArray[Any]) -> NDArray[np.float32]:
+    """Return what the codes of the first levels alone stand for."""
+    with torch.inference_mode():
+        sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
+        vectors: NDArray[np.float32] = quantizer._vectors(sums).cpu().numpy()
+    return vectors
 
 
 def neighbour_fidelity(

@@ -627,10 +627,19 @@ def train_table(
     from semid_dataset.quality import measure
     from semid_dataset.training import train
 
+    stages: dict[str, float] = {}  # seconds
+    began = started
+
+    def done(stage: str) -> None:
+        nonlocal began
+        turn.beat()
+        began, stages[stage] = time.perf_counter(), time.perf_counter() - began
+
+    done("reading")
     items = len(embeddings.items)
     fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
     vectors = fusion.apply(embeddings.features, items)
-    turn.beat()
+    done("fusion")
     tell("training")
 
     def on_epoch(epoch: int, epochs: int, loss: float) -> None:
@@ -642,12 +651,13 @@ def train_table(
     if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
         tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
     tell("trained")
+    done("training")
     quantizer = trained.quantizer
     if len(embeddings.features) > 1:
         quantizer.fusion = fusion
     tell("encoding")
     raw = quantizer.encode(vectors)
-    turn.beat()
+    done("encoding")
     unique = config.unique
     if unique and items > config.capacity:
         degrade("beyond_capacity", items=items, capacity=config.capacity)
@@ -657,11 +667,11 @@ def train_table(
         if unique
         else Resolution(codes=raw, moved=0, exact_duplicates=0, shared=_shared(raw))
     )
-    turn.beat()
+    done("uniqueness")
     tell("encoded", items=items)
     weights, description = quantizer.to_arrays()
     quality = measure(quantizer, vectors, raw, resolution, trained)
-    turn.beat()
+    done("measuring")
     error, variance = _error_and_variance(vectors, quantizer.decode(resolution.codes))
     now = time.time()
     info = {
@@ -680,6 +690,7 @@ def train_table(
             "variance": variance,
             "relative_error": error / variance if variance > 0 else 0.0,
             "seconds": time.perf_counter() - started,
+            "stages": stages,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
         "history": [{"generation": 0, "time": now, "items": items, "new": items, "moved": resolution.moved}],

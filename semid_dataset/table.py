@@ -22,6 +22,7 @@ from semid_dataset.config import Environment, SemanticIdConfig
 from semid_dataset.container import Buffer, IntIndex, StringIndex, as_query, build_index, open_index, parse, serialize
 from semid_dataset.errors import CorruptTableError, TableError, UnknownItemError
 from semid_dataset.id_json import json_chunks
+from semid_dataset.quality_view import Quality, figures
 
 if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
@@ -406,9 +407,34 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         return generation if isinstance(generation, int) else 0
 
     @property
-    def quality(self) -> dict[str, Any]:
-        """What the IDs are worth, in figures; empty where nobody measured."""
-        return self._part("quality")
+    def quality(self) -> Quality:
+        """What the IDs are worth, in figures, a dict that prints well; empty where nobody measured."""
+        return Quality(self._part("quality"))
+
+    def metrics(self, items: Any = None) -> dict[str, int | float | str]:
+        """
+        Return what monitoring wants to know, flat; what was not measured is left out.
+
+        Args:
+            items: those that were asked for, as in `rows_of`; adds `asked`, `known` and `coverage`.
+
+        Returns:
+            `status`, `items`, `levels`, `generation`, `lineage`, `digest`, and as far as known the figures of
+            quality and of the run that made the IDs (`seconds`, `peak_rss_bytes`, ...), see `quality_view.figures`.
+        """
+        flat: dict[str, int | float | str] = {
+            "status": self.status,
+            "items": len(self),
+            "levels": self.levels,
+            "generation": self.generation,
+            "lineage": self.lineage,
+            "digest": self.digest,
+        }
+        if items is not None:
+            rows = self.rows_of(items)
+            known = int((rows >= 0).sum())
+            flat |= {"asked": int(rows.size), "known": known, "coverage": known / rows.size if rows.size else 0.0}
+        return flat | figures(self.info)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

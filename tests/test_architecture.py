@@ -21,6 +21,7 @@ ROOMS = [
     "fusion",
     "quantizer",
     "collisions",
+    "quality_view",
     "table",
     "store",
     "lineage",

@@ -1,0 +1,169 @@
+"""
+Show the figures of a table: as text, in a notebook, and as the flat numbers that monitoring wants.
+
+What was not measured is left out. A figure that nobody took is never shown as 0.
+"""
+
+import html
+import math
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["Quality", "figures"]
+
+# How figures are called; the order is the one they are shown in.
+LABELS = {
+    "items": "items",
+    "relative_mse": "relative error, in sample",
+    "relative_mse_held_out": "relative error, held out",
+    "relative_mse_raw": "relative error before uniqueness",
+    "held_out_start": "held out, before the epochs",
+    "held_out_items": "held-out items",
+    "collision_rate": "items that share their ID",
+    "collision_rate_raw": "the same before uniqueness",
+    "unique_rate": "distinct IDs per item",
+    "unique_rate_raw": "the same before uniqueness",
+    "moved": "items moved to be unique",
+    "shared": "items still sharing",
+    "exact_duplicates": "exact duplicates among the vectors",
+    "largest_group": "largest group with one ID",
+    "largest_group_raw": "the same before uniqueness",
+}
+SHARES = {"collision_rate", "collision_rate_raw", "unique_rate", "unique_rate_raw"}
+LEVEL_LABELS = {
+    "usage": "codes used",
+    "usage_raw": "used, raw",
+    "perplexity": "perplexity",
+    "perplexity_raw": "perplexity, raw",
+    "entropy_ratio": "entropy ratio",
+    "gini": "Gini",
+    "relative_mse_levels": "error so far",
+}
+LEVEL_SHARES = {"usage", "usage_raw"}
+
+
+class Quality(dict[str, Any]):
+    """
+    What the IDs of a table are worth: a dict of JSON types that prints well, in a notebook too.
+
+    The keys are those of `quality.measure`; a table that nobody measured has none.
+    """
+
+    def __repr__(self) -> str:
+        if not self:
+            return "Quality: not measured"
+        lines = [f"  {label:<36}{value:>12}" for label, value in self._scalars()]
+        head, rows = self._levels()
+        if rows:
+            lines.append("  " + "".join(f"{cell:>16}" for cell in head))
+            lines += ["  " + "".join(f"{cell:>16}" for cell in row) for row in rows]
+        return "\n".join(["Quality:", *lines])
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>Quality: not measured</p>"
+        cell = 'style="text-align:right"'
+        parts = ["<table><caption>Quality</caption><tbody>"]
+        parts += [
+            f'<tr><th scope="row" style="text-align:left">{html.escape(label)}</th><td {cell}>{value}</td></tr>'
+            for label, value in self._scalars()
+        ]
+        parts.append("</tbody></table>")
+        head, rows = self._levels()
+        if rows:
+            parts.append("<table><caption>Quality per level</caption><thead><tr>")
+            parts += [f'<th scope="col" {cell}>{html.escape(name)}</th>' for name in head]
+            parts.append("</tr></thead><tbody>")
+            for row in rows:
+                parts.append("<tr>" + "".join(f"<td {cell}>{value}</td>" for value in row) + "</tr>")
+            parts.append("</tbody></table>")
+        return "".join(parts)
+
+    def _scalars(self) -> list[tuple[str, str]]:
+        """Return label and value of every single figure; neighbour fidelity of the first code among them."""
+        shown = [
+            (label, percent(value) if name in SHARES else number(value))
+            for name, label in LABELS.items()
+            if (value := finite(self.get(name))) is not None
+        ]
+        for kind, label in (("neighbours", "neighbours that share code 1"), ("random", "random pairs that do")):
+            fidelity = self.get("neighbour_fidelity")
+            shares = finites(fidelity.get(kind)) if isinstance(fidelity, Mapping) else []
+            shown += [(label, percent(share)) for share in shares[:1]]
+        loss = finites(self.get("loss"))
+        if loss:
+            shown.append((f"loss after {len(loss)} epochs", number(loss[-1])))
+        return shown
+
+    def _levels(self) -> tuple[list[str], list[list[str]]]:
+        """Return head and rows of the figures per level."""
+        columns = {name: values for name in LEVEL_LABELS if (values := finites(self.get(name)))}
+        levels = max(map(len, columns.values()), default=0)
+        columns = {name: values for name, values in columns.items() if len(values) == levels}
+        head = ["level", *(LEVEL_LABELS[name] for name in columns)]
+        rows = [
+            [str(level + 1)]
+            + [(percent if name in LEVEL_SHARES else number)(values[level]) for name, values in columns.items()]
+            for level in range(levels)
+        ]
+        return head, rows
+
+
+def finite(value: object) -> float | None:
+    """Return a finite number, or None for anything else; files hold what their writers put there."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return value
+    return None
+
+
+def finites(value: object) -> list[float]:
+    """Return a list of finite numbers, or an empty one for anything else."""
+    numbers = [finite(one) for one in value] if isinstance(value, list) else []
+    return [] if None in numbers else [one for one in numbers if one is not None]
+
+
+def number(value: float) -> str:
+    """Return a figure as people read it: 12,101 or 0.3217."""
+    if isinstance(value, int) or (float(value).is_integer() and abs(value) >= 1000):
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent; what is not 0 is not shown as 0, nor what is not all as 100 %."""
+    if 0 < share < 0.0001:
+        return "< 0.01 %"
+    if 0.9999 < share < 1:
+        return "> 99.99 %"
+    return f"{share:.2%}".replace("%", " %").replace(".00 ", " ")
+
+
+def figures(info: Mapping[str, Any]) -> dict[str, int | float | str]:
+    """
+    Return what a table's info says in figures, flat: those that were measured, and no others.
+
+    Returns:
+        Of quality: its single figures, and `usage_lowest`, `perplexity_lowest` of all levels,
+        `neighbour_fidelity` of the first code. Of provenance: `seconds` (s), `peak_rss_bytes`,
+        `born` (s since 1970), `bad_rows`, `device`.
+    """
+    flat: dict[str, int | float | str] = {}
+    quality, provenance = (part if isinstance(part := info.get(name), Mapping) else {} for name in _PARTS)
+    for name in LABELS:
+        if name != "items" and (value := finite(quality.get(name))) is not None:
+            flat[name] = value
+    for name in ("usage", "perplexity"):
+        if per_level := finites(quality.get(name)):
+            flat[f"{name}_lowest"] = min(per_level)
+    fidelity = quality.get("neighbour_fidelity")
+    if isinstance(fidelity, Mapping) and (shares := finites(fidelity.get("neighbours"))):
+        flat["neighbour_fidelity"] = shares[0]
+    for name in ("seconds", "peak_rss_bytes", "born", "bad_rows"):
+        if (value := finite(provenance.get(name))) is not None:
+            flat[name] = value
+    if isinstance(device := provenance.get("device"), str):
+        flat["device"] = device
+    return flat
+
+
+_PARTS = ("quality", "provenance")
