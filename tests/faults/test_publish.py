@@ -277,9 +277,10 @@ def test_ids_that_cannot_be_saved_stay_in_memory_aloud(data: Path, call: str, mo
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch, pytest.warns(SemanticIdWarning, match="No space left .* memory"):
+    with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
-        table = SmallDataset(data).semantic_id_dict
+        with pytest.warns(SemanticIdWarning, match="No space left .* memory"):
+            table = SmallDataset(data).semantic_id_dict
     assert (table.status, len(table), table.path) == ("trained", 200, None)
     assert len(set(map(tuple, table.values()))) == 200
     assert not list(data.glob(".semantic_ids/**/*.safetensors"))
