@@ -49,10 +49,13 @@ class ResidualMLP(nn.Module):
         self.last = nn.Parameter(torch.zeros(dim, width))
         self.last_bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, vectors: Tensor) -> Tensor:
-        """Return (n, dim) for (n, dim)."""
-        hidden = nn.functional.gelu(nn.functional.linear(vectors, self.first, self.first_bias))
-        return vectors + nn.functional.linear(hidden, self.last, self.last_bias)
+    def forward(self, vectors: Tensor, frozen: bool = False) -> Tensor:
+        """Return (n, dim) for (n, dim); `frozen` lets gradients through to the vectors, but not to the weights."""
+        first, first_bias, last, last_bias = (
+            weight.detach() if frozen else weight for weight in (self.first, self.first_bias, self.last, self.last_bias)
+        )
+        hidden = nn.functional.gelu(nn.functional.linear(vectors, first, first_bias))
+        return vectors + nn.functional.linear(hidden, last, last_bias)
 
 
 class BeamSearch:
@@ -227,6 +230,16 @@ class ResidualQuantizer:
                 found.append(self.search(pad(block, self.search.rows), keep)[: len(block)])
         if not found:
             return torch.empty(0, keep, len(self.codebooks), dtype=torch.int64, device=self.device)
+        return torch.cat(found)
+
+    def codes_of(self, normalized: Tensor) -> Tensor:
+        """Return the codes, (n, levels) int64, of vectors already normalized and checked, on this device."""
+        found = []
+        with torch.no_grad():
+            for block in torch.split(normalized, self.search.rows):
+                padded = pad(block, self.search.rows)
+                latents = padded if self.encoder is None else self.encoder(padded)
+                found.append(self.search(latents)[: len(block), 0])
         return torch.cat(found)
 
     def decode(self, codes: Array) -> Array:
