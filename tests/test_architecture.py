@@ -33,6 +33,7 @@ ROOMS = [
     "healing",
     "resolve",
     "dataset",
+    "exports",
 ]
 TORCH_ROOMS = {"kmeans", "quantizer", "collisions", "training", "quality"}
 
