@@ -37,6 +37,7 @@ import numpy as np
 SIZES = (50_000, 1_000_000, 5_000_000)
 QUICK_SIZES = (5_000, 50_000)
 LOOKUPS = 100_000  # or as many as there are items
+ASKED = "asked.npy"
 PROCESSES = 8
 HEAP_LIMIT = 1_000_000  # items; beyond it eight processes with a dict each need more memory than most machines have
 RESULTS = Path(__file__).parent / "results"
@@ -229,7 +230,7 @@ def forget(path: Path) -> None:
 
 def measure_open(way: Way, path: Path, items: int) -> dict[str, float]:
     """Open, ask for one ID, then for many; the memory after each."""
-    keys = asked(items)
+    keys = asked(path)
     way.load()
     gc.disable()
     empty = memory(path)["private"]
@@ -285,7 +286,7 @@ def measure_ratios(way: Way, path: Path, items: int) -> dict[str, float]:
     table = way.open(path)
     numbers = dict(zip(keys.tolist(), codes.tolist(), strict=True))
     strings = {str(key): row for key, row in numbers.items()}
-    array = np.array(asked(items))
+    array = np.array(asked(path))
     ints = array.tolist()
     texts = list(map(str, ints))
     gc.collect()
@@ -353,10 +354,10 @@ def peak_memory() -> float:
     return peak
 
 
-def asked(items: int) -> list[int]:
+def asked(path: Path) -> list[int]:
     """Keys that are there, in random order."""
-    keys, _ = made_up(items)
-    return np.random.default_rng(1).choice(keys, min(LOOKUPS, items)).tolist()
+    keys: list[int] = np.load(path.with_name(ASKED)).tolist()
+    return keys
 
 
 MEASUREMENTS = {
@@ -419,6 +420,7 @@ def together(ways: Iterable[Way], folder: Path, items: int) -> dict[str, dict[st
 def write_files(ways: Iterable[Way], folder: Path, items: int) -> dict[str, float]:
     """Write every contender's file; return bytes an item."""
     keys, codes = made_up(items)
+    np.save(folder / ASKED, np.random.default_rng(1).choice(keys, min(LOOKUPS, items)))
     sizes = {}
     for way in ways:
         path = folder / way.file
