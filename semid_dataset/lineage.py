@@ -85,6 +85,9 @@ def newest_table(roots: Iterable[store.Root], name: str, *, mmap: bool, may_writ
                 )
         except FileNotFoundError:  # set aside by somebody else since it was listed
             continue
+        except StoreError as error:  # a link, a FIFO: no file of ours ever was one, so none is lost by passing it over
+            logger.warning("%s", error)
+            continue
         except CorruptTableError as error:
             damaged = max(damaged, found.generation)
             store.set_damaged_aside(found.path, inode, error, may_write=may_write)
@@ -240,7 +243,11 @@ def find_lineage(
     """
     best: Lineage | None = None
     for name in store.lineages(roots):
-        table = newest_table(roots, name, mmap=mmap, may_write=may_write)
+        try:
+            table = newest_table(roots, name, mmap=mmap, may_write=may_write)
+        except PermissionError as error:  # another user's, who keeps it private: it answers nobody else
+            logger.warning("lineage %s cannot be read: %s", name, error)
+            continue
         if table is None or not table.has_quantizer or table.info.get("identity") != identity.to_dict():
             continue
         known = np.flatnonzero(table.rows_of(items) >= 0)
