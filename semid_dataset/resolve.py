@@ -7,6 +7,7 @@ of them and never gets here, see `dataset`.) `ALLOW_SEMANTIC_GENERATION` gates e
 training; under a closed gate nothing is written but the compiled form of a hand-made file.
 """
 
+import hashlib
 import logging
 import resource
 import sys
@@ -26,6 +27,7 @@ from semid_dataset import files, healing, lineage, store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import (
     ConfigError,
+    EmbeddingError,
     GenerationError,
     NoEmbeddingsError,
     ParentError,
@@ -34,17 +36,29 @@ from semid_dataset.errors import (
     SemidError,
 )
 from semid_dataset.features import Embeddings, FeatureSource
+from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.id_json import parse_id_json
 from semid_dataset.messages import degrade, logger, tell, text
 from semid_dataset.table import SemanticIdTable, build_table_buffers
+from semid_dataset.vectors import check_vectors
 
 if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
 
-__all__ = ["Ask", "generate_semantic_ids", "generate_semantic_ids_on_demand", "in_loader_worker", "resolve"]
+__all__ = [
+    "Ask",
+    "extend_with_vectors",
+    "generate_from_vectors",
+    "generate_semantic_ids",
+    "generate_semantic_ids_on_demand",
+    "in_loader_worker",
+    "look",
+    "resolve",
+]
 
 JSON_FILE = "semantic_id_dict.json"
 EPOCHS_PER_LINE = 5
+OWN_FEATURE = "own"  # id of embeddings that have none
 RETRAIN = "To train anew: generate_semantic_ids(..., retrain=True)."
 
 
@@ -92,6 +106,17 @@ def resolve(ask: Ask) -> SemanticIdTable:
     if table.status == "stale":
         warnings.warn(text("stale", reason=table.reason, known=len(table)), SemanticIdWarning, stacklevel=2)
     return table
+
+
+def look(ask: Ask) -> SemanticIdTable:
+    """
+    Return the table that answers now, without training or extending anything, or raise the reason why none does.
+
+    Raises:
+        GenerationError, NoEmbeddingsError: there are no IDs yet.
+        SemidError, OSError: as the steps say.
+    """
+    return _Resolution(ask, Environment.read(), may_generate=False).run()
 
 
 def in_loader_worker() -> bool:
@@ -455,7 +480,7 @@ class _Resolution:
         return new, build_table_buffers(table.keys_array, table.codes_array, info=info, weights=table.weights)
 
     def _is_lost(self, name: str) -> bool:
-        if not store.was_damaged(self.roots, name):
+        if store.last_generation(self.roots, name) < 0:
             return False
         return lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=self.may_generate) is None
 
@@ -518,14 +543,15 @@ class _Resolution:
             error, birth, fits = lineage.reproduction_error(row.base, embeddings.items, embeddings.features, known)
             if not fits:
                 tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)
+        last = store.last_generation(self.roots, row.name)
         table, new = lineage.grow(self.roots, root, row, embeddings.items, embeddings.features, mmap=self.mmap)
-        memo = store.Memo.recall(self.roots, question, renew=False)
-        if memo is not None and memo.lineage == row.name and memo.generation > row.base.generation:
-            if lineage.descends(table, memo.digest):
-                tell("healed", level=logging.WARNING, source=row.base.path)
+        if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
+            memo = store.Memo.recall(self.roots, question, renew=False)
+            if memo is not None and lineage.descends(table, memo.digest):
+                tell("healed", level=logging.WARNING, source=row.base.path or "the parent")
             else:
                 kept = len(row.base)
-                logger.error("%s", text("lost_in_part", lineage=row.name, generation=memo.generation, known=kept))
+                logger.error("%s", text("lost_in_part", lineage=row.name, generation=last, known=kept))
         self._say_settings(table)
         if not new:
             return table.with_status("cached", f"lineage {table.lineage} holds all {len(embeddings.items)} items")
@@ -780,16 +806,99 @@ def _generate_into(
     started = time.perf_counter()
     tell("loading_features")
     embeddings = resolution._read(sources)
+    return _train_into(output, embeddings, resolution.config, question.identity, started)
+
+
+def _train_into(
+    output: Path, embeddings: Embeddings, config: SemanticIdConfig, identity: Identity, started: float
+) -> SemanticIdTable:
     tell("features", items=len(embeddings.items), dim="+".join(str(dim) for _, dim in embeddings.dims))
-    name = lineage.lineage_name(question.identity, embeddings.digest)
-    buffers = train_table(embeddings, resolution.config, question.identity, name, store.Turn(None), started)
+    name = lineage.lineage_name(identity, embeddings.digest)
+    buffers = train_table(embeddings, config, identity, name, store.Turn(None), started)
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / lineage.TABLE_FILE, buffers)
-    table = store.open_table(output / lineage.TABLE_FILE, mmap=resolution.mmap, follow=True)
+    table = store.open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
     tell("saving", path=output / JSON_FILE)
     files.replace_file(output / JSON_FILE, table.json_chunks())
     tell("saved")
     return table.with_status("trained", f"written to {output}")
+
+
+def generate_from_vectors(
+    items: Sequence[int] | Sequence[str] | NDArray[Any],
+    vectors: NDArray[Any],
+    *,
+    output_dir: Path | str,
+    config: SemanticIdConfig | None = None,
+) -> SemanticIdTable:
+    """
+    Make semantic IDs of any embeddings; an explicit command, like `generate_semantic_ids`.
+
+    Args:
+        items: n ints or strings, each once.
+        vectors: (n, dim) of finite numbers, in the order of the items.
+        output_dir: `semid_table.safetensors` and `semantic_id_dict.json` are written there, in place of older ones.
+        config: how IDs are made.
+
+    Raises:
+        NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things.
+        SemidError, OSError: as the steps say.
+    """
+    started = time.perf_counter()
+    embeddings = _own_embeddings(items, vectors)
+    config = config or SemanticIdConfig()
+    return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
+
+
+def extend_with_vectors(
+    table: SemanticIdTable, items: Sequence[int] | Sequence[str] | NDArray[Any], vectors: NDArray[Any]
+) -> tuple[SemanticIdTable, int]:
+    """
+    Return a table in memory that holds all IDs of `table` and those of new items, and how many were new.
+
+    New items are encoded by the table's quantizer and made unique among the codes that are free; nothing is
+    written. `.save(path)` of the result keeps it.
+
+    Raises:
+        TableError: the table has no quantizer.
+        EmbeddingError: the vectors are not such as it was made from.
+    """
+    quantizer = table.quantizer
+    embeddings = _own_embeddings(items, vectors)
+    dim = embeddings.features[0].dim
+    if quantizer.fusion is not None:
+        raise EmbeddingError(
+            f"'{table.path}' was made from several features of a data directory; one matrix of {dim} numbers is not "
+            "enough. Extend it with: semid generate DATA_DIR --parent TABLE."
+        )
+    if quantizer.dim != dim:
+        raise EmbeddingError(f"'{table.path}' encodes vectors of {quantizer.dim} numbers, these have {dim}.")
+    missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
+    if not len(missing):
+        return table, 0
+    buffers = lineage._extended(
+        table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing
+    )
+    reason = f"{len(missing)} new items, lineage {table.lineage}"
+    return SemanticIdTable.from_buffer(b"".join(buffers), status="extended", reason=reason), len(missing)
+
+
+def _own_embeddings(items: Any, vectors: NDArray[Any]) -> Embeddings:
+    """Bring a caller's items and vectors into the order and form that the readers of data directories give."""
+    keys, matrix = check_vectors(items, vectors)
+    if isinstance(keys, np.ndarray):
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+    else:
+        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+        keys = [keys[row] for row in order.tolist()]
+    if (order[1:] < order[:-1]).any():
+        matrix = matrix[order]
+    digest = hashlib.sha256(f"{OWN_FEATURE}\0{matrix.shape}\0".encode())
+    digest.update(keys.tobytes() if isinstance(keys, np.ndarray) else "\0".join(keys).encode())
+    digest.update(matrix.data)
+    feature = FeatureMatrix(OWN_FEATURE, np.arange(len(matrix)), matrix)
+    return Embeddings(keys, (feature,), digest.hexdigest(), {}, bad_rows=0)
 
 
 def generate_semantic_ids_on_demand(

@@ -28,11 +28,14 @@ ROOMS = [
     "rows",
     "array_pickle",
     "features",
+    "vectors",
     "training",
     "quality",
     "healing",
     "resolve",
     "dataset",
+    "charts",
+    "report",
     "exports",
 ]
 TORCH_ROOMS = {"kmeans", "quantizer", "collisions", "training", "quality"}
