@@ -245,8 +245,8 @@ def find_lineage(
     for name in store.lineages(roots):
         try:
             table = newest_table(roots, name, mmap=mmap, may_write=may_write)
-        except PermissionError as error:  # another user's, who keeps it private: it answers nobody else
-            logger.warning("lineage %s cannot be read: %s", name, error)
+        except PermissionError as refusal:  # another user's, who keeps it private: it answers nobody else
+            logger.warning("lineage %s cannot be read: %s", name, refusal)
             continue
         if table is None or not table.has_quantizer or table.info.get("identity") != identity.to_dict():
             continue
@@ -320,8 +320,8 @@ def grow(
         if not len(missing):
             return base, encoded
         encoded = len(missing)
-        existing = store.generations(roots, row.name)
-        generation = 1 + (existing[0].generation if existing else base.generation)
+        # Above those that were set aside too: a number never stands for two tables.
+        generation = 1 + max(store.last_generation(roots, row.name), base.generation)
         buffers = _extended(row.name, generation, base, items, features, missing)
         if root is None:
             return _in_memory(buffers, "no cache folder takes a write"), encoded

@@ -44,13 +44,13 @@ __all__ = [
     "Roots",
     "Turn",
     "generations",
+    "last_generation",
     "lineages",
     "named_table",
     "open_table",
     "publish_table",
     "set_damaged_aside",
     "take_turn",
-    "was_damaged",
 ]
 
 VERSION = "v1"
@@ -203,14 +203,15 @@ def generations(roots: Iterable[Root], lineage: str) -> list[Found]:
     return sorted(found, key=lambda table: -table.generation)  # stable: copies stay in reading order
 
 
-def was_damaged(roots: Iterable[Root], lineage: str) -> bool:
-    """Whether a lineage has table files, set aside or in place; asked where none of them could be read."""
+def last_generation(roots: Iterable[Root], lineage: str) -> int:
+    """Return the highest generation of which there is a file, readable, damaged or set aside; -1 if there is none."""
+    last = -1
     for root in roots:
         with suppress(OSError):
-            names = [path.name for path in root.folder(lineage).iterdir()]
-            if any(TABLE_NAME.match(name) for name in names):
-                return True
-    return False
+            for path in root.folder(lineage).iterdir():
+                if match := TABLE_NAME.match(path.name):
+                    last = max(last, int(match[1]))
+    return last
 
 
 def publish_table(root: Root, lineage: str, generation: int, buffers: Iterable[files.Buffer]) -> bool:
