@@ -38,7 +38,8 @@ MAX_INT = 24  # digits or bytes of an integer that is looked at
 MAX_TEXT = 1 << 10  # bytes of a text that is looked at
 PINNED = 1 << 16  # memo entries kept for good: the first ones, where shared names and dtypes are
 RECENT = 1 << 16  # and twice as many as these of the latest
-FIRST_RUN, LONGEST_RUN = 64, 8_192  # items compared at once
+MAX_RUNS = 200_000  # that arrays can be recalled from; 5 million items of a pickler's make 20,000
+FIRST_RUN, LONGEST_RUN = 16, 8_192  # items compared at once
 
 ESCAPED = 6  # bytes that protocol 0 writes for one, at most: \\u00ff
 TEXTS = {"text", "escaped", "quoted", "string", "line"}
@@ -520,9 +521,7 @@ class _Machine:
         """Copy items that look like a template out, as many as follow. Whether there were any."""
         moved = False
         wanted = FIRST_RUN
-        while True:
-            if self.pos >= len(self.buffer):
-                return moved
+        while self.pos < len(self.buffer):
             template = self.templates.get(self.buffer[self.pos])
             if template is None or not self.buffer.startswith(template.head, self.pos):
                 break
@@ -531,10 +530,10 @@ class _Machine:
             if not fit:
                 break
             count = self._match(template, fit)
-            moved = moved or count > 0
-            if count < fit:
+            if not count:
                 break
-            wanted = min(2 * wanted, LONGEST_RUN)
+            moved = True  # and what follows may look like another template
+            wanted = min(2 * wanted, LONGEST_RUN) if count == fit else max(FIRST_RUN, 2 * count)
         if moved:
             self._next_item()
         return moved
@@ -562,6 +561,8 @@ class _Machine:
             start = self.base + self.pos + first
             self.runs.append(_Run(base, template.memoized, count, template.array_slot, start, stride, template.array))
             self.run_starts.append(base)
+            if len(self.runs) > MAX_RUNS:  # of single items, as no pickler makes them by the hundred thousand
+                del self.runs[: MAX_RUNS // 2], self.run_starts[: MAX_RUNS // 2]
             self.memo_high = base + template.memoized * count - 1
         self.pos += count * stride
         return count

@@ -314,6 +314,17 @@ def test_the_memo_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         read(dump(tmp_path / "a.pkl", items | {9_999: numbers[100]}, 0), 4)
 
 
+def test_runs_are_forgotten_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where runs are short there are many of them; the memory that they take is bounded."""
+    monkeypatch.setattr(array_pickle, "MAX_RUNS", 4)
+    monkeypatch.setattr(array_pickle, "LONGEST_RUN", 64)
+    numbers = list(matrix(3_000, 4))
+    items = dict(zip(range(20_000_000_000, 20_000_003_000), numbers, strict=True))
+    check(dump(tmp_path / "a.pkl", items | {1: numbers[-30]}, 4), items | {1: numbers[-30]}, 4)
+    with pytest.raises(EmbeddingError, match="too far back"):
+        read(dump(tmp_path / "a.pkl", items | {1: numbers[30]}, 4), 4)
+
+
 def test_arrays_outside_of_the_file_are_an_error(tmp_path: Path) -> None:
     """A pickle with out-of-band buffers is only half of the data."""
     path = tmp_path / "a.pkl"

@@ -182,18 +182,20 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 @pytest.mark.parametrize("name", OBJECTS)
-@pytest.mark.parametrize("first", [True, False])
-def test_nothing_but_arrays_is_built(name: str, protocol: int, first: bool, tmp_path: Path, request: Any) -> None:
+def test_nothing_but_arrays_is_built(name: str, protocol: int, tmp_path: Path, request: Any) -> None:
     """Whatever an object asks for on unpickling is refused by name, before or after good rows, and nothing runs."""
     marker = tmp_path / "marker"
     hostile = OBJECTS[name](f"touch {marker}")
-    items: dict[Any, Any] = {number: ARRAY + number for number in range(5)}
-    items = {9: hostile, **items} if first else {**items, 9: hostile}
+    items = {number: ARRAY + number for number in range(5)}
     path = tmp_path / "emb_81_4.pkl"
-    path.write_bytes(pickle.dumps(items, protocol))
+    files = [pickle.dumps(each, protocol) for each in ({9: hostile, **items}, {**items, 9: hostile})]
     request.getfixturevalue("traps")
-    with pytest.raises(UnsafePickleError, match=r"emb_81_4.pkl' is refused: .* it asks for .+ Nothing of it was run"):
-        read(path)
+    for raw in files:
+        path.write_bytes(raw)
+        with pytest.raises(
+            UnsafePickleError, match=r"emb_81_4.pkl' is refused: .* it asks for .+ Nothing of it was run"
+        ):
+            read(path)
     assert not marker.exists()
 
 
@@ -238,8 +240,8 @@ BOMBS = {
     "two million values": b"\x80\x04}(" + b"N" * 2_000_000 + b"u.",
     "two million marks": b"\x80\x04" + b"(" * 2_000_000 + b".",
     "two million lists": b"\x80\x04" + b"]" * 2_000_000 + b".",
-    "deep tuples": b"\x80\x04)" + b"\x85" * 300_000 + b".",
-    "doubling tuples": b"\x80\x04)" + b"2\x86" * 200_000 + b".",
+    "deep tuples": b"\x80\x04)" + b"\x85" * 100_000 + b".",
+    "doubling tuples": b"\x80\x04)" + b"2\x86" * 50_000 + b".",
     "deep lists": b"\x80\x04" + b"]" * 100_000 + b"a" * 99_999 + b".",
     "a shape of 2^40": pickle.dumps({1: ARRAY}, 4).replace(
         b"K\x01K\x04\x85", b"K\x01\x8a\x06\x00\x00\x00\x00\x00\x01\x85"
