@@ -328,11 +328,12 @@ def measure_json(way: Way, path: Path, items: int) -> dict[str, float]:
     from semid_dataset.id_json import json_chunks
 
     keys, codes = made_up(items)
-    before = peak_memory()
+    Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is counted anew
+    before = status_megabytes("VmRSS")
     start = time.perf_counter()
     with path.with_name("stream.json").open("wb") as file:
         file.writelines(json_chunks(keys, codes))
-    return {"seconds": time.perf_counter() - start, "extra": peak_memory() - before}
+    return {"seconds": time.perf_counter() - start, "extra": status_megabytes("VmHWM") - before}
 
 
 def measure_json_dump(way: Way, path: Path, items: int) -> dict[str, float]:
@@ -346,12 +347,9 @@ def measure_json_dump(way: Way, path: Path, items: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "extra": 0.0}
 
 
-def peak_memory() -> float:
-    """MB that are resident now, and from here on the most that were."""
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    return peak
+def status_megabytes(name: str) -> float:
+    """VmRSS or VmHWM, what is resident of this process or was at most."""
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
 
 
 def asked(path: Path) -> list[int]:
