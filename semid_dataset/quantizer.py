@@ -86,9 +86,10 @@ class BeamSearch:
         if floats <= TABLE_FLOATS:
             before = [sum(sizes[:level]) for level in range(len(sizes))]
             self.tables = [self.words[: before[level]] @ book.T for level, book in enumerate(self.codebooks)]
-        block = BLOCK_CPU if self.words.device.type == "cpu" else BLOCK_GPU
-        # A multiple of 16, so that no row meets the ragged edge of a matrix product.
-        self.rows = max(block // (beam * max(sizes)) // 16 * 16, 16)
+        block, most = (BLOCK_CPU, 1024) if self.words.device.type == "cpu" else (BLOCK_GPU, 65_536)
+        # A multiple of 16, so that no row meets the ragged edge of a matrix product. Single items are padded to as
+        # many rows, so there are not too many.
+        self.rows = min(max(block // (beam * max(sizes)) // 16 * 16, 16), most)
 
     def __call__(self, latents: Tensor, keep: int = 1) -> Tensor:
         """

@@ -1,0 +1,174 @@
+"""One item, one tuple: always within capacity, by the nearest free code, and never the all-zero one."""
+
+import math
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from semid_dataset.collisions import resolve_collisions, tuple_ids
+from semid_dataset.quantizer import ResidualQuantizer
+
+
+def random_quantizer(sizes: tuple[int, ...], dim: int = 3, seed: int = 0) -> ResidualQuantizer:
+    generator = torch.Generator().manual_seed(seed)
+    return ResidualQuantizer(
+        [torch.randn(size, dim, generator=generator) / 2**level for level, size in enumerate(sizes)], beam=2
+    )
+
+
+def tuples(codes: NDArray[Any]) -> list[tuple[int, ...]]:
+    return [tuple(row) for row in codes.tolist()]
+
+
+def on_a_line(*sizes: int) -> ResidualQuantizer:
+    """Return codebooks of whole numbers: 100 apart on the first level, 1 apart on the last."""
+    steps = [100.0 ** (len(sizes) - 1 - level) for level in range(len(sizes))]
+    return ResidualQuantizer(
+        [torch.arange(float(size))[:, None] * step for size, step in zip(sizes, steps, strict=True)], beam=1
+    )
+
+
+def line(*values: float) -> NDArray[np.float32]:
+    return np.array(values, dtype=np.float32)[:, None]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_unique_for_every_input_within_capacity(data: st.DataObject) -> None:
+    """With duplicates, with tuples taken, up to the last free tuple; zeros are never given, codes in range."""
+    sizes = tuple(data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
+    capacity = math.prod(sizes) - 1
+    n = data.draw(st.integers(0, min(capacity, 60)))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    quantizer = random_quantizer(sizes)
+    vectors = random.integers(-2, 3, (n, 3)).astype(np.float32)
+    every = np.array(np.meshgrid(*map(range, sizes), indexing="ij"), dtype=np.uint8).reshape(len(sizes), -1).T[1:]
+    taken = every[random.permutation(len(every))[: data.draw(st.integers(0, min(capacity - n, 30)))]]
+    codes = quantizer.encode(vectors)
+    result = resolve_collisions(quantizer, vectors, codes, taken=taken)
+    given_out = tuples(result.codes)
+    assert len(set(given_out)) == n
+    assert not set(given_out) & set(tuples(taken))
+    assert (0,) * len(sizes) not in given_out
+    assert (result.codes < np.array(sizes)).all()
+    assert result.shared == 0
+    assert result.moved == int((codes != result.codes).any(1).sum())
+    assert result.codes.dtype == codes.dtype
+
+
+def test_the_best_fit_keeps_the_tuple_and_others_take_the_nearest_code() -> None:
+    """5.0 keeps 5; 5.2 finds 6 nearest, and 4.9, which fits better, was asked before and got 4."""
+    quantizer = on_a_line(10)
+    vectors = line(5.2, 5.0, 4.9)
+    codes = quantizer.encode(vectors)
+    assert codes[:, 0].tolist() == [5, 5, 5]
+    result = resolve_collisions(quantizer, vectors, codes)
+    assert result.codes[:, 0].tolist() == [6, 5, 4]
+    assert result.moved == 2
+    assert codes[:, 0].tolist() == [5, 5, 5], "the caller's codes stay as they were"
+
+
+def test_of_equal_fits_the_first_item_keeps_it() -> None:
+    """Exact duplicates are counted and each has its own ID."""
+    quantizer = on_a_line(10)
+    result = resolve_collisions(quantizer, line(7, 7, 7, 3), quantizer.encode(line(7, 7, 7, 3)))
+    assert result.codes[0, 0] == 7
+    assert result.codes[3, 0] == 3
+    assert {result.codes[1, 0], result.codes[2, 0]} == {6, 8}
+    assert result.exact_duplicates == 2
+
+
+def test_leading_codes_stay_while_last_codes_are_free() -> None:
+    """A moved item keeps its place in the hierarchy."""
+    random = np.random.default_rng(0)
+    quantizer = random_quantizer((8, 64))
+    vectors = random.standard_normal((200, 3), dtype=np.float32)
+    codes = quantizer.encode(vectors)
+    assert max(Counter(codes[:, 0].tolist()).values()) <= 63
+    result = resolve_collisions(quantizer, vectors, codes)
+    assert result.moved > 0
+    assert np.array_equal(result.codes[:, 0], codes[:, 0])
+
+
+def test_a_full_prefix_spills_to_its_nearest_neighbour() -> None:
+    """Five items where four codes are: the one too many goes to the next first code, and no other item moves."""
+    quantizer = on_a_line(9, 4)
+    vectors = line(300, 300, 301, 302, 303, 400)
+    result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    assert tuples(result.codes) == [(3, 0), (2, 3), (3, 1), (3, 2), (3, 3), (4, 0)]
+
+
+def test_taken_tuples_stay_with_those_who_have_them() -> None:
+    """However well a new item fits, it yields; so does it to tuples that only a spill would meet."""
+    quantizer = on_a_line(3, 2)
+    taken = np.array([[1, 0], [1, 1], [2, 0]], dtype=np.uint8)
+    result = resolve_collisions(quantizer, line(100), quantizer.encode(line(100)), taken=taken)
+    assert tuples(result.codes)[0] not in {*tuples(taken), (0, 0)}
+
+
+def test_the_all_zero_tuple_is_given_to_nobody() -> None:
+    """Not even to the item at the very place that it stands for."""
+    quantizer = on_a_line(4, 4)
+    vectors = line(0, 0, 0.1)
+    assert not quantizer.encode(vectors).any()
+    result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    assert result.codes.any(1).all()
+    assert result.moved == 3
+
+
+def test_beyond_capacity_items_share_and_are_counted() -> None:
+    """Every tuple is in use before two share, and zeros are still given to nobody."""
+    quantizer = on_a_line(2, 2)
+    vectors = line(0, 0, 100, 101, 1, 1, 0)
+    result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    assert set(tuples(result.codes)) == {(0, 1), (1, 0), (1, 1)}
+    counts = Counter(tuples(result.codes))
+    assert result.shared == sum(count for count in counts.values() if count > 1)
+
+
+def test_the_order_of_items_decides_nothing_but_ties() -> None:
+    """Permuted items get the same tuples."""
+    random = np.random.default_rng(1)
+    quantizer = random_quantizer((4, 16), dim=6)
+    vectors = random.standard_normal((50, 6), dtype=np.float32)
+    order = random.permutation(50)
+    first = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    second = resolve_collisions(quantizer, vectors[order], quantizer.encode(vectors[order]))
+    assert first.moved > 0
+    assert np.array_equal(first.codes[order], second.codes)
+
+
+def test_many_equal_items_fill_the_tree_from_below() -> None:
+    """3,000 copies of one vector: the prefix first, then its neighbours, a level at a time."""
+    quantizer = random_quantizer((16, 16, 16))
+    vectors = np.ones((3000, 3), dtype=np.float32)
+    result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    assert len(set(tuples(result.codes))) == 3000
+    home = quantizer.encode(vectors[:1])[0]
+    assert (result.codes[:, 0] == home[0]).sum() in {255, 256}
+    assert result.exact_duplicates == 2999
+
+
+def test_tuple_ids_tell_wide_tuples_apart() -> None:
+    """Sixteen levels of 65,536 codes do not fit into an integer; their numbers do."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 65_536, (500, 16)).astype(np.uint16)
+    codes[1] = codes[0]
+    ids = tuple_ids(codes)
+    assert ids[0] == ids[1]
+    assert len(set(ids.tolist())) == 499
+
+
+@pytest.mark.parametrize("size", [2, 4096])
+def test_small_and_large_codebooks(size: int) -> None:
+    """uint16 codes too."""
+    quantizer = random_quantizer((size,) * 3, dim=4)
+    vectors = np.random.default_rng(0).standard_normal((7, 4), dtype=np.float32).round()
+    result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    assert result.shared == 0
