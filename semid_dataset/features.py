@@ -151,7 +151,7 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
                 raise EmbeddingError(f"'{source.path}' holds no usable row of {source.dim} numbers{first}.")
         except EmbeddingError as error:
             failures.append(error)
-            tell("passed_over", logging.WARNING, step=f"feature {source.id}", reason=str(error))
+            tell("feature_unreadable", logging.WARNING, feature=source.id, error=error)
             continue
         digests.update(found)
         bad += _report(rows, len(ids))

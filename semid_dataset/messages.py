@@ -82,6 +82,10 @@ LINES: dict[str, tuple[str, str]] = {
         "Feature {feature} is missing in {path}; going on without it",
         "{path} 中缺少特征 {feature}，将使用其余特征",
     ),
+    "feature_unreadable": (
+        "Feature {feature} cannot be read ({error}); going on without it",
+        "特征 {feature} 无法读取（{error}），将使用其余特征",
+    ),
     "bad_rows": (
         "Skipped {bad} of {rows} rows of feature {feature}; the first: {first}",
         "特征 {feature} 跳过了 {bad}/{rows} 行；第一处: {first}",

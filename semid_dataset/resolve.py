@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,7 @@ __all__ = [
     "generate_semantic_ids_on_demand",
     "in_loader_worker",
     "look",
+    "own_embeddings",
     "resolve",
 ]
 
@@ -344,7 +345,7 @@ class _Resolution:
         try:
             if self.parent is not None or any(not name.startswith("json-") for name in store.lineages(self.roots)):
                 embeddings = embeddings or self._read(sources)
-                row = self._row(question, embeddings, may_write=False)
+                row = self._row(self._about_what_was_read(question, embeddings), embeddings, may_write=False)
                 if row is not None:
                     missing = int((row.base.rows_of(embeddings.items) < 0).sum())
                     if not missing:
@@ -523,17 +524,27 @@ class _Resolution:
         turn.beat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=len(embeddings.items), dim=dims)
+        found = self._about_what_was_read(question, embeddings)
         row: lineage.Lineage | None = None
         if not retraining:
-            row = self._heal(embeddings, question, root, turn, started)
-            row = row or self._row(question, embeddings, may_write=True)
+            row = self._heal(embeddings, found, root, turn, started)
+            row = row or self._row(found, embeddings, may_write=True)
         if row is not None:
-            table = self._extend(row, embeddings, root, question)
+            table = self._extend(row, embeddings, root, found)
         else:
-            table = self._train(embeddings, question, root, turn, started, retraining=retraining)
+            table = self._train(embeddings, found, root, turn, started, retraining=retraining)
         self._remember(table, embeddings, question, root)
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
+
+    def _about_what_was_read(self, question: store.Question, embeddings: Embeddings) -> store.Question:
+        """Return the question with the identity of the features that could be read: one of them may be damaged."""
+        identity = Identity.of(self.config, embeddings.dims)
+        if identity == question.identity:
+            return question
+        if self.parent is not None:
+            lineage.check_parent(self.parent, identity, self.ask.feature_ids)
+        return replace(question, identity=identity)
 
     def _extend(
         self, row: lineage.Lineage, embeddings: Embeddings, root: store.Root | None, question: store.Question
@@ -845,7 +856,7 @@ def generate_from_vectors(
         SemidError, OSError: as the steps say.
     """
     started = time.perf_counter()
-    embeddings = _own_embeddings(items, vectors)
+    embeddings = own_embeddings(items, vectors)
     config = config or SemanticIdConfig()
     return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
 
@@ -864,7 +875,7 @@ def extend_with_vectors(
         EmbeddingError: the vectors are not such as it was made from.
     """
     quantizer = table.quantizer
-    embeddings = _own_embeddings(items, vectors)
+    embeddings = own_embeddings(items, vectors)
     dim = embeddings.features[0].dim
     if quantizer.fusion is not None:
         raise EmbeddingError(
@@ -883,8 +894,13 @@ def extend_with_vectors(
     return SemanticIdTable.from_buffer(b"".join(buffers), status="extended", reason=reason), len(missing)
 
 
-def _own_embeddings(items: Any, vectors: NDArray[Any]) -> Embeddings:
-    """Bring a caller's items and vectors into the order and form that the readers of data directories give."""
+def own_embeddings(items: Any, vectors: NDArray[Any]) -> Embeddings:
+    """
+    Return a caller's items and vectors in the order and form that the readers of data directories give.
+
+    Raises:
+        EmbeddingError: as `check_vectors`.
+    """
     keys, matrix = check_vectors(items, vectors)
     if isinstance(keys, np.ndarray):
         order = np.argsort(keys, kind="stable")

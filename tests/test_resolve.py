@@ -492,6 +492,19 @@ def test_an_unreadable_feature_gives_defaults_with_the_reason(data: Path) -> Non
     assert len(seen) == 1
 
 
+def test_an_unreadable_feature_beside_a_good_one_is_done_without(data: Path, lines: pytest.LogCaptureFixture) -> None:
+    """Its IDs are those of the good one alone; when it can be read again, other IDs are asked for."""
+    alone = table_of(data)
+    damaged = data / "creative_emb" / "emb_82_12.pkl"
+    damaged.write_bytes(b"\x80\x04nothing")
+    both = SmallDataset(data, ("81", "82")).semantic_id_dict
+    assert (both.status, both.lineage) == ("cached", alone.lineage)
+    assert "Feature 82 cannot be read" in lines.text
+    assert SmallDataset(data, ("81", "82")).semantic_id_dict.status == "cached"
+    write_embeddings(data, vectors_of(200, 12), feature="82")
+    assert SmallDataset(data, ("81", "82")).semantic_id_dict.status == "trained"
+
+
 def test_a_training_that_fails_gives_defaults_with_the_reason(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the error is none of ours."""
 
