@@ -31,7 +31,7 @@ from faultkit import (
 )
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data
 
-from semid_dataset import features, resolve, store
+from semid_dataset import resolve, store
 from semid_dataset.config import Environment
 from semid_dataset.errors import GenerationError, LockTimeoutError, SemanticIdWarning
 
@@ -48,13 +48,13 @@ def read_together(data: Path, processes: int, tmp_path: Path, prepare: Callable[
 
     def child(number: int) -> None:
         prepare()
-        train = resolve.train_table
+        train = birth.train_table
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             (count / uuid.uuid4().hex).touch()
             return train(*args, **kwargs)
 
-        resolve.train_table = counted  # type: ignore[assignment]
+        birth.train_table = counted  # type: ignore[assignment]
         wait_for(go)
         (answers / str(number)).write_text(SmallDataset(data).semantic_id_dict.digest)
 
@@ -96,7 +96,7 @@ def test_processes_that_all_believe_to_hold_the_lock_serve_one_table(data: Path,
 
     def useless() -> None:
         fcntl.flock = lambda *_: None  # type: ignore[assignment]
-        train = resolve.train_table
+        train = birth.train_table
 
         def another(embeddings: Any, config: Any, *rest: Any) -> Any:  # as on machines whose sums round otherwise
             from dataclasses import replace
@@ -104,7 +104,7 @@ def test_processes_that_all_believe_to_hold_the_lock_serve_one_table(data: Path,
             time.sleep(0.3)
             return train(embeddings, replace(config, seed=os.getpid()), *rest)
 
-        resolve.train_table = another  # type: ignore[assignment]
+        birth.train_table = another  # type: ignore[assignment]
 
     digests = read_together(data, 3, tmp_path, useless)
     assert len(digests) == 3
@@ -193,8 +193,8 @@ def test_a_dead_owners_turn_is_taken_within_a_second(tmp_path: Path, tally: Coun
 
 def question_of(data: Path) -> tuple[store.Root, str]:
     """Where the processes that ask for this directory's IDs meet."""
-    resolution = resolve._Resolution(resolve.Ask(data, ("81",), config=SMALL), Environment.read(), may_generate=True)
-    question, _ = resolution._question(features.find_sources(data, ["81"]))
+    resolution = resolve.Resolution(resolve.Ask(data, ("81",), config=SMALL), Environment.read(), may_generate=True)
+    question, _ = resolution.question(sources.find_sources(data, ["81"]))
     return next(iter(resolution.roots)), question.name
 
 

@@ -14,7 +14,7 @@ import pytest
 from faultkit import LINEAGE, checksums, read_only, root_at, table_bytes
 from world import ITEM0, SmallMixinDataset, vectors_of, write_embeddings
 
-from semid_dataset import SemanticIdConfig, SemanticIdTable, container, healing, resolve, store
+from semid_dataset import SemanticIdConfig, SemanticIdTable, container, healing, store
 from semid_dataset.errors import CorruptTableError, SemanticIdWarning
 from semid_dataset.table import build_table_buffers
 
@@ -92,12 +92,12 @@ def another_training(monkeypatch: pytest.MonkeyPatch, seed: int = 9) -> None:
     """From now on the same training gives other codes, as on another machine."""
     from dataclasses import replace
 
-    train = resolve.train_table
+    train = birth.train_table
 
     def train_otherwise(embeddings: Any, config: SemanticIdConfig, *rest: Any) -> Any:
         return train(embeddings, replace(config, seed=seed), *rest)
 
-    monkeypatch.setattr(resolve, "train_table", train_otherwise)
+    monkeypatch.setattr(birth, "train_table", train_otherwise)
 
 
 def test_ids_outlive_a_training_that_would_give_others(
@@ -303,7 +303,7 @@ def test_a_newer_format_is_an_error_and_trains_nothing(
     content = path.read_bytes()
     if not exported:
         (warm / "semantic_id_dict.json").unlink()
-    monkeypatch.setattr(resolve, "train_table", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(birth, "train_table", lambda *_: pytest.fail("it was trained"))
     answer = ids_of(warm)
     assert answer.status == "default"
     assert "Install a newer semid_dataset" in answer.reason
