@@ -249,6 +249,7 @@ def _refit(points: Tensor, codebooks: Sequence[Tensor], recipe: Recipe, wanted: 
     codes = search.blocks(points, wanted)
     width = codes.shape[1]
     error = _relative(points, points - search.sums(codes[:, 0]))
+    best = codes[:, 0]
     codes = codes.flatten(0, 1)
     residuals = points.repeat_interleave(width, 0) - search.sums(codes)
     corrections = [torch.zeros_like(book) for book in codebooks]
@@ -260,7 +261,29 @@ def _refit(points: Tensor, codebooks: Sequence[Tensor], recipe: Recipe, wanted: 
             better = (total + counts[:, None] * corrections[level]) / weights
             residuals += (corrections[level] - better)[chosen]
             corrections[level] = better
-    return [book + correction for book, correction in zip(codebooks, corrections, strict=True)], error
+    refitted = [book + correction for book, correction in zip(codebooks, corrections, strict=True)]
+    return _revive(refitted, best, residuals[::width]), error
+
+
+def _revive(codebooks: Sequence[Tensor], codes: Tensor, residuals: Tensor) -> list[Tensor]:
+    """
+    Return the codebooks with words in place of those that no item uses: each makes one ill-written item exact.
+
+    Args:
+        codebooks: one (codes, dim) a level.
+        codes: (n, levels), the items'.
+        residuals: (n, dim), what they leave.
+    """
+    ill = residuals.square().sum(1).argsort(descending=True, stable=True)
+    served = torch.zeros((), dtype=torch.int64, device=codes.device)  # an item asks for one word only
+    revived = []
+    for level, book in enumerate(codebooks):
+        chosen = codes[:, level]
+        dead = torch.bincount(chosen, minlength=len(book)) == 0
+        item = ill[(served + dead.cumsum(0) - 1).clamp(0, len(ill) - 1)]
+        revived.append(torch.where(dead[:, None], book[chosen[item]] + residuals[item], book))
+        served = served + dead.sum()
+    return revived
 
 
 def _relative(points: Tensor, residuals: Tensor) -> float:

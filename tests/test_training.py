@@ -1,0 +1,247 @@
+"""Training: better than its start or not at all, reproducible, and at ease with strange input."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from semid_dataset import training as room
+from semid_dataset.config import SemanticIdConfig
+from semid_dataset.errors import EmbeddingError, TrainingError
+from semid_dataset.quantizer import ResidualQuantizer
+from semid_dataset.training import train
+
+
+def mixture(n: int = 2000, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
+    """Return Gaussians around Gaussians around Gaussians."""
+    random = np.random.default_rng(seed)
+    top = random.standard_normal((8, 1, dim))
+    leaves = (top + 0.3 * random.standard_normal((8, 8, dim))).reshape(-1, dim)
+    return (leaves[random.integers(0, 64, n)] + 0.1 * random.standard_normal((n, dim))).astype(np.float32)
+
+
+def small(**settings: Any) -> SemanticIdConfig:
+    return SemanticIdConfig(**{"codebook_size": 16, "num_quantizers": 3, "num_epochs": 3, "device": "cpu", **settings})
+
+
+def relative_error(quantizer: ResidualQuantizer, vectors: NDArray[Any]) -> float:
+    rebuilt = quantizer.decode(quantizer.encode(vectors))
+    return float(np.square(vectors - rebuilt).sum() / np.square(vectors - vectors.mean(0)).sum())
+
+
+def digest(quantizer: ResidualQuantizer) -> bytes:
+    arrays, description = quantizer.to_arrays()
+    return b"".join(arrays[name].tobytes() for name in sorted(arrays)) + repr(description).encode()
+
+
+def curved(n: int) -> NDArray[np.float32]:
+    """Return points on a curved surface: what a network can learn and a sum of codewords cannot."""
+    angles = np.random.default_rng(0).uniform(-2, 2, (n, 2))
+    x, y = angles.T
+    return np.stack([np.sin(2 * x), np.cos(2 * x), x * y, np.sin(3 * y), y**2, x], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("algorithm", ["rqvae", "rqkmeans"])
+@pytest.mark.parametrize("dim", [8, 70])
+def test_items_and_unseen_items_are_written_well(algorithm: str, dim: int) -> None:
+    """Both algorithms and both starts, below 64 dims and above; every code is used."""
+    vectors = mixture(dim=dim)
+    trained = train(vectors[:1800], small(algorithm=algorithm))
+    assert relative_error(trained.quantizer, vectors[:1800]) < 0.1
+    assert relative_error(trained.quantizer, vectors[1800:]) < 0.15
+    codes = trained.quantizer.encode(vectors)
+    assert all(len(np.unique(codes[:, level])) == 16 for level in range(3))
+
+
+@pytest.mark.parametrize("vectors", [mixture(600), curved(1500)])
+def test_the_autoencoder_never_ends_worse_than_its_start(vectors: NDArray[np.float32]) -> None:
+    """On held-out items; with a senseless learning rate too."""
+    for lr in (1e-3, 1.0):
+        held_out = train(vectors, small(lr=lr, num_epochs=4)).held_out
+        assert held_out["end"] <= held_out["start"]
+        assert held_out["items"] == len(vectors) // 20
+
+
+def test_networks_that_pay_are_kept() -> None:
+    """On a curved surface they lower the held-out error; the quantizer then carries them."""
+    trained = train(curved(1500), small(codebook_size=8, num_quantizers=2, num_epochs=60, lr=1e-2, batch_size=128))
+    assert trained.held_out["end"] < trained.held_out["start"] * 0.995
+    assert trained.quantizer.encoder is not None
+    assert trained.quantizer.decoder is not None
+    arrays, description = trained.quantizer.to_arrays()
+    again = ResidualQuantizer.from_arrays(arrays, description)
+    assert np.array_equal(again.encode(curved(100)), trained.quantizer.encode(curved(100)))
+
+
+@pytest.mark.parametrize("algorithm", ["rqvae", "rqkmeans"])
+def test_equal_seeds_give_equal_quantizers(algorithm: str) -> None:
+    """Bit for bit, and the global generators are neither read nor moved."""
+    vectors = mixture(500)
+    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first = train(vectors, small(algorithm=algorithm, seed=5))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numpy_state
+    torch.rand(3)
+    second = train(vectors, small(algorithm=algorithm, seed=5))
+    assert digest(first.quantizer) == digest(second.quantizer)
+    assert first.curve == second.curve
+    assert digest(train(vectors, small(algorithm=algorithm, seed=6)).quantizer) != digest(first.quantizer)
+
+
+def test_threads_and_default_types_are_left_alone() -> None:
+    """A library does not change them for the program that uses it."""
+    before = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    vectors = mixture(200)
+    copy = vectors.copy()
+    train(vectors, small())
+    assert before == (torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled())
+    assert np.array_equal(vectors, copy)
+
+
+STRANGE: dict[str, NDArray[Any]] = {
+    "one item": np.ones((1, 5), dtype=np.float32),
+    "two items": np.eye(2, dtype=np.float32),
+    "all equal": np.full((60, 4), 3.5, dtype=np.float32),
+    "all zero": np.zeros((60, 4), dtype=np.float32),
+    "one dimension": np.linspace(0, 1, 60, dtype=np.float32)[:, None],
+    "fewer items than codes": mixture(9, 70),
+    "huge": mixture(60) * np.float32(1e15),
+    "tiny": mixture(60) * np.float32(1e-15),
+    "far from the origin": mixture(60) + np.float32(1000),
+    "half precision": mixture(60).astype(np.float16),
+    "double precision": mixture(60).astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("algorithm", ["rqvae", "rqkmeans"])
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_input_is_no_error(name: str, algorithm: str) -> None:
+    """Codes come out, and vectors that are numbers."""
+    vectors = STRANGE[name]
+    trained = train(vectors, small(algorithm=algorithm, num_epochs=1))
+    codes = trained.quantizer.encode(vectors)
+    assert codes.shape == (len(vectors), 3)
+    rebuilt = trained.quantizer.decode(codes)
+    assert np.isfinite(rebuilt).all()
+    assert (
+        np.abs(rebuilt - vectors).max() <= np.abs(vectors - vectors.mean(0)).max() * 0.5 + np.abs(vectors).max() * 1e-3
+    )
+
+
+@pytest.mark.parametrize("sizes", [(2,), (2, 9, 3), (4096, 2), (2,) * 8, (300, 5, 300)])
+def test_any_number_of_levels_and_unequal_sizes(sizes: tuple[int, ...]) -> None:
+    """One level to eight, two codes to 4,096, more codes than items."""
+    vectors = mixture(120)
+    trained = train(vectors, small(num_quantizers=len(sizes), codebook_size=sizes, num_epochs=1))
+    assert trained.quantizer.codebook_sizes == sizes
+    codes = trained.quantizer.encode(vectors)
+    assert (codes < np.array(sizes)).all()
+    assert relative_error(trained.quantizer, vectors) < 1
+
+
+def test_epochs_are_told_and_counted() -> None:
+    """After every epoch; the heartbeat comes at least as often."""
+    told: list[tuple[int, int, float]] = []
+    beats: list[None] = []
+    config = small(num_epochs=3)
+    trained = train(
+        mixture(300),
+        config,
+        on_epoch=lambda *epoch: told.append(epoch),
+        on_progress=lambda: beats.append(None),
+    )
+    assert [epoch for epoch, _, _ in told] == list(range(1, trained.stopped_at + 1))
+    assert {epochs for _, epochs, _ in told} == {3}
+    assert [loss for _, _, loss in told] == trained.curve
+    assert len(beats) >= len(told)
+
+
+def test_no_epochs_is_k_means() -> None:
+    """`num_epochs=0` leaves the codebooks as "rqkmeans" makes them."""
+    vectors = mixture(300)
+    none, kmeans = train(vectors, small(num_epochs=0)), train(vectors, small(algorithm="rqkmeans"))
+    assert digest(none.quantizer) == digest(kmeans.quantizer)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4,), (4, 0), (2, 2, 2)])
+def test_nothing_to_train_on_is_an_error(shape: tuple[int, ...]) -> None:
+    """No items, no dims, or not a matrix."""
+    with pytest.raises(EmbeddingError, match="shape"):
+        train(np.zeros(shape, dtype=np.float32), small())
+
+
+def test_the_first_row_that_is_not_finite_is_named() -> None:
+    """Before anything is trained."""
+    vectors = mixture(50)
+    vectors[7, 2] = np.nan
+    vectors[20, 0] = np.inf
+    with pytest.raises(EmbeddingError, match="Row 7 "):
+        train(vectors, small())
+
+
+def out_of_memory(times: int, seen: list[tuple[str, int]]) -> Callable[..., Any]:
+    """Return a `_train` that runs out of memory so many times, and writes down device and batch of every attempt."""
+    real = room._train
+
+    def attempt(*args: Any, **settings: Any) -> Any:
+        seen.append((settings["device"], settings["batch"]))
+        if len(seen) <= times:
+            raise torch.OutOfMemoryError("injected")
+        return real(*args, **settings)
+
+    return attempt
+
+
+def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says so, and training succeeds."""
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(room, "_train", out_of_memory(1, seen))
+    trained = train(mixture(100), small(batch_size=64))
+    assert seen == [("cpu", 64), ("cpu", 32)]
+    assert trained.device == "cpu"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "Out of memory on cpu" in caplog.text
+
+
+def test_out_of_memory_on_the_gpu_ends_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A smaller batch first, then the CPU with the whole one."""
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(room, "_train", out_of_memory(2, seen))
+    assert train(mixture(100), small(batch_size=64, device="cuda:0")).device == "cpu"
+    assert seen == [("cuda:0", 64), ("cuda:0", 32), ("cpu", 64)]
+
+
+def test_out_of_memory_everywhere_is_a_training_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not torch's own error: whoever degrades catches ours."""
+    monkeypatch.setattr(room, "_train", out_of_memory(99, []))
+    with pytest.raises(TrainingError, match="ran out of memory"):
+        train(mixture(100), small())
+
+
+def test_a_refit_never_raises_the_error_for_its_codes() -> None:
+    """Least squares: what the search then finds is at least as good, so errors fall from round to round."""
+    curve = train(mixture(1500), small(algorithm="rqkmeans")).curve
+    assert curve == sorted(curve, reverse=True)
+
+
+def test_a_code_that_nobody_uses_gets_an_item_to_serve() -> None:
+    """The item that is written worst: its new word makes it exact."""
+    codebooks = [torch.tensor([[0.0], [50.0]]), torch.tensor([[0.0], [60.0], [70.0]])]
+    points = torch.tensor([[0.0], [3.0], [2.0], [9.0]])
+    codes = torch.zeros(4, 2, dtype=torch.int64)
+    first, second = room._revive(codebooks, codes, points.clone())
+    assert first[:, 0].tolist() == [0, 9]
+    assert second[:, 0].tolist() == [0, 3, 2]
+
+
+def test_more_items_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sample of them is trained on, drawn by the seed."""
+    monkeypatch.setattr(room, "MOST_ITEMS", 300)
+    monkeypatch.setattr(room, "REFIT_FLOATS", 1000)
+    vectors = mixture(1000)
+    first, second = train(vectors, small()), train(vectors, small())
+    assert digest(first.quantizer) == digest(second.quantizer)
+    assert relative_error(first.quantizer, vectors) < 0.3
