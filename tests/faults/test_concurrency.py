@@ -31,7 +31,7 @@ from faultkit import (
 )
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data
 
-from semid_dataset import resolve, store
+from semid_dataset import birth, resolve, sources, store
 from semid_dataset.config import Environment
 from semid_dataset.errors import GenerationError, LockTimeoutError, SemanticIdWarning
 

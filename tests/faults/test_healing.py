@@ -14,7 +14,7 @@ import pytest
 from faultkit import LINEAGE, checksums, read_only, root_at, table_bytes
 from world import ITEM0, SmallMixinDataset, vectors_of, write_embeddings
 
-from semid_dataset import SemanticIdConfig, SemanticIdTable, container, healing, store
+from semid_dataset import SemanticIdConfig, SemanticIdTable, birth, container, healing, store
 from semid_dataset.errors import CorruptTableError, SemanticIdWarning
 from semid_dataset.table import build_table_buffers
 
