@@ -11,10 +11,10 @@ Semantic IDs for a PyTorch Dataset: trained on first access, cached on disk, sha
 
 from typing import TYPE_CHECKING, Any
 
+from semid_dataset.commands import generate_semantic_ids, generate_semantic_ids_on_demand
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.dataset import LazySemanticIds, SemanticIdMixin
 from semid_dataset.errors import SemanticIdWarning, SemidError
-from semid_dataset.resolve import generate_semantic_ids, generate_semantic_ids_on_demand
 from semid_dataset.table import SemanticIdTable
 
 if TYPE_CHECKING:

@@ -1,5 +1,5 @@
 """
-Embeddings: find them, read them, check them.
+Embeddings: read them, check them.
 
 A feature lies in the data directory as one of three forms, whatever its id: `emb_<id>_<dim>.pkl`, a folder
 `emb_<id>_<dim>/` of JSON lines, or parquet in `emb_<id>_<dim>_parquet/`. The name says id and width; every row is
@@ -11,32 +11,27 @@ import hashlib
 import importlib
 import json
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.array_pickle import read_array_pickle
-from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
 from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.messages import progress_bar, tell
 from semid_dataset.rows import ForwardFile, Rows
+from semid_dataset.sources import MAX_DIM, FeatureSource, check_feature_ids
 
 __all__ = [
     "Embeddings",
-    "FeatureSource",
-    "features_folder",
-    "find_sources",
     "from_memory",
     "read_sources",
 ]
 
-FOLDERS = ("creative_emb", "mm_emb")  # the competition's name, the public release's
-MAX_DIM = 65_536
 ID_KEYS = ("anonymous_cid", "creative_id")
 VALUE_KEY = "emb"
 BOM = b"\xef\xbb\xbf"  # some editors put it before the first line; no JSON parser wants it
@@ -46,17 +41,6 @@ CHARS = 64  # per number of a JSON line, at most: a double is written with 25
 SLACK = 4_096  # and for what else a line may hold
 
 Progress = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class FeatureSource:
-    """Where one feature lies; `dim` is what its name says."""
-
-    id: str
-    dim: int
-    form: Literal["pickle", "jsonl", "parquet"]
-    path: Path
-    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
@@ -82,46 +66,6 @@ class Embeddings:
     def dims(self) -> list[tuple[str, int]]:
         """(feature id, dim) of each feature."""
         return [(feature.id, feature.dim) for feature in self.features]
-
-
-def features_folder(data_dir: Path) -> Path | None:
-    """Return the first folder of embeddings in `data_dir`, or None if there is none."""
-    return next((data_dir / name for name in FOLDERS if (data_dir / name).is_dir()), None)
-
-
-def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[FeatureSource]:
-    """
-    Find the files of each feature in `creative_emb`, then in `mm_emb`.
-
-    A feature that lies there in several forms is read from the pickle, else from parquet. One that
-    is missing is reported.
-
-    Raises:
-        ConfigError: a feature id is no plain word.
-        NoEmbeddingsError: there is no such folder, or none of the features is in it.
-        EmbeddingError: a feature lies there with two widths.
-    """
-    ids = _feature_ids(feature_ids)
-    folders = [data_dir / name for name in FOLDERS if (data_dir / name).is_dir()]
-    if not folders:
-        raise NoEmbeddingsError(
-            f"There is no folder of embeddings in '{data_dir}': looked for {' and '.join(FOLDERS)}. "
-            "Put emb_<id>_<dim> files there, or pass the embeddings in memory."
-        )
-    sources = []
-    for feature in ids:
-        source = next(filter(None, (_find(folder, feature) for folder in folders)), None)
-        if source is None:
-            tell("feature_missing", logging.WARNING, feature=feature, path=folders[0])
-        else:
-            sources.append(source)
-    if not sources:
-        there = sorted({path.name for folder in folders for path in folder.iterdir() if path.name.startswith("emb_")})
-        raise NoEmbeddingsError(
-            f"None of the features {', '.join(ids)} is in '{folders[0]}'. "
-            f"There is: {', '.join(there[:12]) or 'nothing'}."
-        )
-    return sources
 
 
 def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | None = None) -> Embeddings:
@@ -183,7 +127,7 @@ def from_memory(mm_emb_dict: Mapping[Any, Mapping[Any, Any]], feature_ids: Seque
     digest = hashlib.sha256()
     bad = 0
     named = {str(key): value for key, value in mm_emb_dict.items()}
-    for feature in _feature_ids(feature_ids):
+    for feature in check_feature_ids(feature_ids):
         vectors = named.get(feature)
         if not vectors:
             tell("feature_missing", logging.WARNING, feature=feature, path="mm_emb_dict")
@@ -201,63 +145,6 @@ def from_memory(mm_emb_dict: Mapping[Any, Mapping[Any, Any]], feature_ids: Seque
     if not read:
         raise NoEmbeddingsError(f"No usable vector of the features {', '.join(map(str, feature_ids))} is in memory.")
     return _gather(read, digest.hexdigest(), {}, bad)
-
-
-# Finding.
-
-
-def _feature_ids(feature_ids: Sequence[str | int]) -> list[str]:
-    if isinstance(feature_ids, str):
-        feature_ids = [feature_ids]
-    ids = list(dict.fromkeys(str(feature) for feature in feature_ids))
-    if not ids:
-        raise ConfigError("No feature id is given: name at least one, such as 81.")
-    for feature in ids:
-        # It becomes part of a path: no dots, no slashes, and no underscore, which separates id and dim.
-        if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", feature):
-            raise ConfigError(f"{feature!r} is no feature id. Ids are letters and digits, such as 81.")
-    return ids
-
-
-def _find(folder: Path, feature: str) -> FeatureSource | None:
-    try:
-        return _search(folder, feature)
-    except OSError as error:
-        raise EmbeddingError(f"'{folder}' cannot be listed: {error.strerror or error}.") from error
-
-
-def _search(folder: Path, feature: str) -> FeatureSource | None:
-    named = re.compile(rf"emb_{re.escape(feature)}_([0-9]{{1,9}})(\.pkl|_parquet)?")
-    forms: dict[str, list[tuple[int, Path]]] = {"pickle": [], "parquet": [], "jsonl": []}
-    for path in sorted(folder.iterdir()):
-        match = named.fullmatch(path.name)
-        if match is None:
-            continue
-        ending = match[2] or ""
-        if ending == ".pkl":
-            form = "pickle"
-        elif not path.is_dir():
-            continue
-        else:
-            form = "parquet" if ending or any(name.suffix == ".parquet" for name in path.iterdir()) else "jsonl"
-        forms[form].append((int(match[1]), path))
-    for form, found in forms.items():
-        if not found:
-            continue
-        if len(found) > 1:
-            names = ", ".join(path.name for _, path in found)
-            raise EmbeddingError(f"Feature {feature} is ambiguous in '{folder}': {names}. Keep one of them.")
-        dim, path = found[0]
-        if not 0 < dim <= MAX_DIM:
-            raise EmbeddingError(f"'{path}' says that its vectors have {dim} numbers; 1 to {MAX_DIM} can be read.")
-        return FeatureSource(feature, dim, form, path, (path,) if form == "pickle" else _parts(path, form))  # type: ignore[arg-type]
-    return None
-
-
-def _parts(folder: Path, form: str) -> tuple[Path, ...]:
-    """Return the files of a folder, without markers such as _SUCCESS, .crc and editors' leftovers."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")) and not path.is_dir())
-    return tuple(path for path in paths if form != "parquet" or path.suffix == ".parquet") or tuple(paths)
 
 
 # Reading.

@@ -14,7 +14,6 @@ import mmap as mmap_module
 import os
 import stat
 import time
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -22,7 +21,16 @@ from pathlib import Path
 from semid_dataset.errors import StoreError
 from semid_dataset.messages import logger
 
-__all__ = ["map_file", "open_regular", "publish_first", "real_folder", "replace_file", "set_aside", "sync_folder"]
+__all__ = [
+    "map_file",
+    "open_regular",
+    "publish_first",
+    "real_folder",
+    "replace_file",
+    "set_aside",
+    "sync_folder",
+    "try_write",
+]
 
 Buffer = bytes | bytearray | memoryview
 
@@ -153,6 +161,16 @@ def replace_file(path: Path, buffers: Iterable[Buffer], *, sync: bool = True, ba
         sync_folder(path.parent)
 
 
+def try_write(folder: Path) -> None:
+    """
+    Write a byte into a folder and take it away again.
+
+    Raises:
+        OSError: the folder takes no write: read-only, full, not ours.
+    """
+    _write_temporary(folder, "probe", [b"?"], sync=False).unlink()
+
+
 def set_aside(path: Path, inode: int) -> Path | None:
     """
     Rename a damaged file so that its name is free again; it is never deleted.
@@ -167,7 +185,7 @@ def set_aside(path: Path, inode: int) -> Path | None:
     Raises:
         OSError: it could not be renamed.
     """
-    aside = path.with_name(f"{path.name}.damaged-{uuid.uuid4().hex[:12]}")
+    aside = path.with_name(f"{path.name}.damaged-{_random()}")
     try:
         if path.lstat().st_ino != inode:
             return None
@@ -198,9 +216,13 @@ def sync_folder(folder: Path) -> None:
         logger.debug("folder %s could not be synced: %s", folder, error)
 
 
+def _random() -> str:
+    # Not from pids and thread ids: those of two nodes on one shared folder may be the same.
+    return os.urandom(12).hex()
+
+
 def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync: bool = True) -> Path:
-    # A random name: pids and thread ids of two nodes on one shared folder may be the same.
-    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    temporary = folder / f".{name}.{_random()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(temporary, flags, 0o666)
     try:
@@ -251,7 +273,7 @@ def _claim_first(temporary: Path, final: Path) -> bool:
                 time.sleep(0.05)
                 continue
             with suppress(FileNotFoundError):  # its writer died between claim and rename: one of the waiters frees it
-                claim.rename(claim.with_name(f"{claim.name}.{uuid.uuid4().hex[:12]}.tmp"))
+                claim.rename(claim.with_name(f"{claim.name}.{_random()}.tmp"))
             continue
         if final.exists():  # published, then its claim was swept
             return False

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from semid_dataset import store
 from semid_dataset.config import Identity
 from semid_dataset.errors import CorruptTableError, ParentError, StoreError
-from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.messages import degrade, logger, tell
 from semid_dataset.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
+    from semid_dataset.fusion import FeatureMatrix
     from semid_dataset.quantizer import ResidualQuantizer
 
 __all__ = [
@@ -230,7 +230,7 @@ def find_lineage(
     roots: Iterable[store.Root],
     identity: Identity,
     items: NDArray[np.int64] | list[str],
-    features: Sequence[FeatureMatrix],
+    features: "Sequence[FeatureMatrix]",
     *,
     mmap: bool,
     may_write: bool,
@@ -270,7 +270,7 @@ def _born(table: SemanticIdTable) -> float:
 def reproduction_error(
     table: SemanticIdTable,
     items: NDArray[np.int64] | list[str],
-    features: Sequence[FeatureMatrix],
+    features: "Sequence[FeatureMatrix]",
     known: NDArray[np.int64],
 ) -> tuple[float, float, bool]:
     """
@@ -301,7 +301,7 @@ def grow(
     root: store.Root | None,
     row: Lineage,
     items: NDArray[np.int64] | list[str],
-    features: Sequence[FeatureMatrix],
+    features: "Sequence[FeatureMatrix]",
     *,
     mmap: bool,
 ) -> tuple[SemanticIdTable, int]:
@@ -347,7 +347,7 @@ def _extended(
     generation: int,
     base: SemanticIdTable,
     items: NDArray[np.int64] | list[str],
-    features: Sequence[FeatureMatrix],
+    features: "Sequence[FeatureMatrix]",
     missing: NDArray[np.int64],
 ) -> list[Any]:
     from semid_dataset.collisions import resolve_collisions
@@ -384,8 +384,10 @@ def _extended(
     )
 
 
-def _take(features: Sequence[FeatureMatrix], wanted: NDArray[np.int64], items: int) -> list[FeatureMatrix]:
+def _take(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items: int) -> "list[FeatureMatrix]":
     """Return the features of the items at `wanted` (ascending positions), renumbered from 0."""
+    from semid_dataset.fusion import FeatureMatrix
+
     position = np.full(items, -1, np.int64)
     position[wanted] = np.arange(len(wanted))
     taken = []

@@ -7,9 +7,7 @@ of them and never gets here, see `dataset`.) `ALLOW_SEMANTIC_GENERATION` gates e
 training; under a closed gate nothing is written but the compiled form of a hand-made file.
 """
 
-import hashlib
 import logging
-import resource
 import sys
 import time
 import warnings
@@ -20,46 +18,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from semid_dataset import features as feature_files
-from semid_dataset import files, healing, lineage, store
+from semid_dataset import birth, files, lineage, store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import (
-    ConfigError,
-    EmbeddingError,
     GenerationError,
     NoEmbeddingsError,
-    ParentError,
     SemanticIdFileError,
     SemanticIdWarning,
     SemidError,
 )
-from semid_dataset.features import Embeddings, FeatureSource
-from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.id_json import parse_id_json
 from semid_dataset.messages import degrade, logger, tell, text
+from semid_dataset.sources import FeatureSource, features_folder, find_sources
 from semid_dataset.table import SemanticIdTable, build_table_buffers
-from semid_dataset.vectors import check_vectors
 
 if TYPE_CHECKING:
+    from semid_dataset.features import Embeddings
     from semid_dataset.quantizer import ResidualQuantizer
 
-__all__ = [
-    "Ask",
-    "extend_with_vectors",
-    "generate_from_vectors",
-    "generate_semantic_ids",
-    "generate_semantic_ids_on_demand",
-    "in_loader_worker",
-    "look",
-    "own_embeddings",
-    "resolve",
-]
+__all__ = ["Ask", "Resolution", "in_loader_worker", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
-EPOCHS_PER_LINE = 5
-OWN_FEATURE = "own"  # id of embeddings that have none
 RETRAIN = "To train anew: generate_semantic_ids(..., retrain=True)."
 
 
@@ -97,7 +77,7 @@ def resolve(ask: Ask) -> SemanticIdTable:
     if not environment.gate.understood:
         degrade("gate_unknown", value=environment.gate.value)
     try:
-        table = _Resolution(ask, environment, may_generate=environment.gate.allowed, in_worker=in_loader_worker()).run()
+        table = Resolution(ask, environment, may_generate=environment.gate.allowed, in_worker=in_loader_worker()).run()
     except (SemidError, OSError, MemoryError) as error:
         return _default(ask, environment, error)
     except Exception as error:  # noqa: BLE001 - whatever training meets (a CUDA error, say) ends in default IDs
@@ -117,7 +97,11 @@ def look(ask: Ask) -> SemanticIdTable:
         GenerationError, NoEmbeddingsError: there are no IDs yet.
         SemidError, OSError: as the steps say.
     """
-    return _Resolution(ask, Environment.read(), may_generate=False).run()
+    environment = Environment.read()
+    resolution = Resolution(ask, environment, may_generate=False)
+    if environment.gate.allowed:
+        resolution.forbidden_by = "none are made by looking"
+    return resolution.run()
 
 
 def in_loader_worker() -> bool:
@@ -145,7 +129,7 @@ def _default(ask: Ask, environment: Environment, error: Exception) -> SemanticId
     return SemanticIdTable.default(ask.config.num_quantizers, reason=str(error))
 
 
-class _Resolution:
+class Resolution:
     """One pass through the order; what several of its steps need is looked up once and kept here."""
 
     def __init__(self, ask: Ask, environment: Environment, *, may_generate: bool, in_worker: bool = False) -> None:
@@ -153,6 +137,7 @@ class _Resolution:
         self.config = ask.config
         self.may_generate = may_generate and not in_worker
         self.in_worker = in_worker
+        self.forbidden_by = "ALLOW_SEMANTIC_GENERATION forbids generating"
         self.mmap = environment.mmap
         self.lock_timeout = environment.lock_timeout or ask.config.lock_timeout
         self.roots = store.Roots(ask.data_dir, ask.cache_dir, environment)
@@ -176,13 +161,13 @@ class _Resolution:
             sources = self._sources()
         except NoEmbeddingsError as error:
             return self._without_embeddings(error)
-        question, embeddings = self._question(sources)
-        if (table := self._remembered(question)) is not None:
+        question, embeddings = self.question(sources)
+        if (table := self.remembered(question)) is not None:
             tell("loaded", items=len(table))
             return table
         if not self.may_generate:
             return self._behind_the_gate(sources, embeddings, question)
-        return self._generate(sources, embeddings, question)
+        return self.generate(sources, embeddings, question)
 
     # --- a hand-made file ---
 
@@ -255,13 +240,14 @@ class _Resolution:
         try:
             if data_dir is None:
                 raise NoEmbeddingsError("There is no data directory to read embeddings from.")
-            return feature_files.find_sources(data_dir, self.ask.feature_ids)
+            return find_sources(data_dir, self.ask.feature_ids)
         except NoEmbeddingsError:
             if self.ask.embeddings and any(len(vectors) for vectors in self.ask.embeddings.values()):
                 return []
             raise
 
-    def _question(self, sources: Sequence[FeatureSource]) -> tuple[store.Question, Embeddings | None]:
+    def question(self, sources: Sequence[FeatureSource]) -> "tuple[store.Question, Embeddings | None]":
+        """Return what is asked, and the embeddings if they come from memory: then their content is part of it."""
         parent = "" if self.parent is None else self.parent.digest
         if sources:
             assert self.ask.data_dir is not None
@@ -271,14 +257,16 @@ class _Resolution:
             embeddings = None
         else:
             assert self.ask.embeddings is not None
-            embeddings = feature_files.from_memory(self.ask.embeddings, self.ask.feature_ids)
+            from semid_dataset.features import from_memory
+
+            embeddings = from_memory(self.ask.embeddings, self.ask.feature_ids)
             identity = Identity.of(self.config, embeddings.dims)
             question = store.Question("ids", identity, (), content=embeddings.digest, parent=parent)
         if self.parent is not None:
             lineage.check_parent(self.parent, identity, self.ask.feature_ids)
         return question, embeddings
 
-    def _remembered(self, question: store.Question) -> SemanticIdTable | None:
+    def remembered(self, question: store.Question) -> SemanticIdTable | None:
         """Return the table that a memo names for this question: no embedding is read."""
         memo = store.Memo.recall(self.roots, question, renew=self.may_generate)
         if memo is None:
@@ -309,7 +297,7 @@ class _Resolution:
                 how=RETRAIN,
             )
 
-    def _row(self, question: store.Question, embeddings: Embeddings, *, may_write: bool) -> lineage.Lineage | None:
+    def _row(self, question: store.Question, embeddings: "Embeddings", *, may_write: bool) -> lineage.Lineage | None:
         """Return the dataset's lineage: the parent's, else one that holds and fits its items."""
         if self.parent is not None:
             return lineage.row_of_parent(self.roots, self.parent, mmap=self.mmap, may_write=may_write)
@@ -318,8 +306,11 @@ class _Resolution:
             self.roots, question.identity, embeddings.items, embeddings.features, mmap=self.mmap, may_write=may_write
         )
 
-    def _read(self, sources: Sequence[FeatureSource], turn: store.Turn | None = None) -> Embeddings:
-        return feature_files.read_sources(sources, on_progress=None if turn is None else turn.beat)
+    def read(self, sources: Sequence[FeatureSource], turn: store.Turn | None = None) -> "Embeddings":
+        """Read the embeddings; the only step that is as long as they are large."""
+        from semid_dataset.features import read_sources
+
+        return read_sources(sources, on_progress=None if turn is None else turn.beat)
 
     # --- the gate is closed ---
 
@@ -328,15 +319,15 @@ class _Resolution:
         if (table := self._known_here()) is not None:
             return self._stale(table, str(error).rstrip("."))
         data_dir = self.ask.data_dir
-        if data_dir is not None and feature_files.features_folder(data_dir) is None:
+        if data_dir is not None and features_folder(data_dir) is None:
             tell("no_folder", level=logging.WARNING, path=data_dir / "creative_emb")
         tell("no_features", level=logging.WARNING)
         raise error
 
     def _behind_the_gate(
-        self, sources: Sequence[FeatureSource], embeddings: Embeddings | None, question: store.Question
+        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: store.Question
     ) -> SemanticIdTable:
-        why = "this is a DataLoader worker" if self.in_worker else "ALLOW_SEMANTIC_GENERATION forbids generating"
+        why = "this is a DataLoader worker" if self.in_worker else self.forbidden_by
         if self.in_worker:  # reading gigabytes in every worker is no answer either
             raise GenerationError(f"Their embeddings have no IDs yet, and {why}.")
         if (exported := self._exported_ids(question.identity)) is not None:
@@ -344,7 +335,7 @@ class _Resolution:
         row: lineage.Lineage | None = None
         try:
             if self.parent is not None or any(not name.startswith("json-") for name in store.lineages(self.roots)):
-                embeddings = embeddings or self._read(sources)
+                embeddings = embeddings or self.read(sources)
                 row = self._row(self._about_what_was_read(question, embeddings), embeddings, may_write=False)
                 if row is not None:
                     missing = int((row.base.rows_of(embeddings.items) < 0).sum())
@@ -396,11 +387,13 @@ class _Resolution:
         if identity is not None and export.identity != identity.digest:
             return None
         assert self.ask.data_dir is not None
+        from semid_dataset import healing
+
         return healing.exported_table(self.ask.data_dir / JSON_FILE, export)
 
     def _heal(
         self,
-        embeddings: Embeddings,
+        embeddings: "Embeddings",
         question: store.Question,
         root: store.Root | None,
         turn: store.Turn,
@@ -425,10 +418,12 @@ class _Resolution:
             return None
         assert self.ask.data_dir is not None
         path = self.ask.data_dir / JSON_FILE
+        from semid_dataset import healing
+
         ids = healing.exported_table(path, export)
 
         def train_again() -> SemanticIdTable:
-            buffers = train_table(embeddings, self.config, identity, export.lineage, turn, started)
+            buffers = birth.train_table(embeddings, self.config, identity, export.lineage, turn, started)
             return SemanticIdTable.from_buffer(b"".join(buffers))
 
         same = lineage.lineage_name(identity, embeddings.digest) == export.lineage
@@ -454,7 +449,7 @@ class _Resolution:
         return lineage.Lineage(export.lineage, table)
 
     def _after_loss(
-        self, name: str, buffers: list[Any], question: store.Question, embeddings: Embeddings
+        self, name: str, buffers: list[Any], question: store.Question, embeddings: "Embeddings"
     ) -> tuple[str, list[Any]]:
         """Say aloud that a lineage is lost, and return a name that no lost lineage had, with the table under it."""
         memo = store.Memo.recall(self.roots, question, renew=False)
@@ -487,9 +482,10 @@ class _Resolution:
 
     # --- generating ---
 
-    def _generate(
-        self, sources: Sequence[FeatureSource], embeddings: Embeddings | None, question: store.Question
+    def generate(
+        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: store.Question
     ) -> SemanticIdTable:
+        """Take this process's turn, unless the answer appears while it waits for it."""
         root = store.writable_root(self.roots)
         answered: list[SemanticIdTable] = []
 
@@ -497,7 +493,7 @@ class _Resolution:
             memo = store.Memo.recall(self.roots, question, renew=False)
             if memo is None:
                 return False
-            found = self._remembered(question)
+            found = self.remembered(question)
             answered.extend([] if found is None else [found])
             return found is not None
 
@@ -506,21 +502,22 @@ class _Resolution:
             if turn is None or ready():  # look, lock, look again: whoever held the lock may have answered
                 tell("loaded", items=len(answered[-1]))
                 return answered[-1]
-            return self._generate_now(sources, embeddings, question, root, turn)
+            return self.generate_now(sources, embeddings, question, root, turn)
 
-    def _generate_now(
+    def generate_now(
         self,
         sources: Sequence[FeatureSource],
-        embeddings: Embeddings | None,
+        embeddings: "Embeddings | None",
         question: store.Question,
         root: store.Root | None,
         turn: store.Turn,
         retraining: bool = False,
     ) -> SemanticIdTable:
+        """Extend the dataset\'s lineage, or train; publish, export and remember the answer."""
         started = time.perf_counter()
         tell("generating")
         tell("loading_features")
-        embeddings = embeddings or self._read(sources, turn)
+        embeddings = embeddings or self.read(sources, turn)
         turn.beat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=len(embeddings.items), dim=dims)
@@ -537,7 +534,7 @@ class _Resolution:
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
 
-    def _about_what_was_read(self, question: store.Question, embeddings: Embeddings) -> store.Question:
+    def _about_what_was_read(self, question: store.Question, embeddings: "Embeddings") -> store.Question:
         """Return the question with the identity of the features that could be read: one of them may be damaged."""
         identity = Identity.of(self.config, embeddings.dims)
         if identity == question.identity:
@@ -547,7 +544,7 @@ class _Resolution:
         return replace(question, identity=identity)
 
     def _extend(
-        self, row: lineage.Lineage, embeddings: Embeddings, root: store.Root | None, question: store.Question
+        self, row: lineage.Lineage, embeddings: "Embeddings", root: store.Root | None, question: store.Question
     ) -> SemanticIdTable:
         known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
         if len(known) and len(row.base):
@@ -572,7 +569,7 @@ class _Resolution:
 
     def _train(
         self,
-        embeddings: Embeddings,
+        embeddings: "Embeddings",
         question: store.Question,
         root: store.Root | None,
         turn: store.Turn,
@@ -588,7 +585,7 @@ class _Resolution:
         while retraining and store.generations(self.roots, name):
             counter += 1
             name = lineage.lineage_name(question.identity, embeddings.digest, counter)
-        buffers = train_table(embeddings, self.config, question.identity, name, turn, started)
+        buffers = birth.train_table(embeddings, self.config, question.identity, name, turn, started)
         if not retraining:
             name, buffers = self._after_loss(name, buffers, question, embeddings)
         table: SemanticIdTable | None = None
@@ -635,7 +632,7 @@ class _Resolution:
         memo.note(self.roots, question, {path: str(table.info["json_sha256"])})
 
     def _remember(
-        self, table: SemanticIdTable, embeddings: Embeddings, question: store.Question, root: store.Root | None
+        self, table: SemanticIdTable, embeddings: "Embeddings", question: store.Question, root: store.Root | None
     ) -> None:
         if root is None or table.path is None:
             return
@@ -643,299 +640,3 @@ class _Resolution:
         memo.note(self.roots, question, embeddings.file_digests)
         if self.ask.data_dir is not None and not (self.parent is not None and table.digest == self.parent.digest):
             store.note_served(self.roots, self.ask.data_dir, table.lineage)
-
-
-def train_table(
-    embeddings: Embeddings,
-    config: SemanticIdConfig,
-    identity: Identity,
-    name: str,
-    turn: store.Turn,
-    started: float,
-) -> list[Any]:
-    """
-    Train codebooks on embeddings and return the bytes of table 0 of a new lineage.
-
-    Raises:
-        TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
-    """
-    from semid_dataset.collisions import Resolution, resolve_collisions
-    from semid_dataset.fusion import Fusion
-    from semid_dataset.quality import measure
-    from semid_dataset.training import train
-
-    stages: dict[str, float] = {}  # seconds
-    began = started
-
-    def done(stage: str) -> None:
-        nonlocal began
-        turn.beat()
-        began, stages[stage] = time.perf_counter(), time.perf_counter() - began
-
-    done("reading")
-    items = len(embeddings.items)
-    fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
-    vectors = fusion.apply(embeddings.features, items)
-    done("fusion")
-    tell("training")
-
-    def on_epoch(epoch: int, epochs: int, loss: float) -> None:
-        turn.beat()
-        if epoch % EPOCHS_PER_LINE == 0 or epoch == epochs:
-            tell("epoch", epoch=epoch, epochs=epochs, loss=loss)
-
-    trained = train(vectors, config, on_epoch=on_epoch, on_progress=turn.beat)
-    if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
-        tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
-    tell("trained")
-    done("training")
-    quantizer = trained.quantizer
-    if len(embeddings.features) > 1:
-        quantizer.fusion = fusion
-    tell("encoding")
-    raw = quantizer.encode(vectors)
-    done("encoding")
-    unique = config.unique
-    if unique and items > config.capacity:
-        degrade("beyond_capacity", items=items, capacity=config.capacity)
-        unique = False
-    resolution = (
-        resolve_collisions(quantizer, vectors, raw)
-        if unique
-        else Resolution(codes=raw, moved=0, exact_duplicates=0, shared=_shared(raw))
-    )
-    done("uniqueness")
-    tell("encoded", items=items)
-    weights, description = quantizer.to_arrays()
-    quality = measure(quantizer, vectors, raw, resolution, trained)
-    done("measuring")
-    error, variance = _error_and_variance(vectors, quantizer.decode(resolution.codes))
-    now = time.time()
-    info = {
-        "lineage": name,
-        "generation": 0,
-        "identity": identity.to_dict(),
-        "settings": {**config.to_dict(), "unique": unique},
-        "quantizer": description,
-        "quality": quality,
-        "provenance": {
-            "born": now,
-            "embeddings": embeddings.digest,
-            "files": {path.name: digest for path, digest in embeddings.file_digests.items()},
-            "bad_rows": embeddings.bad_rows,
-            "device": trained.device,
-            "variance": variance,
-            "relative_error": error / variance if variance > 0 else 0.0,
-            "seconds": time.perf_counter() - started,
-            "stages": stages,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        },
-        "history": [{"generation": 0, "time": now, "items": items, "new": items, "moved": resolution.moved}],
-    }
-    return build_table_buffers(embeddings.items, resolution.codes, info=info, weights=weights)
-
-
-def _error_and_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> tuple[float, float]:
-    """Return mean squared error and variance per item, in blocks: a whole copy in float64 would double the memory."""
-    mean = vectors.mean(0, dtype=np.float64)
-    error = variance = 0.0
-    for start in range(0, len(vectors), 8192):
-        block = vectors[start : start + 8192].astype(np.float64)
-        error += float(np.square(block - decoded[start : start + 8192]).sum())
-        variance += float(np.square(block - mean).sum())
-    return error / len(vectors), variance / len(vectors)
-
-
-def _shared(codes: NDArray[Any]) -> int:
-    _, counts = np.unique(codes, axis=0, return_counts=True)
-    return int(counts[counts > 1].sum())
-
-
-def generate_semantic_ids(
-    data_dir: Path | str,
-    feature_ids: Sequence[str | int] = ("81",),
-    *,
-    config: SemanticIdConfig | None = None,
-    output_dir: Path | str | None = None,
-    retrain: bool = False,
-    parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
-) -> SemanticIdTable:
-    """
-    Make semantic IDs now: an explicit command, so it ignores `ALLOW_SEMANTIC_GENERATION` and raises.
-
-    Args:
-        data_dir: holds `creative_emb/`.
-        feature_ids: of the embeddings.
-        config: how IDs are made.
-        output_dir: train anew and write `semantic_id_dict.json` and `semid_table.safetensors` there,
-            leaving the cache alone. Without it the result is published in the cache.
-        retrain: start a new lineage although there is one; IDs move.
-        parent: extend this table instead of training.
-
-    Raises:
-        NoEmbeddingsError, EmbeddingError: nothing to train on.
-        SemidError, OSError: as the steps say.
-    """
-    ask = Ask(
-        Path(data_dir),
-        tuple(map(str, feature_ids)),
-        config=config or SemanticIdConfig(),
-        parent=Path(parent) if isinstance(parent, str) else parent,
-    )
-    resolution = _Resolution(ask, Environment.read(), may_generate=True)
-    resolution.open_parent()
-    if resolution.parent is not None and not resolution.parent.has_quantizer:
-        raise ParentError(
-            f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
-            f"Give the {lineage.TABLE_FILE} of a training."
-        )
-    sources = feature_files.find_sources(Path(data_dir), ask.feature_ids)
-    question, _ = resolution._question(sources)
-    if output_dir is not None:
-        return _generate_into(Path(output_dir), resolution, sources, question)
-    if not retrain:
-        return resolution._remembered(question) or resolution._generate(sources, None, question)
-    before = resolution._remembered(question)
-    root = store.writable_root(resolution.roots)
-    name = question.name
-    with store.take_turn(root, name, timeout=resolution.lock_timeout, ready=lambda: False) as turn:
-        table = resolution._generate_now(sources, None, question, root, turn or store.Turn(None), retraining=True)
-    if before is not None:
-        rows = table.rows_of(before.keys_array)
-        both = rows >= 0
-        moved = int((table.codes_array[rows[both]] != before.codes_array[both]).any(1).sum())
-        tell("retrained", moved=moved, items=int(both.sum()), lineage=before.lineage)
-    return table
-
-
-def _generate_into(
-    output: Path, resolution: _Resolution, sources: Sequence[FeatureSource], question: store.Question
-) -> SemanticIdTable:
-    if resolution.parent is not None:
-        raise ConfigError("output_dir trains anew and parent extends: give one of them.")
-    assert question.identity is not None
-    started = time.perf_counter()
-    tell("loading_features")
-    embeddings = resolution._read(sources)
-    return _train_into(output, embeddings, resolution.config, question.identity, started)
-
-
-def _train_into(
-    output: Path, embeddings: Embeddings, config: SemanticIdConfig, identity: Identity, started: float
-) -> SemanticIdTable:
-    tell("features", items=len(embeddings.items), dim="+".join(str(dim) for _, dim in embeddings.dims))
-    name = lineage.lineage_name(identity, embeddings.digest)
-    buffers = train_table(embeddings, config, identity, name, store.Turn(None), started)
-    output.mkdir(parents=True, exist_ok=True)
-    files.replace_file(output / lineage.TABLE_FILE, buffers)
-    table = store.open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
-    tell("saving", path=output / JSON_FILE)
-    files.replace_file(output / JSON_FILE, table.json_chunks())
-    tell("saved")
-    return table.with_status("trained", f"written to {output}")
-
-
-def generate_from_vectors(
-    items: Sequence[int] | Sequence[str] | NDArray[Any],
-    vectors: NDArray[Any],
-    *,
-    output_dir: Path | str,
-    config: SemanticIdConfig | None = None,
-) -> SemanticIdTable:
-    """
-    Make semantic IDs of any embeddings; an explicit command, like `generate_semantic_ids`.
-
-    Args:
-        items: n ints or strings, each once.
-        vectors: (n, dim) of finite numbers, in the order of the items.
-        output_dir: `semid_table.safetensors` and `semantic_id_dict.json` are written there, in place of older ones.
-        config: how IDs are made.
-
-    Raises:
-        NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things.
-        SemidError, OSError: as the steps say.
-    """
-    started = time.perf_counter()
-    embeddings = own_embeddings(items, vectors)
-    config = config or SemanticIdConfig()
-    return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
-
-
-def extend_with_vectors(
-    table: SemanticIdTable, items: Sequence[int] | Sequence[str] | NDArray[Any], vectors: NDArray[Any]
-) -> tuple[SemanticIdTable, int]:
-    """
-    Return a table in memory that holds all IDs of `table` and those of new items, and how many were new.
-
-    New items are encoded by the table's quantizer and made unique among the codes that are free; nothing is
-    written. `.save(path)` of the result keeps it.
-
-    Raises:
-        TableError: the table has no quantizer.
-        EmbeddingError: the vectors are not such as it was made from.
-    """
-    quantizer = table.quantizer
-    embeddings = own_embeddings(items, vectors)
-    dim = embeddings.features[0].dim
-    if quantizer.fusion is not None:
-        raise EmbeddingError(
-            f"'{table.path}' was made from several features of a data directory; one matrix of {dim} numbers is not "
-            "enough. Extend it with: semid generate DATA_DIR --parent TABLE."
-        )
-    if quantizer.dim != dim:
-        raise EmbeddingError(f"'{table.path}' encodes vectors of {quantizer.dim} numbers, these have {dim}.")
-    missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
-    if not len(missing):
-        return table, 0
-    buffers = lineage._extended(
-        table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing
-    )
-    reason = f"{len(missing)} new items, lineage {table.lineage}"
-    return SemanticIdTable.from_buffer(b"".join(buffers), status="extended", reason=reason), len(missing)
-
-
-def own_embeddings(items: Any, vectors: NDArray[Any]) -> Embeddings:
-    """
-    Return a caller's items and vectors in the order and form that the readers of data directories give.
-
-    Raises:
-        EmbeddingError: as `check_vectors`.
-    """
-    keys, matrix = check_vectors(items, vectors)
-    if isinstance(keys, np.ndarray):
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-    else:
-        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
-        keys = [keys[row] for row in order.tolist()]
-    if (order[1:] < order[:-1]).any():
-        matrix = matrix[order]
-    digest = hashlib.sha256(f"{OWN_FEATURE}\0{matrix.shape}\0".encode())
-    digest.update(keys.tobytes() if isinstance(keys, np.ndarray) else "\0".join(keys).encode())
-    digest.update(matrix.data)
-    feature = FeatureMatrix(OWN_FEATURE, np.arange(len(matrix)), matrix)
-    return Embeddings(keys, (feature,), digest.hexdigest(), {}, bad_rows=0)
-
-
-def generate_semantic_ids_on_demand(
-    data_path: Path | str, mm_emb_ids: Sequence[str | int], args: object | None = None
-) -> SemanticIdTable:
-    """
-    Return the semantic IDs of a data directory, made now if there are none; never raises.
-
-    Kept for callers of the original function. Gated and degrading like the property: where no IDs
-    can be had, default IDs answer, and `.status` and `.reason` say so.
-
-    Args:
-        data_path: the data directory.
-        mm_emb_ids: ids of the features.
-        args: of it only `device` is read; lr, batch_size and num_epochs are the recommender's.
-    """
-    device = getattr(args, "device", None)
-    config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
-    ask = Ask(Path(data_path), tuple(map(str, mm_emb_ids)), config=config)
-    try:
-        return resolve(ask)
-    except SemidError as error:
-        degrade("default", reason=error)
-        return SemanticIdTable.default(config.num_quantizers, reason=str(error))

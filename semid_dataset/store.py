@@ -19,9 +19,7 @@ import json
 import logging
 import os
 import re
-import socket
 import stat
-import tempfile
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -90,8 +88,8 @@ class Root:
     def takes_writes(self) -> bool:
         """Try a write: permission bits say nothing about root, read-only mounts and quotas."""
         try:
-            with tempfile.TemporaryFile(dir=self.folder(create=True)):
-                return True
+            files.try_write(self.folder(create=True))
+            return True
         except OSError as error:
             logger.debug("cache folder %s takes no writes: %s", self.path, error)
             return False
@@ -500,7 +498,7 @@ class Turn:
             return
         self._last_beat = now
         self._beats += 1
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats, "time": time.time()}
+        owner = {"host": os.uname().nodename, "pid": os.getpid(), "beats": self._beats, "time": time.time()}
         with suppress(OSError):  # the others see an older beat: they may stop waiting, nothing worse
             files.replace_file(self._owner_file, [json.dumps(owner).encode()], sync=False)
 

@@ -20,9 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semid_dataset import features, rows
+from semid_dataset import rows, sources
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError, UnsafePickleError
-from semid_dataset.features import Embeddings, features_folder, find_sources, from_memory, read_sources
+from semid_dataset.features import Embeddings, from_memory, read_sources
+from semid_dataset.sources import features_folder, find_sources
 
 Matrix = NDArray[np.float32]
 CID0 = 20_000_000_000
@@ -267,7 +268,7 @@ def test_a_feature_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytes
         found = read(tmp_path, 81, 82)
     assert found.dims == [("81", 2)]
     assert [path.name for path in found.file_digests] == ["emb_81_2.pkl"]
-    assert "feature 82" in caplog.text
+    assert "Feature 82" in caplog.text
     assert "emb_82_2.pkl" in caplog.text
 
 
@@ -603,4 +604,4 @@ def test_no_file_is_modified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     read(tmp_path, 81)
     monkeypatch.undo()
     assert (path.read_bytes(), path.stat().st_mtime_ns) == before
-    assert features.FOLDERS == ("creative_emb", "mm_emb")
+    assert sources.FOLDERS == ("creative_emb", "mm_emb")

@@ -18,6 +18,7 @@ from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, opti
 from semid_dataset import (
     SemanticIdConfig,
     SemanticIdTable,
+    birth,
     container,
     features,
     generate_semantic_ids,
@@ -511,7 +512,7 @@ def test_a_training_that_fails_gives_defaults_with_the_reason(data: Path, monkey
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(resolve, "train_table", fail)
+    monkeypatch.setattr(birth, "train_table", fail)
     with pytest.warns(SemanticIdWarning, match="device-side assert"):
         assert SmallDataset(data).semantic_id_dict.status == "default"
 

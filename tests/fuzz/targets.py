@@ -22,7 +22,7 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["semid_dataset"]):
-    from semid_dataset import array_pickle, container, features, id_json, rows, table
+    from semid_dataset import array_pickle, container, features, id_json, rows, sources, table
     from semid_dataset.errors import EmbeddingError, TableError
 
 import numpy as np
@@ -102,7 +102,7 @@ def fuzz_jsonl(data: bytes) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "part-0").write_bytes(data)
     try:
-        found = features.read_sources(features.find_sources(SCRATCH, ["82"]))
+        found = features.read_sources(sources.find_sources(SCRATCH, ["82"]))
     except EmbeddingError:
         return
     assert len(found.items) == len(found.features[0].matrix)
