@@ -137,6 +137,12 @@ LINES: dict[str, tuple[str, str]] = {
         "semantic_id已过期: {reason}。{known} 个已知物品保留其ID，其余物品使用默认值",
     ),
     "default": ("Default semantic IDs are used: {reason}", "将使用默认semantic_id: {reason}"),
+    "low_coverage": (
+        "Only {share:.1%} of the items asked for have a semantic_id. Without: {missed}, ...; with: {known}, ... "
+        "Are they ids of the same kind (creative ids, not re-ids)?",
+        "查询的物品中仅 {share:.1%} 有semantic_id。没有的: {missed} 等；有的: {known} 等。"
+        "两者是否为同一种ID（creative id，而非 re-id）？",
+    ),
     "drift": (
         "Vectors of known items have moved (relative error {error:.3f}, {birth:.3f} at birth); their IDs stay. {how}",
         "已知物品的向量发生变化（相对误差 {error:.3f}，训练时为 {birth:.3f}）；ID保持不变。{how}",

@@ -4,7 +4,6 @@ Show the figures of a table: as text, in a notebook, and as the flat numbers tha
 What was not measured is left out. A figure that nobody took is never shown as 0.
 """
 
-import html
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -62,17 +61,19 @@ class Quality(dict[str, Any]):
     def _repr_html_(self) -> str:
         if not self:
             return "<p>Quality: not measured</p>"
+        from html import escape  # a notebook's need, and a third of this room's import
+
         cell = 'style="text-align:right"'
         parts = ["<table><caption>Quality</caption><tbody>"]
         parts += [
-            f'<tr><th scope="row" style="text-align:left">{html.escape(label)}</th><td {cell}>{value}</td></tr>'
+            f'<tr><th scope="row" style="text-align:left">{escape(label)}</th><td {cell}>{value}</td></tr>'
             for label, value in self._scalars()
         ]
         parts.append("</tbody></table>")
         head, rows = self._levels()
         if rows:
             parts.append("<table><caption>Quality per level</caption><thead><tr>")
-            parts += [f'<th scope="col" {cell}>{html.escape(name)}</th>' for name in head]
+            parts += [f'<th scope="col" {cell}>{escape(name)}</th>' for name in head]
             parts.append("</tr></thead><tbody>")
             for row in rows:
                 parts.append("<tr>" + "".join(f"<td {cell}>{value}</td>" for value in row) + "</tr>")

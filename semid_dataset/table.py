@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from semid_dataset import files
 from semid_dataset.config import Environment, SemanticIdConfig
 from semid_dataset.container import Buffer, IntIndex, StringIndex, as_query, build_index, open_index, parse, serialize
-from semid_dataset.errors import CorruptTableError, TableError, UnknownItemError
+from semid_dataset.errors import CorruptTableError, ParentError, TableError, UnknownItemError
 from semid_dataset.id_json import json_chunks
+from semid_dataset.messages import degrade
 from semid_dataset.quality_view import Quality, figures
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ T = TypeVar("T")
 # collector, which in a forked worker would write to, and so copy, the pages of all its parent's objects.
 BLOCK_ITEMS = 1 << 8
 MAX_CODE = 65_535
+LOW_COVERAGE = 0.5  # below it, ids of another kind are likelier than new items
+ASKED_AT_LEAST = 100  # items, before a share of them says anything
 WEIGHTS = "quantizer."  # prefix of the weights' names in the file
 
 
@@ -69,11 +72,13 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_integers",
         "_inverse",
         "_keys",
+        "_misses",
         "_quantizer",
         "_shift",
         "_starts",
         "_stride",
         "_unpack",
+        "_warned",
         "codes_array",
         "digest",
         "info",
@@ -108,6 +113,8 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     _unpack: Any
     _inverse: tuple[NDArray[Any], NDArray[np.uint32]] | None
     _quantizer: "ResidualQuantizer | None"
+    _misses: int
+    _warned: bool
 
     def __init__(self) -> None:
         raise TypeError("Use SemanticIdTable.open(path), .from_mapping(ids), or a dataset's semantic_id_dict.")
@@ -154,6 +161,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         self._buffer, self._arrays, self._index = buffer, arrays, index
         self.info, self.codes_array, self.levels, self.digest = info, codes, codes.shape[1], str(digest)
         self._inverse = self._quantizer = None
+        self._misses, self._warned = 0, False
         # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
         # among: it leaves through the IndexError.
         self._integers = integers = isinstance(index, IntIndex)
@@ -255,6 +263,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             return [*self._unpack(self._codes, row * self._stride)]
         if self.strict:
             raise UnknownItemError(f"{self._name()} holds no item {item!r:.80}.")
+        self._misses += 1
         return [0] * self.levels
 
     @overload
@@ -264,7 +273,10 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     def get(self, item: object, /, default: Any = None) -> Any:
         """Return the ID of an item, or `default` where the table does not hold it."""
         row = self._index.row_of(item)
-        return [*self._unpack(self._codes, row * self._stride)] if row >= 0 else default
+        if row >= 0:
+            return [*self._unpack(self._codes, row * self._stride)]
+        self._misses += 1
+        return default
 
     def __contains__(self, item: object) -> bool:
         return self._index.row_of(item) >= 0
@@ -310,12 +322,14 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         return self._index.rows_of(items)
 
-    def codes(self, items: Any) -> NDArray[Any]:
+    def codes(self, items: Any, *, offset: int = 0) -> NDArray[Any]:
         """
         Return the IDs of many items.
 
         Args:
             items: as in `rows_of`.
+            offset: added to the codes of known items. With 1, a row of zeros means "no ID" and nothing else, as
+                embedding tables with `padding_idx=0` want it (see `embedding_table_sizes`).
 
         Returns:
             uint8 or uint16, one row of codes an item: (*shape of items, levels). Zeros where it is unknown.
@@ -326,20 +340,88 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         query = as_query(items)
         rows = self._index.rows_of(query)
         unknown = rows < 0
-        if not unknown.any():
-            return self.codes_array.take(rows, axis=0)
-        if self.strict:
-            flat = query if isinstance(query, list) else query.reshape(-1).tolist()
-            first = flat[int(np.flatnonzero(unknown.reshape(-1))[0])]
+        some = bool(unknown.any())
+        if some and self.strict:
+            first = _flat(query)[int(np.flatnonzero(unknown.reshape(-1))[0])]
             raise UnknownItemError(f"{self._name()} holds no item {first!r:.80}.")
-        codes: NDArray[Any] = np.zeros((*rows.shape, self.levels), self.codes_array.dtype)
+        if some:
+            self._count_misses(query, unknown)
+        if not some and not offset:
+            return self.codes_array.take(rows, axis=0)
+        largest = max(self.codebook_sizes, default=0) - 1 + offset if offset else 0
+        dtype = np.dtype(np.uint16) if largest > np.iinfo(np.uint8).max else self.codes_array.dtype
+        codes: NDArray[Any] = np.zeros((*rows.shape, self.levels), dtype)
         codes[~unknown] = self.codes_array.take(rows[~unknown], axis=0)
+        if offset:
+            codes[~unknown] += dtype.type(offset)
         return codes
 
     def coverage(self, items: Any) -> float:
-        """Return which share of the items has an ID here, 0…1; 0 where there are no items."""
-        rows = self.rows_of(items)
-        return float((rows >= 0).mean()) if rows.size else 0.0
+        """
+        Return which share of the items has an ID here, 0…1; 0 where there are no items.
+
+        Where it is low, a warning (once) names some that have none beside some that have: ids of another kind
+        are seen at a glance.
+        """
+        query = as_query(items)
+        rows = self._index.rows_of(query)
+        if not rows.size:
+            return 0.0
+        unknown = rows < 0
+        if unknown.any():
+            self._count_misses(query, unknown)
+        return float(1.0 - unknown.mean())
+
+    @property
+    def misses(self) -> int:
+        """How many look-ups found nothing: `table[item]`, `get`, `codes` and `coverage`, in this process."""
+        return self._misses
+
+    def _count_misses(self, query: NDArray[Any] | list[Any], unknown: NDArray[np.bool_]) -> None:
+        flat = unknown.reshape(-1)
+        missed = int(flat.sum())
+        self._misses += missed
+        if self._warned or not len(self) or flat.size < ASKED_AT_LEAST or missed <= (1 - LOW_COVERAGE) * flat.size:
+            return
+        self._warned = True
+        asked = _flat(query)
+        degrade(
+            "low_coverage",
+            share=1 - missed / flat.size,
+            missed=", ".join(f"{asked[at]!r:.40}" for at in np.flatnonzero(flat)[:3].tolist()),
+            known=", ".join(f"{key!r:.40}" for key in self._index.items(0, 3)),
+            stacklevel=4,
+        )
+
+    def embedding_table_sizes(self, offset: int = 1) -> tuple[int, ...]:
+        """
+        Return how many rows an embedding table of each level needs: its codes, shifted by `offset`.
+
+        One table per level keeps the order of the codes, which a sum over one common table loses:
+
+            sizes = table.embedding_table_sizes()
+            tables = nn.ModuleList(nn.Embedding(size, dim, padding_idx=0) for size in sizes)
+            codes = torch.from_numpy(table.codes(items, offset=1).astype("int64"))     # 0 is "no ID"
+            vectors = torch.stack([each(codes[..., level]) for level, each in enumerate(tables)]).sum(0)
+
+        Without an offset (the original's way) code 0 is a real code, and `padding_idx=0` would erase it.
+        """
+        return tuple(size + offset for size in self.codebook_sizes)
+
+    def assert_same_digest(self, expected: str) -> None:
+        """
+        Make sure that this is the table whose digest is `expected`: on every rank, or in inference as in training.
+
+        Nothing is sent between processes: note the digest in a checkpoint, or pass it on a command line.
+
+        Raises:
+            ParentError: it is another table.
+        """
+        if self.digest != expected:
+            raise ParentError(
+                f"{self._name()} has the digest {self.digest}, {expected} is expected: items have other IDs than the "
+                "recommender was trained with. Pass the table that lies beside its weights as parent."
+            )
 
     def items_of(self, prefix: Sequence[int]) -> list[int | str]:
         """
@@ -558,6 +640,10 @@ class _Items(ItemsView[int | str, list[int]]):
 
 def _json_keys(index: IntIndex | StringIndex) -> NDArray[np.int64] | StringIndex:
     return index.keys if isinstance(index, IntIndex) else index
+
+
+def _flat(query: NDArray[Any] | list[Any]) -> list[Any]:
+    return query if isinstance(query, list) else query.reshape(-1).tolist()
 
 
 def _checked(item: object, value: Any, levels: int) -> list[int]:

@@ -20,7 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_dataset import table as table_module
-from semid_dataset.errors import CorruptTableError, StoreError, TableError, UnknownItemError
+from semid_dataset.errors import (
+    CorruptTableError,
+    ParentError,
+    SemanticIdWarning,
+    StoreError,
+    TableError,
+    UnknownItemError,
+)
 from semid_dataset.table import SemanticIdTable, build_table_buffers
 
 UNHURRIED = settings(deadline=None)  # a busy machine is no failure
@@ -590,3 +597,62 @@ def test_a_file_costs_thirteen_bytes_an_item() -> None:
         items = rng.choice(1 << 40, count, replace=False)
         size = sum(map(len, build_table_buffers(items, rng.integers(0, 256, (count, 4), np.uint8))))
         assert size <= 13 * count + 2000
+
+
+# --- for the recommender ---
+
+
+def test_with_an_offset_zero_means_no_id_and_nothing_else() -> None:
+    """Code 0 of a known item becomes 1; the padding index is free."""
+    table = SemanticIdTable.from_mapping({5: [0, 255], 6: [3, 0]})
+    codes = table.codes([5, 6, 7], offset=1)
+    assert codes.tolist() == [[1, 256], [4, 1], [0, 0]]
+    assert table.codes([5, 7]).tolist() == [[0, 255], [0, 0]]
+    sizes = table.embedding_table_sizes()
+    assert (codes.max(0) < sizes).all()
+    assert sizes == (5, 257)
+    assert table.embedding_table_sizes(offset=0) == (4, 256)
+
+
+def test_look_ups_that_miss_are_counted() -> None:
+    """Monitoring can tell new items from a fault."""
+    table = SemanticIdTable.from_mapping({5: [0, 1]})
+    table[5], table[6], table.get(7), table.codes([5, 8, 9])
+    assert table.misses == 4
+    table.coverage([5, 10])
+    assert table.misses == 5
+    assert pickle.loads(pickle.dumps(table)).misses == 0
+
+
+def test_ids_of_another_kind_are_shown_beside_known_ones_once() -> None:
+    """Re-ids count from 1; creative ids look otherwise."""
+    table = SemanticIdTable.from_mapping({20_000_000_000 + k: [k, 1] for k in range(200)})
+    with pytest.warns(SemanticIdWarning, match=r"0\.0%.* 1, 2, 3, .*with: 20000000000, 20000000001"):
+        assert table.coverage(range(1, 200)) == 0.0
+    assert not table.codes(np.arange(1, 200)).any()  # a second warning would be an error
+
+
+def test_new_items_among_known_ones_are_no_reason_to_warn() -> None:
+    """Nor a handful, nor an empty table, which has said why already."""
+    table = SemanticIdTable.from_mapping({k: [k, 1] for k in range(200)})
+    assert table.coverage(range(100, 300)) == 0.5
+    assert table.coverage(range(1000, 1050)) == 0.0
+    assert SemanticIdTable.default(2).coverage(range(200)) == 0.0
+
+
+def test_another_table_than_expected_is_an_error() -> None:
+    """Ranks, and training and inference, compare digests without talking."""
+    table, other = SemanticIdTable.from_mapping({5: [0, 1]}), SemanticIdTable.from_mapping({5: [0, 2]})
+    table.assert_same_digest(SemanticIdTable.from_mapping({5: [0, 1]}).digest)
+    with pytest.raises(ParentError, match=other.digest):
+        table.assert_same_digest(other.digest)
+
+
+def test_a_saved_table_is_the_same_table(tmp_path: Path) -> None:
+    """Folders are made, and what is there is replaced in one step."""
+    table = SemanticIdTable.from_mapping({5: [0, 1]})
+    path = table.save(tmp_path / "a" / "b" / "semid_table.safetensors")
+    assert SemanticIdTable.open(path).digest == table.digest
+    other = SemanticIdTable.from_mapping({5: [0, 2]})
+    other.save(path)
+    assert SemanticIdTable.open(path).digest == other.digest
