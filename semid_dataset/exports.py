@@ -735,7 +735,7 @@ class SemanticIdLogitsProcessor:
         tokens = token_ids_of(tokenizer, table.codebook_sizes)
         processor = SemanticIdLogitsProcessor(trie, tokens, prompt_length=inputs.input_ids.shape[1],
                                               eos_token_id=tokenizer.eos_token_id)
-        model.generate(**inputs, logits_processor=LogitsProcessorList([processor]), max_new_tokens=table.levels + 1)
+        model.generate(**inputs, logits_processor=[processor], max_new_tokens=table.levels + 1)
 
     Args:
         trie: of the table's IDs.

@@ -367,7 +367,7 @@ needs_transformers = pytest.mark.skipif(
 def test_a_transformers_model_emits_nothing_but_items(way: str) -> None:
     """A tiny random model, which without the constraint would emit anything: 1,000 sequences, all of them items."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, LogitsProcessorList
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     table = random_table(items=300, codes=30)
     trie = PrefixTrie.of(table.codes_array)
@@ -384,7 +384,7 @@ def test_a_transformers_model_emits_nothing_but_items(way: str) -> None:
         allowed = prefix_allowed_tokens_fn(trie, tokens, **options)
         out = model.generate(prompts, do_sample=True, prefix_allowed_tokens_fn=allowed, **common)
     else:
-        processors = LogitsProcessorList([SemanticIdLogitsProcessor(trie, tokens, **options)])
+        processors = [SemanticIdLogitsProcessor(trie, tokens, **options)]
         search = {"do_sample": True} if way == "sample" else {"num_beams": 20}
         out = model.generate(prompts, logits_processor=processors, **search, **common)
     assert out.shape == (1000, 4 + table.levels + 1)
