@@ -300,7 +300,11 @@ class Resolution:
     def _row(self, question: store.Question, embeddings: "Embeddings", *, may_write: bool) -> lineage.Lineage | None:
         """Return the dataset's lineage: the parent's, else one that holds and fits its items."""
         if self.parent is not None:
-            return lineage.row_of_parent(self.roots, self.parent, mmap=self.mmap, may_write=may_write)
+            row = lineage.row_of_parent(self.roots, self.parent, mmap=self.mmap, may_write=may_write)
+            before = store.Memo.recall(self.roots, replace(question, parent=""), renew=False)
+            if before is not None and before.lineage != row.name:
+                tell("passed_over", step=f"lineage {before.lineage}", reason=f"the parent is of lineage {row.name}")
+            return row
         assert question.identity is not None
         return lineage.find_lineage(
             self.roots, question.identity, embeddings.items, embeddings.features, mmap=self.mmap, may_write=may_write

@@ -176,13 +176,14 @@ def test_a_parent_that_knows_every_item_answers_itself(
     assert table_of(data, parent=tmp_path).status == "cached"
 
 
-def test_a_parent_wins_over_what_the_directory_had(data: Path, tmp_path: Path) -> None:
+def test_a_parent_wins_over_what_the_directory_had(data: Path, tmp_path: Path, lines: pytest.LogCaptureFixture) -> None:
     """The recommender was trained with the parent's IDs."""
     other = make_data(tmp_path / "other", seed=3)
     parent = table_of(other, config=SMALL)
     own = table_of(data)
     table = table_of(data, parent=parent)
     assert table[ITEM0] == parent[ITEM0] != own[ITEM0]
+    assert f"lineage {own.lineage} did not answer: the parent is of lineage {parent.lineage}" in lines.text
     assert table_of(data).digest == own.digest
 
 
