@@ -7,11 +7,13 @@ page that they stand in.
 """
 
 import html
+import math
 from collections.abc import Callable, Sequence
 
 __all__ = ["columns", "line", "pairs"]
 
 WIDTH, HEIGHT = 320, 190  # of the drawing; the page scales it
+LETTER = 6.2  # width of one
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 16, 34  # margins around the plot
 
 Label = Callable[[float], str]
@@ -32,7 +34,8 @@ def columns(values: Sequence[float], names: Sequence[str], label: Label, title: 
     top = max(values, default=0.0) or 1.0
     step = (WIDTH - LEFT - RIGHT) / max(len(values), 1)
     parts = _scale(0.0, top, label, marks=0 if few else 3)
-    every = -(-len(names) // 8)
+    letters = max(map(len, names), default=0) + 1.5  # and the gap to the next name
+    every = max(math.ceil(letters * LETTER / step), 1)
     for place, value in enumerate(values):
         x, y = LEFT + place * step, _height(value, 0.0, top)
         wide = min(max(step * 0.72, 1.0), 44.0)

@@ -354,7 +354,7 @@ def _head(facts: _Facts) -> str:
     table = facts.table
     poor = table.status in {"stale", "default"} or not len(table)
     where = "in memory" if table.path is None else str(table.path)
-    told = table.reason if where in table.reason else ""  # a path is not said twice
+    said = table.reason if where in table.reason else " · ".join(filter(None, (table.reason, where)))
     links = (
         ("collisions", "Collisions"), ("levels", "Levels"), ("training", "Training"), ("tree", "Tree of codes"),
         ("map", "Map"), ("groups", "Groups"), ("run", "Run"), ("provenance", "Provenance"),
@@ -370,7 +370,7 @@ def _head(facts: _Facts) -> str:
     return (
         f'<header><h1>Semantic IDs of {len(table):,} items</h1><p class="lead">'
         f'<span class="status{" poor" if poor else ""}">{html.escape(table.status)}</span> '
-        f"{html.escape(' · '.join(part for part in (table.reason, where) if part and part not in told))}</p>"
+        f"{html.escape(said)}</p>"
         f"{notice}<nav class='pages' aria-label='Sections'>{pages}</nav></header>{_tiles(facts)}"
     )
 
@@ -498,8 +498,8 @@ def _levels(facts: _Facts) -> str:
     return _section(
         "levels",
         "Levels",
-        "Perplexity is how many evenly used codes would carry as much. Near the number of codes is good; the bar says how "
-        "near.",
+        "Perplexity is how many evenly used codes would carry as much. Near the number of codes is good; "
+        "the bar says how near.",
         f'<div class="card wide"><table><thead><tr><th scope="col">level</th>{head}</tr></thead>'
         f'<tbody>{"".join(rows)}</tbody></table></div><div class="charts">{"".join(figures)}{error_figure}</div>',
     )
@@ -572,7 +572,7 @@ def _training(facts: _Facts) -> str:
 
 def _explorer(facts: _Facts) -> str:
     if not len(facts.table):
-        return ""
+        return _section("tree", "Tree of codes", "", '<p class="none">The table holds no item.</p>')
     whole = len(facts.table) <= SAMPLE_ITEMS
     said = "Every item is in it" if whole else f"It lists a sample of {SAMPLE_ITEMS:,} items; counts of the first two "
     said += "." if whole else "levels are of all."
@@ -597,11 +597,13 @@ def _map(facts: _Facts, data: Mapping[str, Any]) -> str:
         said = "" if len(facts.table) else " The table holds no item."
         body = f'<p class="none">{UNKNOWN}: neither vectors nor codebooks are at hand.{said}</p>'
         return _section("map", "Map", "", body)
+    drawn = "" if places["whole"] else f" ({MAP_ITEMS:,} items drawn at random)"
     return _section(
         "map",
         "Map",
-        f"Principal axes of {html.escape(places['source'])}. Each dot is an item, coloured by its first code; codes "
-        "that lie near one another get similar colours. The largest are named; point at a dot, or tap it, for the rest.",
+        f"Principal axes of {html.escape(places['source'])}. Each dot is an item{drawn}, coloured by its first code; "
+        "codes that lie near one another get similar colours. The largest are named; point at a dot, or tap it, "
+        "for the rest.",
         '<div class="card map"><canvas id="map-canvas" role="img" aria-label="Map of the items"></canvas>'
         '<p class="tip" id="map-tip" aria-live="polite"></p></div>',
     )
@@ -616,7 +618,7 @@ def _groups(facts: _Facts) -> str:
             _group(
                 facts,
                 "-".join(map(str, facts.order.codes[starts[place]].tolist())),
-                facts.order.rows[starts[place] : starts[place] + MEMBERS],
+                facts.order.rows[starts[place] : starts[place] + min(MEMBERS, int(shared[place]))],
                 int(shared[place]),
             )
             for place in largest

@@ -170,7 +170,8 @@
 
   let focus = root;
   const sun = $("sun");
-  const RINGS = Math.min(3, levels);
+  // Of a sample, only the first two levels have true counts to draw.
+  const ringsOf = (node) => Math.max(1, Math.min(levels - node.prefix.length, whole ? 3 : 2 - node.prefix.length));
   let arcs = [];
 
   function drawSun() {
@@ -178,7 +179,7 @@
     const [pen, width] = prepare(sun, sun.clientWidth || 300);
     const middle = width / 2;
     const hole = width * 0.15;
-    const rings = Math.max(1, Math.min(RINGS, levels - focus.prefix.length));
+    const rings = ringsOf(focus);
     const step = (middle - 2 - hole) / rings;
     arcs = [];
     const paper = ink("--card");
@@ -257,7 +258,7 @@
     const far = Math.hypot(x, y);
     const hole = box.width * 0.15;
     if (far < hole) return "middle";
-    const rings = Math.max(1, Math.min(RINGS, levels - focus.prefix.length));
+    const rings = ringsOf(focus);
     const ring = Math.floor((far - hole) / ((box.width / 2 - 2 - hole) / rings));
     const turn = (Math.atan2(y, x) + Math.PI * 2.5) % (2 * Math.PI);
     for (let inner = Math.min(ring, rings - 1); inner >= 0; inner--) {
