@@ -21,9 +21,9 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
 
-bench: .venv/bench
-	.venv-bench/bin/python benchmarks/warm.py
+bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/quantizers.py
+	.venv-bench/bin/python benchmarks/warm.py
 
 stress: .venv/installed
 	$(RUN) -m pytest -m stress --timeout 1800
@@ -31,6 +31,12 @@ stress: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# The programs that we are measured against, in an environment of their own.
+.venv-bench/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
+	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[all]' --requirement benchmarks/requirements.txt
 	@touch $@
 
 clean:
