@@ -471,7 +471,7 @@ def _levels(facts: _Facts) -> str:
         bar = "" if even is None else f'<span class="bar" aria-hidden="true"><i style="width:{even:.1%}"></i></span>'
         rows.append(
             f'<tr><th scope="row">{level + 1}</th>'
-            + _cell(f"{used:,} / {size:,}" if items else None)
+            + _cell(f"{used:,}/{size:,}" if items else None)
             + _cell(None if perplexity is None else f"{perplexity:,.1f}", bar)
             + _cell(f"{len(facts.order.starts[level]):,}" if items else None)
             + _cell(f"{int(counts.max(initial=0)):,}" if items else None)
@@ -754,7 +754,7 @@ def _provenance(facts: _Facts) -> str:
         "provenance",
         "Provenance",
         "",
-        f'<div class="card"><table class="facts"><tbody>{_rows(rows)}</tbody></table></div>{told}',
+        f'<div class="card"><table class="facts"><tbody>{_rows(rows, "not recorded")}</tbody></table></div>{told}',
     )
 
 
@@ -774,10 +774,10 @@ def _cell(value: str | None, after: str = "") -> str:
     return f'<td class="n">{html.escape(value)}{after}</td>'
 
 
-def _rows(rows: Sequence[tuple[str, object]]) -> str:
+def _rows(rows: Sequence[tuple[str, object]], unknown: str = UNKNOWN) -> str:
     return "".join(
         f'<tr><th scope="row">{name}</th>'
-        + (f'<td class="none">{UNKNOWN}</td>' if value is None else f"<td>{html.escape(str(value))}</td>")
+        + (f'<td class="none">{unknown}</td>' if value is None else f"<td>{html.escape(str(value))}</td>")
         + "</tr>"
         for name, value in rows
     )
