@@ -191,6 +191,25 @@ def test_a_dead_owners_turn_is_taken_within_a_second(tmp_path: Path, tally: Coun
         assert took < 1.0
 
 
+def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> None:
+    """Row 12: a training forks (loaders do) and is killed; the child lives on and nobody waits for it."""
+    root = root_at(tmp_path / "cache")
+    code = (
+        "import os, sys, time, pathlib, faultkit; from semid_dataset import store\n"
+        "with store.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
+        "    child = os.fork()\n"
+        "    if child == 0: os.close(1), os.close(2), time.sleep(30), os._exit(0)\n"
+        "    print(child, flush=True); os.kill(os.getpid(), 9)\n"
+    )
+    owner = start(code, root.path)
+    child = int(owner.communicate(timeout=50)[0])
+    try:
+        with store.take_turn(root, "q", timeout=10, ready=lambda: False) as turn:
+            assert turn is not None
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def question_of(data: Path) -> tuple[store.Root, str]:
     """Where the processes that ask for this directory's IDs meet."""
     resolution = resolve.Resolution(resolve.Ask(data, ("81",), config=SMALL), Environment.read(), may_generate=True)

@@ -9,12 +9,14 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from faultkit import LINEAGE, TESTS, need, need_root, need_strace, read_only, root_at, table_bytes, tmpfs
 from world import ITEM0, SmallDataset
 
 from semid_dataset import SemanticIdTable, store
 from semid_dataset.errors import SemanticIdWarning
+from semid_dataset.table import build_table_buffers
 
 READ = (
     "import os, pathlib, sys, world\n"
@@ -233,11 +235,19 @@ def test_what_is_no_file_of_ours_is_refused_without_a_hang(warm: Path, tmp_path:
     }[place]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
+    target = elsewhere
+    if place == "table":  # what a link would be followed to: a good table of other IDs under the same name
+        target = elsewhere / "table"
+        other = np.random.default_rng(1).permutation(table.codes_array)
+        target.write_bytes(
+            b"".join(build_table_buffers(table.keys_array, other, info=table.info, weights=table.weights))
+        )
+    kept = [(file.name, file.read_bytes()) for file in elsewhere.iterdir()]
     if path.is_dir():
         path.rename(tmp_path / "kept")
     else:
         path.unlink()
-    plant(kind, path, elsewhere)
+    plant(kind, path, target)
     (warm / "semantic_id_dict.json").unlink()
     before = path.lstat().st_ino
     with warnings.catch_warnings():
@@ -246,6 +256,6 @@ def test_what_is_no_file_of_ours_is_refused_without_a_hang(warm: Path, tmp_path:
     assert answer.status != "default", answer.reason
     assert answer.to_dict() == ids
     assert answer[ITEM0] == ids[ITEM0]
-    assert list(elsewhere.iterdir()) == []
+    assert [(file.name, file.read_bytes()) for file in elsewhere.iterdir()] == kept
     if place not in {"memo", "served", "owner"}:  # those are notes: replacing them follows nothing
         assert path.lstat().st_ino == before
