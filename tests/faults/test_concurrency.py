@@ -355,25 +355,29 @@ def test_five_hundred_kills_of_cold_runs_move_no_id(tmp_path: Path, tally: Count
             time.sleep(0.02)
         answer.write_text("\n".join(f"{digest} {times}" for digest, times in seen.items()))
 
-    done = 0
-    while done < rounds:
-        data = make_data(tmp_path / f"data{done}", 60, dim=4, seed=done)
-        end = tmp_path / f"end{done}"
-        answers = [tmp_path / f"answer{done}-{reader}" for reader in range(4)]
+    kills = number = 0
+    while kills < rounds:
+        number += 1
+        data = make_data(tmp_path / f"data{number}", 60, dim=4, seed=number)
+        end = tmp_path / f"end{number}"
+        answers = [tmp_path / f"answer{number}-{reader}" for reader in range(4)]
         readers = [FORK.Process(target=read_on, args=(data, end, answer)) for answer in answers]
         for reader in readers:
             reader.start()
-        for _ in range(20):
+        survivors = 0
+        while survivors < 2:  # one that trains to its end, and one that finds that
             writer = FORK.Process(target=generate, args=(data,))
             writer.start()
-            time.sleep(dice.random() * 0.6)
-            if writer.is_alive():
+            writer.join(dice.random() * 0.5)
+            killed = writer.exitcode is None
+            if killed:
                 assert writer.pid is not None
                 os.kill(writer.pid, signal.SIGKILL)
-                tally["faults injected"] += 1
             writer.join()
+            survivors += not killed
+            kills += killed
+            tally["faults injected"] += killed
             tally["runs"] += 1
-            done += 1
         final = SmallDataset(data).semantic_id_dict
         assert final.status in {"trained", "cached"}
         end.touch()
