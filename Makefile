@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test check bench stress clean
+.PHONY: demo test check docs bench stress clean
 
 demo: .venv/installed
 	rm -rf sample
@@ -21,6 +21,9 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
 
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/quantizers.py
 	.venv-bench/bin/python benchmarks/warm.py
@@ -33,6 +36,10 @@ stress: .venv/installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
+.venv/docs: .venv/installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
 # The programs that we are measured against, in an environment of their own.
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/requirements.txt
 	test -x .venv-bench/bin/python || $(PYTHON) -m venv .venv-bench
@@ -40,4 +47,4 @@ stress: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-bench sample .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-bench sample site .pytest_cache .mypy_cache .ruff_cache .coverage*

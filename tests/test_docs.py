@@ -1,0 +1,244 @@
+"""What the README and the pages of docs/ say is true: examples run, commands exist, links lead somewhere."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import world
+
+from semid_dataset import SemanticIdMixin
+from semid_dataset.messages import LINES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.glob("*.md")])
+# Put before an example that cannot run here, with the reason: <!-- not run: needs a GPU -->
+NOT_RUN = re.compile(r"<!--\s*not run:\s*\S[^>]*-->\s*$")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[int, str, bool]]:
+    """Yield line, text and whether to run it of every fenced block in a language."""
+    opened: list[str] | None = None
+    kind, before, first = "", "", 0
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        if line.startswith("```") and opened is None:
+            opened, kind, first = [], line[3:].strip(), number + 1
+        elif line.startswith("```"):
+            assert opened is not None
+            if kind == language:
+                yield first, "".join(f"{text}\n" for text in opened), not NOT_RUN.search(before)
+            opened = None
+        elif opened is not None:
+            opened.append(line)
+        elif line.strip():
+            before = line
+    assert opened is None, f"{page} ends inside of an example"
+
+
+class MyDataset(world.BareDataset):
+    """The dataset of the reader, in the official shape."""
+
+    def __init__(self, data_dir: Path, args: Any = None) -> None:
+        super().__init__(data_dir)
+        self.root, self.features = self.data_dir, self.mm_emb_ids
+
+
+class Tokenizer:
+    """As far as the examples go, a tokenizer of transformers."""
+
+    eos_token_id = 1
+
+    def __init__(self) -> None:
+        self.tokens = ["<pad>", "<eos>"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def add_tokens(self, tokens: list[str]) -> int:
+        self.tokens += tokens
+        return len(tokens)
+
+    def get_vocab(self) -> dict[str, int]:
+        return {token: number for number, token in enumerate(self.tokens)}
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        vocabulary = self.get_vocab()
+        return [vocabulary[token] for token in tokens]
+
+
+class Inputs(dict[str, torch.Tensor]):
+    """As far as the examples go, what a tokenizer returns."""
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        return self["input_ids"]
+
+
+@pytest.fixture(scope="session")
+def example_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 items; the first example that asks trains, the others load."""
+    data = tmp_path_factory.mktemp("documentation") / "data"
+    return world.make_data(data, 300)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_examples_run(page: Path, example_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All examples of a page, one after the other, as somebody would type them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)  # of this process, not of the reader's
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    args = types.SimpleNamespace()
+
+    class MyTestDataset(SemanticIdMixin, MyDataset):
+        pass
+
+    ours = MyTestDataset(example_data, args)
+    names: dict[str, Any] = {
+        "MyDataset": MyDataset,
+        "args": args,
+        "checkpoint": checkpoint,
+        "data_dir": example_data,
+        "dataset": ours,
+        "inputs": Inputs(input_ids=torch.zeros(1, 3, dtype=torch.int64)),
+        "model": types.SimpleNamespace(resize_token_embeddings=int, generate=dict),
+        "nn": torch.nn,
+        "tokenizer": Tokenizer(),
+        "torch": torch,
+        "item_ids": [world.ITEM0, world.ITEM0 + 1],
+        "test_dataset": ours,
+        "train_dataset": MyTestDataset(example_data, args),
+        "__name__": "example",
+    }
+    for line, text, run in blocks(page, "python"):
+        # As many lines before it as on the page: a traceback names the place there.
+        code = compile("\n" * (line - 1) + text, str(page), "exec")
+        if run:
+            exec(code, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_exist_with_their_options(page: Path) -> None:
+    """A `semid` command that is shown can be typed."""
+    pytest.importorskip("click")
+    from semid_dataset.cli import cli
+
+    text = page.read_text(encoding="utf-8")
+    shown = re.findall(r"^(?:\$ )?(semid [^#\n]*)", "\n".join(block for _, block, _ in blocks(page, "")), re.MULTILINE)
+    shown += re.findall(r"`(semid [^`]+)`", text)
+    for command in shown:
+        words = shlex.split(command.replace("\n", " "))[1:]
+        options = {option for parameter in cli.params for option in parameter.opts} | {"--help", "--version"}
+        if not words[0].startswith("-"):
+            assert words[0] in cli.commands, command
+            options = {option for parameter in cli.commands[words[0]].params for option in parameter.opts} | {"--help"}
+        for word in words:
+            if word.startswith("-"):
+                assert word.partition("=")[0] in options, f"{name_of(page)}: {command}"
+
+
+def test_the_five_minutes_work(tmp_path: Path) -> None:
+    """The three commands of the start page, on a matrix and a list of ids, word by word."""
+    pytest.importorskip("click")
+    commands = [
+        shlex.split(line, comments=True)
+        for _, block, _ in blocks(DOCS / "index.md", "")
+        for line in block.splitlines()
+        if line.startswith("semid ")
+    ]
+    assert len(commands) == 3
+    np.save(tmp_path / "x.npy", world.vectors_of(200))
+    (tmp_path / "ids.txt").write_text("".join(f"product-{k}\n" for k in range(200)))
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, "-m", "semid_dataset", *command[1:]],
+            cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert "product-7" in (tmp_path / "item.index.json").read_text()
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Anchors of a page's headings, as the site and GitHub make them."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    found = set()
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        words = re.sub(r"[^\w\s-]", "", heading.strip().lower())
+        found |= {re.sub(r"[\s]+", "-", words), re.sub(r"[-\s]+", "-", words)}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file of the repository, and to a heading in it where one is named."""
+    text = re.sub(r"(?ms)^```.*?^```", "", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("http://", "https://", "mailto:")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors_of(target), f"{name_of(page)} links to {link}"
+
+
+def test_every_page_has_a_place_in_the_site() -> None:
+    """And every place a page."""
+    places = re.findall(r"^  - [^:\n]+: (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(places) == sorted(page.name for page in DOCS.glob("*.md"))
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `make docs` does, where its extra is installed."""
+    pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed: the site was NOT built")
+    pytest.importorskip("material", reason="the extra 'docs' is not installed: the site was NOT built")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert 'id="semid_dataset.SemanticIdTable.metrics"' in (tmp_path / "site" / "api" / "index.html").read_text()
+
+
+def test_every_variable_is_documented() -> None:
+    """What config reads from the environment stands in the table of the page on production."""
+    tree = ast.parse((ROOT / "semid_dataset" / "config.py").read_text())
+    read = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    variables = {name for name in read if re.fullmatch(r"[A-Z]{2,}(_[A-Z]+)*", name)}
+    assert "SEMID_PARENT" in variables
+    page = (DOCS / "production.md").read_text(encoding="utf-8")
+    assert {name for name in variables if f"`{name}`" not in page} == set()
+
+
+def test_log_lines_are_quoted_as_they_are() -> None:
+    """Monitoring that greps for what the page says finds it."""
+    page = (DOCS / "production.md").read_text(encoding="utf-8")
+    table = page.partition("| line begins with |")[2].partition("\n\n")[0]
+    quoted = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(quoted) > 8
+    patterns = [re.sub(r"\\\{\w+(:[^}]*)?\\\}", ".*", re.escape(english)) for english, _ in LINES.values()]
+    for line in quoted:
+        starts = [english for english, _ in LINES.values() if english.startswith(line)]
+        assert starts or any(re.match(pattern[: len(pattern)], line + "0") for pattern in patterns), line
+
+
+def test_metrics_are_called_as_documented(example_data: Path) -> None:
+    """Every key in the table of the page on production is one."""
+    page = (DOCS / "production.md").read_text(encoding="utf-8")
+    table = page.partition("| key | alarm when |")[2].partition("\n\n")[0]
+    keys = {key for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE) for key in re.findall(r"`(\w+)`", row)}
+    assert "coverage" in keys
+    assert keys <= world.MixinDataset(example_data).semantic_id_dict.metrics([1]).keys()
