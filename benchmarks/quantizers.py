@@ -550,7 +550,6 @@ def machine() -> dict[str, Any]:
         "threads": THREADS,
         "python": platform.python_version(),
         "packages": {package: installed(package) for package in packages},
-        "commit": commit(),
         "date": time.strftime("%Y-%m-%d"),
     }
 
@@ -578,7 +577,7 @@ def run_set(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
         np.save(folder / "vectors.npy", vectors)
         asked, near = nearest(vectors)
         np.savez(folder / "neighbours.npz", asked=asked, near=near)
-        session = time.strftime("%Y-%m-%dT%H:%M:%S")
+        session, measured = time.strftime("%Y-%m-%dT%H:%M:%S"), commit()
         for number, method in schedule(options.methods, options.rounds, options.slow_rounds):
             if installed(METHODS[method].package) is None:
                 figures = {"failed": f"{METHODS[method].package} is not installed"}
@@ -587,7 +586,7 @@ def run_set(name: str, options: argparse.Namespace) -> dict[str, Any] | None:
             else:
                 figures = run_child(method, folder, number, options.limit)
             runs.setdefault(method, []).append(
-                {"round": number, "session": session, "load": os.getloadavg()[0], **figures}
+                {"round": number, "session": session, "commit": measured, "load": os.getloadavg()[0], **figures}
             )
             said = figures.get("failed") or f"{figures['seconds']:8.2f} s  rel MSE {figures['mse']:.4f}"
             print(f"{name}  round {number + 1}  {method:16} {said}", flush=True)
@@ -687,13 +686,17 @@ def busy(least: float, most: float, cpus: int) -> str:
 def report(results: dict[str, Any]) -> str:
     """Return the page of all sets."""
     host = results["machine"]
+    measured = {
+        run["commit"] for result in results["sets"].values() for some in result["runs"].values() for run in some
+    }
+    commits = ", ".join(sorted(str(one) for one in measured))
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in host["packages"].items())
     lines = [
         "# Quantizers compared",
         "",
         "Written by `benchmarks/quantizers.py`; [its README](../README.md) says how each method is set and measured.",
         f"{LEVELS} levels of {CODES} codes. {host['cpu']}, {host['cpus']} CPUs, {host['threads']} threads each; "
-        f"Python {host['python']}, {versions}; commit {host['commit']}, {host['date']}. Medians over rounds.",
+        f"Python {host['python']}, {versions}; commit {commits}; {host['date']}. Medians over rounds.",
         "",
         "![Error against time](quantizers.svg)",
     ]
@@ -702,7 +705,7 @@ def report(results: dict[str, Any]) -> str:
         order = [method for method in METHODS if method in runs]
         head = [
             "method",
-            "seconds",
+            "seconds (CPU)",
             "rel MSE",
             "held out",
             "share an ID, raw",
@@ -717,8 +720,9 @@ def report(results: dict[str, Any]) -> str:
         ]
         loads = [run["load"] for some in runs.values() for run in some]
         lines += ["", f"## {SETS[name].label}", ""]
+        shape = " x ".join(f"{size:,}" for size in result["shape"])
         lines += [
-            f"sha256 of the vectors: `{result['sha256'][:16]}…`. {busy(min(loads), max(loads), host['cpus'])}",
+            f"{shape}, sha256 `{result['sha256'][:16]}…`. {busy(min(loads), max(loads), host['cpus'])}",
             "",
         ]
         lines += table([head, *(main_row(METHODS[method].label, runs[method]) for method in order)])
