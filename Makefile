@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test check docs bench stress clean
+.PHONY: demo test check docs bench stress stress-short clean
 
 demo: .venv/installed
 	rm -rf sample
@@ -30,6 +30,10 @@ bench: .venv-bench/installed
 
 stress: .venv/installed
 	$(RUN) -m pytest -m stress --timeout 1800
+
+# A minute of it, for every change.
+stress-short: .venv/installed
+	STRESS_KILLS=30 STRESS_SOAK=10 $(RUN) -m pytest -m stress --timeout 600 -k 'every_call or any_call or five_hundred or soak'
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv

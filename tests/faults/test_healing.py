@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faultkit import LINEAGE, checksums, read_only, root_at, table_bytes
+from faultkit import LINEAGE, checksums, immutable, read_only, root_at, table_bytes
 from world import ITEM0, SmallMixinDataset, vectors_of, write_embeddings
 
 from semid_dataset import SemanticIdConfig, SemanticIdTable, birth, container, healing, store
@@ -270,6 +270,18 @@ def test_a_damaged_table_on_a_read_only_system_heals_in_the_next_cache(warm: Pat
         assert (table.to_dict(), table.digest) == (ids, digest)
         assert str(table.path).startswith(os.environ["XDG_CACHE_HOME"])
         assert ids_of(warm).digest == digest
+
+
+def test_a_damaged_table_that_cannot_be_renamed_is_healed_in_memory(warm: Path) -> None:
+    """Row 14: chattr +i, so that its name stays taken; the IDs are the same all the same, and said to be unsaved."""
+    ids = ids_of(warm).to_dict()
+    (path,) = tables(warm)
+    content = damage(path)
+    with immutable(path):
+        with pytest.warns(SemanticIdWarning, match="could not be saved"):
+            table = SmallMixinDataset(warm).prepare_semantic_ids()
+        assert table.to_dict() == ids
+        assert path.read_bytes() == content
 
 
 def test_a_damaged_compiled_file_is_compiled_again(data: Path) -> None:
