@@ -9,6 +9,7 @@ There is one search in this package, here. Training, extending a table and strea
 items all use it, because two searches would give one item two IDs.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,11 +124,13 @@ class BeamSearch:
 
     def blocks(self, latents: Tensor, keep: int = 1) -> Tensor:
         """Return what a call does for any number of latents, in blocks of one fixed shape."""
-        found = []
+        # One tensor from the beginning: small results kept between large passing ones would hole the heap.
+        width = min(keep, math.prod(map(len, self.codebooks)))
+        codes = torch.empty(len(latents), width, len(self.codebooks), dtype=torch.int64, device=latents.device)
         for begin in range(0, len(latents), self.rows):
             block = latents[begin : begin + self.rows]
-            found.append(self(pad(block, self.rows), keep)[: len(block)])
-        return torch.cat(found)
+            codes[begin : begin + self.rows] = self(pad(block, self.rows), keep)[: len(block)]
+        return codes
 
     def sums(self, codes: Tensor) -> Tensor:
         """Return the sums of codewords, (n, dim), for (n, levels) codes of the first levels."""
