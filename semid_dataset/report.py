@@ -79,7 +79,7 @@ def write_report(
 
 def _page(table: SemanticIdTable, vectors: NDArray[Any] | None, titles: Mapping[Any, str], candidates: Any) -> str:
     if vectors is not None:
-        vectors = _checked(table, vectors)
+        vectors = _checked(table, np.asarray(vectors))
     quality = table.quality
     if vectors is not None and table.has_quantizer:
         quality = _measured(table, quality, vectors)

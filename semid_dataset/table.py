@@ -501,8 +501,9 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             items: those that were asked for, as in `rows_of`; adds `asked`, `known` and `coverage`.
 
         Returns:
-            `status`, `items`, `levels`, `generation`, `lineage`, `digest`, and as far as known the figures of
-            quality and of the run that made the IDs (`seconds`, `peak_rss_bytes`, ...), see `quality_view.figures`.
+            `status`, `items`, `levels`, `generation`, `lineage`, `digest`, `misses` (look-ups of unknown items by
+            this process so far), and as far as known the figures of quality and of the run that made the IDs
+            (`seconds`, `peak_rss_bytes`, ...), see `quality_view.figures`.
         """
         flat: dict[str, int | float | str] = {
             "status": self.status,
@@ -511,6 +512,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             "generation": self.generation,
             "lineage": self.lineage,
             "digest": self.digest,
+            "misses": self.misses,
         }
         if items is not None:
             rows = self.rows_of(items)

@@ -85,7 +85,7 @@ def test_metrics_of_default_ids_say_so() -> None:
     metrics = SemanticIdTable.default(4, "nothing here").metrics([])
     assert metrics == {
         "status": "default", "items": 0, "levels": 4, "generation": 0, "lineage": "", "digest": metrics["digest"],
-        "asked": 0, "known": 0, "coverage": 0.0,
+        "misses": 0, "asked": 0, "known": 0, "coverage": 0.0,
     }  # fmt: skip
 
 
