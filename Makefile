@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test check docs bench stress stress-short clean
+.PHONY: demo test check docs bench package stress stress-short clean
 
 demo: .venv/installed
 	rm -rf sample
@@ -29,11 +29,24 @@ bench: .venv-bench/installed
 	.venv-bench/bin/python benchmarks/warm.py
 
 stress: .venv/installed
-	$(RUN) -m pytest -m stress --timeout 1800
+	$(RUN) -m pytest tests/faults -m stress --timeout 1800
 
 # A minute of it, for every change.
 stress-short: .venv/installed
-	STRESS_KILLS=30 STRESS_SOAK=10 $(RUN) -m pytest -m stress --timeout 600 -k 'every_call or any_call or five_hundred or soak'
+	STRESS_KILLS=30 STRESS_SOAK=10 $(RUN) -m pytest tests/faults -m stress --timeout 600 -k 'every_call or any_call or five_hundred or soak'
+
+# Wheel and sdist, each installed into an empty environment and tried without the repository.
+package:
+	rm -rf dist .venv-package
+	$(PYTHON) -m venv .venv-package
+	.venv-package/bin/python -m pip install --quiet build
+	.venv-package/bin/python -m build
+	cp tests/package_smoke.py dist/
+	for form in whl tar.gz; do \
+		rm -rf .venv-package && $(PYTHON) -m venv .venv-package && \
+		.venv-package/bin/python -m pip install --quiet --constraint constraints.txt "$$(ls $(CURDIR)/dist/*.$$form)[cli]" && \
+		(cd / && $(CURDIR)/.venv-package/bin/python $(CURDIR)/dist/package_smoke.py) || exit 1; \
+	done
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
@@ -51,4 +64,4 @@ stress-short: .venv/installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-bench sample site .pytest_cache .mypy_cache .ruff_cache .coverage*
+	rm -rf .venv .venv-bench .venv-package dist sample site .pytest_cache .mypy_cache .ruff_cache .coverage*

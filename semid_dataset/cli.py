@@ -838,7 +838,9 @@ def prune(target: Path | None, delete: bool, older_than: float, lineages: bool) 
     lines.append(
         f"{verb} {_count(len(waste), 'file')}, {size / 2**20:,.1f} MB." if waste else "There is nothing to delete."
     )
-    following = ["the same with --delete"] if waste and not delete else []
+    following = (
+        ["the same with --delete"] if waste and not delete else ["semid info DATA_DIR     to see what answers there"]
+    )
     return Answer(facts, lines, following)
 
 
