@@ -553,7 +553,7 @@ def _training(facts: _Facts) -> str:
             near,
             other,
             [f"first {depth + 1}" for depth in range(len(near))],
-            lambda share: f"{share:.1%}" if share >= 0.001 else "0 %" if share == 0 else "< 0.1 %",
+            lambda share: f"{share:.1%}" if share >= 0.001 else "0%" if share == 0 else "<0.1%",
             "Pairs that share their first codes: near neighbours "
             + ", ".join(map(percent, near))
             + "; random pairs "
