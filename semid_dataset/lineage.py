@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 TABLE_FILE = "semid_table.safetensors"  # a table's name beside a recommender's weights
+BARE_FILE = "quantizer.safetensors"  # a bare quantizer's, see ResidualQuantizer.save_pretrained
 SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is theirs
 LEAST_KNOWN = 0.5  # share of a dataset's items that its lineage must hold, where nothing else names it
 DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
@@ -120,7 +121,12 @@ def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: b
     if isinstance(parent, SemanticIdTable):
         table = parent
     elif isinstance(parent, Path):
-        table = store.open_table(_parent_file(parent), mmap=mmap, follow=True)
+        file = _parent_file(parent)
+        if file.name == BARE_FILE:
+            from semid_dataset.quantizer import ResidualQuantizer
+
+            return _table_of_quantizer(ResidualQuantizer.from_pretrained(file))
+        table = store.open_table(file, mmap=mmap, follow=True)
     else:
         return _table_of_quantizer(parent)
     return table
@@ -133,6 +139,8 @@ def _parent_file(path: Path) -> Path:
         raise ParentError(f"The parent '{path}' does not exist. Give a {TABLE_FILE} or the folder that holds one.")
     if (path / TABLE_FILE).exists():
         return path / TABLE_FILE
+    if (path / BARE_FILE).exists():
+        return path / BARE_FILE
     numbered = [file for file in path.iterdir() if store.TABLE_NAME.fullmatch(file.name)]
     if not numbered:
         raise ParentError(f"The parent folder '{path}' holds no {TABLE_FILE}. Save the table beside the weights.")

@@ -9,8 +9,10 @@ There is one search in this package, here. Training, extending a table and strea
 items all use it, because two searches would give one item two IDs.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,12 +21,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
+from semid_dataset import container, files
 from semid_dataset.errors import EmbeddingError, TableError
 
 if TYPE_CHECKING:
     from semid_dataset.fusion import FeatureMatrix, Fusion
 
-__all__ = ["BeamSearch", "ResidualMLP", "ResidualQuantizer"]
+__all__ = ["QUANTIZER_FILE", "BeamSearch", "ResidualMLP", "ResidualQuantizer"]
+
+QUANTIZER_FILE = "quantizer.safetensors"  # a bare quantizer's name in its folder
+PREFIX = "quantizer."  # of its arrays' names, there and in a table
 
 Array = TypeVar("Array", NDArray[Any], Tensor)
 
@@ -348,6 +354,51 @@ class ResidualQuantizer:
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise TableError(f"The quantizer in this table cannot be read: {error}") from error
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """
+        Write the bare quantizer, without any item's ID: `quantizer.safetensors`, and `config.json` for other tools.
+
+        For a recommender, save the whole table instead (`SemanticIdTable.save`): known items then keep their IDs.
+
+        Returns:
+            The folder, made if need be.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays, description = self.to_arrays()
+        named = {f"{PREFIX}{name}": array for name, array in arrays.items()}
+        files.replace_file(folder / QUANTIZER_FILE, container.serialize(named, {"quantizer": description}))
+        text = json.dumps({"model_type": "semid_residual_quantizer", **description}, indent=2)
+        files.replace_file(folder / "config.json", [text.encode()])
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> "ResidualQuantizer":
+        """
+        Read what `save_pretrained` wrote, or the quantizer of a table.
+
+        Args:
+            path: the folder, its `quantizer.safetensors`, or a table's file.
+
+        Raises:
+            TableError: there is no quantizer in it, or it is damaged.
+            FileNotFoundError, OSError: it cannot be opened.
+        """
+        path = Path(path)
+        if path.is_dir():
+            path = path / QUANTIZER_FILE
+        read = container.parse(files.map_file(path, mmap=False, follow=True)[0], str(path))
+        description = read.info.get("quantizer")
+        if not isinstance(description, dict):
+            raise TableError(
+                f"'{path}' holds no quantizer. Give the folder of save_pretrained, or a table that has one."
+            )
+        arrays = {name.removeprefix(PREFIX): array for name, array in read.arrays.items() if name.startswith(PREFIX)}
+        return cls.from_arrays(arrays, description)
 
     def latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
         """Return the latents of vectors, (n, dim) float32 on the quantizer's device; as in `encode`."""

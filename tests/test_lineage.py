@@ -131,6 +131,17 @@ def test_a_bare_quantizer_as_parent_encodes_everything(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_a_saved_quantizer_as_parent_is_the_same_one(tmp_path: Path, named: str) -> None:
+    """SEMID_PARENT may name its folder."""
+    born = resolve_quietly(make_data(tmp_path / "base"))
+    folder = born.quantizer.save_pretrained(tmp_path / "quantizer")
+    parent = folder if named == "folder" else folder / "quantizer.safetensors"
+    table = resolve_quietly(make_data(tmp_path / "other"), parent=parent)
+    assert table.status == "extended"
+    assert table.to_dict() == born.to_dict()
+
+
 def test_a_bare_quantizer_of_other_dims_is_refused(tmp_path: Path) -> None:
     """Its dims are all that it knows."""
     quantizer = resolve_quietly(make_data(tmp_path / "base")).quantizer

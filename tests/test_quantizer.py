@@ -1,5 +1,7 @@
 """Encode and decode: exact against a slow loop, and the same item the same code in any company."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from semid_dataset import quantizer as room
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.quantizer import BeamSearch, ResidualMLP, ResidualQuantizer
+from semid_dataset.table import SemanticIdTable, build_table_buffers
 
 integers = st.integers(min_value=-20, max_value=20)
 
@@ -245,3 +248,24 @@ def test_prefixes_have_sums() -> None:
     search = BeamSearch(quantizer.codebooks, 1)
     codes = torch.tensor([[3, 5]])
     assert torch.allclose(search.sums(codes)[0], quantizer.codebooks[0][3] + quantizer.codebooks[1][5])
+
+
+def test_a_saved_quantizer_gives_the_same_codes(tmp_path: Path) -> None:
+    """Also out of a table, and by its file."""
+    quantizer = ResidualQuantizer([torch.randn(16, 6), torch.randn(300, 6)], beam=3, scale=2.0, mean=torch.ones(6))
+    vectors = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    folder = quantizer.save_pretrained(tmp_path / "a" / "quantizer")
+    assert json.loads((folder / "config.json").read_text())["codebook_sizes"] == [16, 300]
+    weights, description = quantizer.to_arrays()
+    codes = quantizer.encode(vectors)
+    buffers = build_table_buffers(range(50), codes, info={"quantizer": description}, weights=weights)
+    (tmp_path / "table.safetensors").write_bytes(b"".join(buffers))
+    for path in (folder, folder / "quantizer.safetensors", tmp_path / "table.safetensors"):
+        np.testing.assert_array_equal(ResidualQuantizer.from_pretrained(path).encode(vectors), codes)
+
+
+def test_a_table_without_a_quantizer_cannot_be_read_as_one(tmp_path: Path) -> None:
+    """The error names the file."""
+    SemanticIdTable.from_mapping({1: [1, 2]}).save(tmp_path / "t")
+    with pytest.raises(TableError, match="holds no quantizer"):
+        ResidualQuantizer.from_pretrained(tmp_path / "t")
