@@ -8,10 +8,14 @@ Exit codes: 0 done; 1 something was found wrong (verify, diff) or nothing was fo
 wrongly; 3 it failed, and the line on stderr says why; 130 it was interrupted. Files are written whole or not at all.
 """
 
+import errno
 import functools
 import json
 import logging
+import os
+import re
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +44,7 @@ TABLE, JSON = lineage.TABLE_FILE, "semantic_id_dict.json"
 SHOWN = 10  # examples in text; --json has all
 TOLERATED = 0.001  # share of items whose codes may differ by rounding: another machine adds up in another order
 DAY = 86_400.0  # seconds
+TEMPORARY = re.compile(r"\.([^/]+)\.[0-9a-f]{12,32}\.tmp$")
 DEFAULTS = SemanticIdConfig()
 
 Function = Callable[..., "Answer"]
@@ -104,7 +109,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, MemoryError):
         return "out of memory"
     if isinstance(error, OSError):
-        return f"'{error.filename}': {error.strerror}" if error.filename is not None else str(error)
+        if error.filename is None:
+            return str(error)
+        named = TEMPORARY.sub(r"\1", str(error.filename))  # people know the file, not what it is written to first
+        return f"'{named}': {error.strerror}"
     return f"unexpected {type(error).__name__}: {error} (please report it; -v shows where)"
 
 
@@ -205,6 +213,17 @@ def _vectors_for(table: SemanticIdTable, embeddings: "Embeddings") -> NDArray[np
     if len(embeddings.features) != 1:
         raise EmbeddingError("The table has no quantizer to make one vector of several features. Name one feature.")
     return embeddings.features[0].matrix
+
+
+def _check_writable(path: Path) -> None:
+    """Raise the error that writing below `path` would end with, before minutes are spent on what is to be written."""
+    there = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:
@@ -341,6 +360,8 @@ def generate(
     if source.is_dir():
         if ids is not None:
             raise click.UsageError("--ids belongs to a file of vectors; a data directory holds its items itself.")
+        if output is not None:
+            _check_writable(output)
         if output is not None and parent is not None:
             raise click.UsageError(
                 "With a data directory give -o (train there) or --parent (extend in the cache), not both."
@@ -358,6 +379,7 @@ def generate(
         if output is None:
             raise click.UsageError("Where shall the IDs go? Give -o DIR.")
         embeddings = _read_embeddings(source, ids, features)
+        _check_writable(output)
         vectors = embeddings.features[0].matrix
         if parent is None:
             table = commands.generate_from_vectors(embeddings.items, vectors, config=config, output_dir=output)

@@ -426,6 +426,31 @@ def test_bad_input_is_one_line_and_exit_code_3(semid: Any, world: Path, made: Pa
     assert sorted(world.rglob("*")) == before
 
 
+def test_a_place_that_takes_no_file_is_said_before_the_work(
+    semid: Any, world: Path, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after minutes of training; and by the name that was given, not that of a temporary file."""
+
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "somewhere")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.TemporaryFile", refuse)
+        patch.setattr(training, "train", None)
+        done = semid("generate", "x.npy", "--ids", "x.txt", "-o", "out", *QUICK)
+        assert (done.code, done.err) == (3, "semid: error: 'out': Permission denied\n")
+    real = os.open
+
+    def refuse_temporary(path: Any, *args: Any, **kwargs: Any) -> int:
+        if str(path).endswith(".tmp"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", refuse_temporary)
+    done = semid("export", made, "-o", world / "ids.json")
+    assert (done.code, done.err) == (3, f"semid: error: '{world}/ids.json': Permission denied\n")
+
+
 def test_a_failure_is_json_too_where_json_was_asked_for(semid: Any) -> None:
     """On stdout, with the line on stderr as ever."""
     done = semid("info", "/nowhere", "--json")
