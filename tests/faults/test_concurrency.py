@@ -355,6 +355,11 @@ def test_five_hundred_kills_of_cold_runs_move_no_id(tmp_path: Path, tally: Count
             time.sleep(0.02)
         answer.write_text("\n".join(f"{digest} {times}" for digest, times in seen.items()))
 
+    began = time.monotonic()
+    undisturbed = FORK.Process(target=generate, args=(make_data(tmp_path / "undisturbed", 60, dim=4),))
+    undisturbed.start()
+    undisturbed.join()
+    length = time.monotonic() - began  # of a cold run on this machine today
     kills = number = 0
     while kills < rounds:
         number += 1
@@ -365,10 +370,10 @@ def test_five_hundred_kills_of_cold_runs_move_no_id(tmp_path: Path, tally: Count
         for reader in readers:
             reader.start()
         survivors = 0
-        while survivors < 2:  # one that trains to its end, and one that finds that
+        while survivors < 2 and kills < rounds:  # one that trains to its end, and one that finds that
             writer = FORK.Process(target=generate, args=(data,))
             writer.start()
-            writer.join(dice.random() * 0.5)
+            writer.join(dice.random() * 1.5 * length)
             killed = writer.exitcode is None
             if killed:
                 assert writer.pid is not None
