@@ -343,9 +343,10 @@ def generate(
     **settings: Any,
 ) -> Answer:
     """
-    Make IDs of SOURCE: a data directory, or a file of embeddings.
+    Make IDs of embeddings.
 
-    A file is .npy (with --ids), .npz, .parquet, .jsonl or .safetensors, and needs -o.
+    SOURCE is a data directory, whose IDs go to its cache, or a file of embeddings: .npy (with --ids), .npz,
+    .parquet, .jsonl or .safetensors, which needs -o.
     """
     from semid_dataset import commands
 
@@ -415,9 +416,9 @@ def generate(
 )
 def info(target: Path, features: tuple[str, ...], parent: Path | None, **settings: Any) -> Answer:
     """
-    Say what TARGET is, a file of IDs, or which IDs answer for a data directory, and why.
+    Say which IDs answer, from where, and why.
 
-    Nothing is trained or extended, whatever the gate says.
+    TARGET is a data directory, or any file of IDs. Nothing is trained or extended, whatever the gate says.
     """
     from semid_dataset import resolve
     from semid_dataset.sources import features_folder
@@ -521,7 +522,11 @@ def _provenance_lines(table: SemanticIdTable) -> list[str]:
     FEATURES,
 )
 def verify(path: Path, embeddings: Path | None, ids: str | None, features: tuple[str, ...]) -> Answer:
-    """Check every byte and every ID of a table or a semantic_id_dict.json; exit code 1 if something is wrong."""
+    """
+    Check every byte and every ID of a file.
+
+    FILE is a table, a semantic_id_dict.json or an export. Exit code 1 if something is wrong.
+    """
     try:
         table = _open_ids(path)
     except TableError as error:
@@ -643,9 +648,9 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
 )
 def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Answer:
     """
-    Give the items of SOURCE, a file of embeddings, IDs with the frozen quantizer of TABLE.
+    Give new items IDs with a table's quantizer.
 
-    Items that TABLE knows keep theirs.
+    SOURCE is a file of embeddings, TABLE stays as it is. Items that it knows keep their IDs.
     """
     from semid_dataset import commands, exports
     from semid_dataset.vectors import read_vectors
@@ -708,7 +713,7 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Ans
 )
 def export(path: Path, output: Path, form: str | None, style: str, first: int) -> Answer:
     """
-    Write the IDs of TABLE in another tool's format.
+    Write IDs in another tool's format.
 
     \b
     .json           {item: codes}, the semantic_id_dict.json
@@ -737,6 +742,8 @@ def export(path: Path, output: Path, form: str | None, style: str, first: int) -
         file for target, name in names.items() for file in exports.export(table, target, name, style=style, first=first)
     ]
     following = ["from semid_dataset.exports import read_export; read_export(path)     reads it again"]
+    if set(names.values()) == {"tokens"}:
+        following = [f"tokenizer.add_tokens(json.load(open({str(output)!r})))     before the model is trained"]
     if "index" in names.values():
         tokens = output if output.is_dir() else output.parent
         following = [
@@ -757,9 +764,9 @@ def export(path: Path, output: Path, form: str | None, style: str, first: int) -
 @click.argument("new", type=EXISTING)
 def diff(old: Path, new: Path) -> Answer:
     """
-    Say which IDs moved from OLD to NEW, and which items came and went.
+    Say which IDs moved, came and went.
 
-    Exit code 1 if an ID moved or an item is gone; items that came are no harm.
+    OLD and NEW are any files of IDs. Exit code 1 if an ID moved or an item is gone; items that came are no harm.
     """
     first, second = _open_ids(old), _open_ids(new)
     rows = second.rows_of(first.keys_array)
@@ -828,10 +835,10 @@ def _listed_keys(table: SemanticIdTable) -> list[Any]:
 )
 def prune(target: Path | None, delete: bool, older_than: float, lineages: bool) -> Answer:
     """
-    Find files of the caches that nobody needs: old generations, damaged files, leftovers of writers that died.
+    List, or delete, what caches no longer need.
 
-    Never what is in use: the newest generation of a lineage, notes, locks. TARGET is a data directory or a cache
-    folder; without one it is the folders that the environment names and the user's own.
+    Old generations, damaged files, leftovers of writers that died; never what is in use: the newest generation of a
+    lineage, notes, locks. Without a folder, those that the environment names and the user's own are looked at.
     """
     from semid_dataset.pruning import find_waste
 
@@ -899,7 +906,7 @@ def prune(target: Path | None, delete: bool, older_than: float, lineages: bool) 
 def report(
     path: Path, output: Path, embeddings: Path | None, ids: str | None, features: tuple[str, ...], titles: Path | None
 ) -> Answer:
-    """Write one self-contained page about the IDs of TABLE."""
+    """Write one self-contained page about IDs."""
     from semid_dataset.report import write_report
 
     table = _open_ids(path)
