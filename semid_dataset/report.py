@@ -390,11 +390,12 @@ def _tiles(facts: _Facts) -> str:
     shared = percent(facts.shared / len(table)) if len(table) else None
     tiles.append(_tile("Share their ID", shared, f"before uniqueness: {UNKNOWN if raw is None else percent(raw)}"))
     error, held_out = facts.figure("relative_mse"), facts.figure("relative_mse_held_out")
+    since = f"; of the {facts.figure('items'):,.0f} items at training" if facts.grown and facts.vectors is None else ""
     tiles.append(
         _tile(
             "Relative error",
             None if error is None else number(error),
-            f"held out: {UNKNOWN if held_out is None else number(held_out)}; 0 is exact, 1 is the mean",
+            f"held out: {UNKNOWN if held_out is None else number(held_out)}; 0 is exact, 1 is the mean{since}",
         )
     )
     near, other = _fidelity(facts)
@@ -635,7 +636,7 @@ def _groups(facts: _Facts) -> str:
     else:
         groups = _duplicates(facts.vectors)
         total = sum(len(group) - 1 for group in groups)
-        twins = f"<p>{total:,} vectors equal another one exactly.</p>"
+        twins = f"<p>{total:,} {'vector equals' if total == 1 else 'vectors equal'} another one exactly.</p>"
         if groups:
             listed = "".join(_group(facts, "", group[:MEMBERS], len(group)) for group in groups[:GROUPS])
             twins += f'<div class="card wide"><table><tbody>{listed}</tbody></table></div>'

@@ -133,7 +133,7 @@ def test_the_page_is_complete_and_needs_nothing_else(
     assert "not measured" not in page
     words = words_of(page)
     quality = table.quality
-    for figure in (f"{ITEMS:,}", f"{quality['relative_mse']:.4g}", table.digest, table.lineage, "1 vectors equal"):
+    for figure in (f"{ITEMS:,}", f"{quality['relative_mse']:.4g}", table.digest, table.lineage, "1 vector equals"):
         assert figure in words
     assert page.count("<figure>") == table.levels + 3
 
@@ -231,6 +231,7 @@ def test_items_added_since_training_are_measured_with_the_others(tmp_path: Path)
     info = {"quality": {"items": 2, "collision_rate_raw": 0.5, "usage": [1.0, 1.0]}}
     words = words_of(write_report(bare_table([[0, 1], [2, 3], [4, 4]], info=info), tmp_path / "r.html").read_text())
     assert "Raw figures are of the 2 items at training" in words
+    assert "1 is the mean; of the 2 items at training" in words
     assert "3/5" in words
 
 
