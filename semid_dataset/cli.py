@@ -375,7 +375,9 @@ def generate(
             retrain=retrain and output is None,
             parent=parent,
         )
-        written = [output / TABLE, output / JSON] if output is not None else [table.path] if table.path else []
+        written = [] if table.path is None or table.status == "cached" else [table.path]
+        if output is not None:
+            written = [output / TABLE, output / JSON]
     else:
         if output is None:
             raise click.UsageError("Where shall the IDs go? Give -o DIR.")
@@ -398,6 +400,7 @@ def generate(
             f"{_count(len(table), 'item')} have IDs of {table.levels} levels{added} ({table.status}, {seconds:.1f} s).",
             *_quality_line(table),
             *(f"Wrote {path}" for path in written),
+            *([] if written else [f"Nothing was written: they were there, in {table.path or 'memory'}"]),
         ],
         [
             f"semid report {where} -o report.html     to look at them",

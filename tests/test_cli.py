@@ -117,6 +117,8 @@ def test_a_data_directory_gets_ids_in_its_cache(semid: Any, tmp_path: Path) -> N
     assert f"Next: semid generate {data}" in before.out
     assert not (data / ".semantic_ids" / "v1").exists()
     assert semid("generate", data, *QUICK).code == 0
+    again = semid("generate", data, *QUICK)
+    assert (again.code, "Nothing was written" in again.out) == (0, True)
     known = semid("info", data, *QUICK, "--json").json
     assert known["status"] == "cached"
     assert known["root"] == str(data / ".semantic_ids")

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -128,6 +129,31 @@ def test_pt_is_one_row_a_level(tmp_path: Path) -> None:
     assert tensor.dtype == torch.int64
     assert tensor.shape == (4, 50)
     assert np.array_equal(tensor.t().numpy(), table.codes_array)
+
+
+def test_the_rules_of_other_readers_are_kept(tmp_path: Path) -> None:
+    """What docs/formats.md promises: bands of offset codes, column k for item k, one text an ID, items as strings."""
+    import torch
+
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rng = np.random.default_rng(0)
+    codes = np.unique(rng.integers([5, 9, 300], size=(60, 3)), axis=0)
+    rng.shuffle(codes)
+    items = rng.permutation(len(codes))
+    table = SemanticIdTable.from_mapping(dict(zip(items.tolist(), codes.tolist(), strict=True)))
+    for name in ("x.parquet", "x.pt", "x.index.json"):
+        export(table, tmp_path / name)
+    starts = np.cumsum([0, *table.codebook_sizes])
+    for row in parquet.read_table(tmp_path / "x.parquet").to_pylist():
+        offset = np.array(row["offset_codes"])
+        assert ((offset >= starts[:-1]) & (offset < starts[1:])).all()
+        assert (offset - starts[:-1]).tolist() == row["codes"] == table[row["item_id"]]
+    tensor = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert all(tensor[:, item].tolist() == table[item] for item in range(len(table)))
+    index = json.loads((tmp_path / "x.index.json").read_text())
+    assert set(index) == {str(item) for item in items}
+    assert len({"".join(tokens) for tokens in index.values()}) == len(table)
+    assert {token for tokens in index.values() for token in tokens} <= set(token_list(table.codebook_sizes))
 
 
 def test_an_array_without_its_items_is_refused(tmp_path: Path) -> None:
@@ -363,21 +389,25 @@ needs_transformers = pytest.mark.skipif(
 @needs_transformers
 @pytest.mark.filterwarnings("ignore")  # transformers' own
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("way", ["sample", "beams", "function"])
+@pytest.mark.parametrize("way", ["sample", "beams", "function", "encoder-decoder"])
 def test_a_transformers_model_emits_nothing_but_items(way: str) -> None:
     """A tiny random model, which without the constraint would emit anything: 1,000 sequences, all of them items."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
     table = random_table(items=300, codes=30)
     trie = PrefixTrie.of(table.codes_array)
     tokens = token_ids_of(FakeTokenizer(token_list(table.codebook_sizes)), table.codebook_sizes)
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=10 + sum(table.codebook_sizes), n_positions=16, n_embd=16, n_layer=1, n_head=2)
-    ).eval()
+    vocabulary, prompt = 10 + sum(table.codebook_sizes), 4
+    model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    if way == "encoder-decoder":  # its output begins with one token of its own, not with the prompt
+        prompt = 1
+        sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+        model = T5ForConditionalGeneration(T5Config(vocab_size=vocabulary, decoder_start_token_id=0, **sizes))
+    model.eval()
     prompts = torch.randint(6, 10, (50, 4))
-    options = {"prompt_length": 4, "eos_token_id": 5}
+    options = {"prompt_length": prompt, "eos_token_id": 5}
     common = {"max_new_tokens": table.levels + 1, "pad_token_id": 0, "eos_token_id": 5, "num_return_sequences": 20}
     common["attention_mask"] = torch.ones_like(prompts)
     if way == "function":
@@ -385,14 +415,14 @@ def test_a_transformers_model_emits_nothing_but_items(way: str) -> None:
         out = model.generate(prompts, do_sample=True, prefix_allowed_tokens_fn=allowed, **common)
     else:
         processors = [SemanticIdLogitsProcessor(trie, tokens, **options)]
-        search = {"do_sample": True} if way == "sample" else {"num_beams": 20}
+        search = {"num_beams": 20} if way == "beams" else {"do_sample": True}
         out = model.generate(prompts, logits_processor=processors, **search, **common)
-    assert out.shape == (1000, 4 + table.levels + 1)
+    assert out.shape == (1000, prompt + table.levels + 1)
     assert (out[:, -1] == 5).all()
     back = [{int(number): code for code, number in enumerate(level)} for level in tokens]
     known = {tuple(row) for row in table.codes_array.tolist()}
-    assert all(tuple(back[at][int(row[4 + at])] for at in range(table.levels)) in known for row in out)
-    free = model.generate(prompts, do_sample=True, **common)[:, 4:]
+    assert all(tuple(back[at][int(row[prompt + at])] for at in range(table.levels)) in known for row in out)
+    free = model.generate(prompts, do_sample=True, **common)[:, prompt:]
     assert any(int(row[0]) not in back[0] for row in free)  # the constraint was needed
 
 
