@@ -9,8 +9,8 @@ import pytest
 from world import SMALL, vectors_of
 
 from semid_dataset import SemanticIdTable
+from semid_dataset.commands import extend_with_vectors, generate_from_vectors
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError, SemidError
-from semid_dataset.resolve import extend_with_vectors, generate_from_vectors
 from semid_dataset.vectors import check_vectors, read_items, read_vectors
 
 ITEMS = np.array([30, 10, 20], np.int64)
