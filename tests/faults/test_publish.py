@@ -60,13 +60,16 @@ def calls_of_a_publish(root: store.Root, log: Path) -> list[tuple[str, int]]:
 def publish_traced(root: store.Root, seed: int, *expressions: str, log: Path = Path("/dev/null")) -> int:
     """Publish table `seed` in a child under strace; return its wait status."""
     ready, go = os.pipe()
+    started, say = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
         os.read(ready, 1)
         try:
             store.publish_table(root, LINEAGE, 0, [table_bytes(seed)])
         finally:
             os._exit(0)
+    os.read(started, 1)
     options = [word for expression in expressions for word in ("-e", expression)]
     tracer = subprocess.Popen(["strace", "-qq", "-o", log, "-p", str(child), *options], stderr=subprocess.PIPE)
     try:
@@ -76,8 +79,8 @@ def publish_traced(root: store.Root, seed: int, *expressions: str, log: Path = P
         os.write(go, b"x")
         _, status = os.waitpid(child, 0)
     finally:
-        os.close(ready)
-        os.close(go)
+        for end in (ready, go, started, say):
+            os.close(end)
         tracer.wait(20)
         if tracer.stderr:
             tracer.stderr.close()
