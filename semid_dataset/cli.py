@@ -658,6 +658,8 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Ans
     from semid_dataset import commands, exports
     from semid_dataset.vectors import read_vectors
 
+    if source.is_dir():
+        raise click.UsageError(f"For a data directory: semid generate {source} --parent {table_path}")
     base = lineage.open_parent(table_path, mmap=Environment.read().mmap)
     whole_table = output.suffix in {"", ".safetensors"}
     if not whole_table:

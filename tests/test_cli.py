@@ -148,6 +148,23 @@ def test_a_data_directory_is_written_elsewhere_on_demand(semid: Any, tmp_path: P
     assert semid("generate", data, "-o", tmp_path / "x", "--parent", tmp_path / "out").code == 2
 
 
+def test_several_features_are_generated_checked_and_refused_as_one_matrix(semid: Any, tmp_path: Path) -> None:
+    """The table knows how they become one vector; a single matrix is not what it was made of."""
+    data = make_data(tmp_path / "data", 60)
+    write_embeddings(data, vectors_of(60, dim=6, seed=4), "82")
+    both = ["--feature", "81", "--feature", "82"]
+    assert semid("generate", data, *both, "-o", tmp_path / "out", *QUICK).code == 0
+    checked = semid("verify", tmp_path / "out", "--embeddings", data, *both, "--json")
+    assert (checked.code, checked.json["embeddings"]["coverage"]) == (0, 1.0)
+    page = semid("report", tmp_path / "out", "-o", tmp_path / "page.html", "--embeddings", data, *both)
+    assert page.code == 0
+    np.save(tmp_path / "one.npy", vectors_of(70))
+    done = semid("encode", tmp_path / "out", tmp_path / "one.npy", "--ids", "rows", "-o", tmp_path / "more")
+    assert (done.code, "several features" in done.err) == (3, True)
+    done = semid("verify", tmp_path / "out", "--embeddings", data, "--ids", "rows")
+    assert (done.code, "--ids belongs" in done.err) == (2, True)
+
+
 def test_info_knows_every_kind_of_file(semid: Any, made: Path, tmp_path: Path) -> None:
     """A table, its folder, the JSON, an export."""
     semid("export", made, "-o", tmp_path / "ids.parquet")
@@ -379,6 +396,7 @@ def test_bad_calls_are_one_line_and_exit_code_2(semid: Any, world: Path, made: P
         (["export", made, "-o", "ids.xyz"], "ending"),
         (["export", made, "-o", "ids.json", "-f", "yaml"], "yaml"),
         (["encode", made, "x.npy", "--ids", "x.txt"], "Missing option"),
+        (["encode", made, world, "-o", "out"], "--parent"),
     ]
     before = sorted(world.rglob("*"))
     for call, words in calls:

@@ -162,6 +162,45 @@ def test_parquet_rows_of_another_width_are_named(tmp_path: Path) -> None:
         read_vectors(tmp_path / "x.parquet")
 
 
+def test_faults_of_item_lists_are_named(tmp_path: Path) -> None:
+    """Whatever kind of list it is."""
+    np.save(tmp_path / "ids.npy", MATRIX)
+    (tmp_path / "ids.json").write_text('{"1": 2}')
+    (tmp_path / "cut.json").write_text("[1, 2")
+    (tmp_path / "ids.txt").write_bytes(b"\xff\xfe1")
+    (tmp_path / "float.json").write_text("[1.5]")
+    for name, message in {
+        "ids.npy": r"shape \(3, 4\); wanted: one item a row",
+        "ids.json": "holds a dict; wanted: a list",
+        "cut.json": "is no JSON",
+        "ids.txt": "is no UTF-8 text",
+        "float.json": "row 0: 1.5 is no item",
+    }.items():
+        with pytest.raises(EmbeddingError, match=message):
+            read_items(tmp_path / name)
+
+
+def test_no_rows_is_said_as_such(tmp_path: Path) -> None:
+    """An empty file is no fault of its form."""
+    (tmp_path / "x.jsonl").write_text("\n")
+    with pytest.raises(NoEmbeddingsError, match="no lines"):
+        read_vectors(tmp_path / "x.jsonl")
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    empty = arrow.table({"id": arrow.array([], arrow.int64()), "emb": arrow.array([], arrow.list_(arrow.float32()))})
+    pyarrow.parquet.write_table(empty, tmp_path / "x.parquet")
+    with pytest.raises(NoEmbeddingsError, match="no rows"):
+        read_vectors(tmp_path / "x.parquet")
+    pyarrow.parquet.write_table(arrow.table({"id": [1], "name": ["a"]}), tmp_path / "x.parquet")
+    with pytest.raises(EmbeddingError, match="one column of lists"):
+        read_vectors(tmp_path / "x.parquet")
+    np.savez(tmp_path / "y.npz", MATRIX)
+    (tmp_path / "y.npz").rename(tmp_path / "y.npy")
+    with pytest.raises(EmbeddingError, match=r"the ending \.npz"):
+        read_vectors(tmp_path / "y.npy", "rows")
+
+
 def test_vectors_in_memory_are_checked_too() -> None:
     """The function is called from programs as well."""
     with pytest.raises(EmbeddingError, match="2 items for 3 rows"):
