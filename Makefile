@@ -13,6 +13,8 @@ demo: .venv/installed
 	$(RUN) examples/evalu/infer.py
 	@echo "--- second run: loads them ---"
 	$(RUN) examples/evalu/infer.py
+	@echo "--- what they look like ---"
+	$(BIN)/semid report sample/eval -o sample/report.html
 
 test: .venv/installed
 	$(RUN) -m pytest --cov --cov-report=term -n 2 --dist loadfile

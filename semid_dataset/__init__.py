@@ -17,7 +17,7 @@ from semid_dataset.errors import SemanticIdWarning, SemidError
 from semid_dataset.table import SemanticIdTable
 
 if TYPE_CHECKING:
-    from semid_dataset.commands import generate_semantic_ids, generate_semantic_ids_on_demand
+    from semid_dataset.commands import generate_from_vectors, generate_semantic_ids, generate_semantic_ids_on_demand
     from semid_dataset.quantizer import ResidualQuantizer
 
 __version__ = "0.1.0"
@@ -30,6 +30,7 @@ __all__ = [
     "SemanticIdTable",
     "SemanticIdWarning",
     "SemidError",
+    "generate_from_vectors",
     "generate_semantic_ids",
     "generate_semantic_ids_on_demand",
 ]
@@ -41,7 +42,7 @@ def __getattr__(name: str) -> Any:
         from semid_dataset.quantizer import ResidualQuantizer
 
         return ResidualQuantizer
-    if name in {"generate_semantic_ids", "generate_semantic_ids_on_demand"}:
+    if name in {"generate_from_vectors", "generate_semantic_ids", "generate_semantic_ids_on_demand"}:
         from semid_dataset import commands
 
         return getattr(commands, name)

@@ -30,7 +30,14 @@ from numpy.typing import NDArray
 
 from semid_dataset import __version__, files, lineage, store
 from semid_dataset.config import Environment, SemanticIdConfig
-from semid_dataset.errors import ConfigError, EmbeddingError, SemanticIdWarning, SemidError, TableError
+from semid_dataset.errors import (
+    ConfigError,
+    EmbeddingError,
+    ParentError,
+    SemanticIdWarning,
+    SemidError,
+    TableError,
+)
 from semid_dataset.messages import logger
 from semid_dataset.table import SemanticIdTable
 
@@ -181,11 +188,23 @@ FEATURES = click.option(
 
 
 def _open_ids(path: Path) -> SemanticIdTable:
-    """Open a table, a folder that holds one, or any export of IDs."""
+    """Open a table, a folder that holds one, the IDs that last served a data directory, or any export of IDs."""
     from semid_dataset.exports import read_export
 
     if path.is_dir():
-        return lineage.open_parent(path, mmap=Environment.read().mmap)
+        environment = Environment.read()
+        if _holds_table(path):
+            return lineage.open_parent(path, mmap=environment.mmap)
+        roots = store.Roots(path, None, environment)
+        name = store.last_served(roots, path)
+        table = None if name is None else lineage.newest_table(roots, name, mmap=environment.mmap, may_write=False)
+        if table is not None:
+            return table
+        if not (path / JSON).exists():
+            raise ParentError(
+                f"'{path}' holds no IDs, and none were made for it here. Make them: semid generate {path}"
+            )
+        path = path / JSON
     if path.suffix == ".safetensors":
         return SemanticIdTable.open(path)
     return read_export(path)

@@ -173,7 +173,7 @@ def extend_with_vectors(
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
     if not len(missing):
         return table, 0
-    buffers = lineage._extended(
+    buffers = lineage.extended_buffers(
         table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing
     )
     reason = f"{len(missing)} new items, lineage {table.lineage}"

@@ -330,7 +330,7 @@ def grow(
         encoded = len(missing)
         # Above those that were set aside too: a number never stands for two tables.
         generation = 1 + max(store.last_generation(roots, row.name), base.generation)
-        buffers = _extended(row.name, generation, base, items, features, missing)
+        buffers = extended_buffers(row.name, generation, base, items, features, missing)
         if root is None:
             return _in_memory(buffers, "no cache folder takes a write"), encoded
         try:
@@ -350,7 +350,7 @@ def _in_memory(buffers: list[Any], why: str) -> SemanticIdTable:
     return SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="cached", reason=why)
 
 
-def _extended(
+def extended_buffers(
     name: str,
     generation: int,
     base: SemanticIdTable,
@@ -358,6 +358,12 @@ def _extended(
     features: "Sequence[FeatureMatrix]",
     missing: NDArray[np.int64],
 ) -> list[Any]:
+    """
+    Return the bytes of table `generation`: everything in `base`, and the items at `missing` encoded by its quantizer.
+
+    Args:
+        missing: positions in `items`, ascending, of those that `base` does not hold.
+    """
     from semid_dataset.collisions import resolve_collisions
 
     quantizer = base.quantizer

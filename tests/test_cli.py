@@ -286,6 +286,18 @@ def test_every_format_is_exported_and_read_again(semid: Any, made: Path, tmp_pat
     assert "<item_L0_C" in (tmp_path / "item.index.json").read_text()
 
 
+def test_a_data_directory_stands_for_the_ids_that_served_it(semid: Any, tmp_path: Path) -> None:
+    """Nobody wants to type the path of a file in a cache; a hand-made file counts too."""
+    data = make_data(tmp_path / "data")
+    assert semid("verify", data).code == 3
+    assert semid("generate", data, *QUICK).code == 0
+    assert semid("verify", data).code == 0
+    assert semid("report", data, "-o", tmp_path / "page.html").code == 0
+    other = make_data(tmp_path / "other")
+    (other / "semantic_id_dict.json").write_text('{"5": [1, 2]}')
+    assert "1 item" in semid("verify", other).out
+
+
 def test_a_report_is_written(semid: Any, world: Path, made: Path) -> None:
     """With vectors and titles in any of their forms."""
     pytest.importorskip("semid_dataset.report")
