@@ -324,24 +324,37 @@ def grow(
     """
     base, encoded = row.base, 0
     for _ in range(MOST_TRIES):
+        try:
+            # The number first, then the newest table: it holds whatever was published under the numbers until then, and
+            # what is published meanwhile has the number that this call tries to take. Those set aside count too: a
+            # number never stands for two tables.
+            last = store.last_generation(roots, row.name)
+            newest = newest_table(roots, row.name, mmap=mmap, may_write=True)
+        except OSError as error:
+            last, newest = -1, None
+            root, refusal = None, str(error)
+        else:
+            refusal = "no cache folder takes a write"
+        if newest is not None and newest.generation > last:
+            continue
+        if newest is not None and not _holds(base, newest):
+            if not _holds(newest, base):  # another base got into the row first: part from it
+                row = row_of_parent(roots, base, mmap=mmap, may_write=True)
+                base = row.base
+                continue
+            base = newest
         missing = np.flatnonzero(base.rows_of(items) < 0)
         if not len(missing):
             return base, encoded
         encoded = len(missing)
-        # Above those that were set aside too: a number never stands for two tables.
-        generation = 1 + max(store.last_generation(roots, row.name), base.generation)
+        generation = 1 + max(last, base.generation)
         buffers = extended_buffers(row.name, generation, base, items, features, missing)
         if root is None:
-            return _in_memory(buffers, "no cache folder takes a write"), encoded
+            return _in_memory(buffers, refusal), encoded
         try:
             store.publish_table(root, row.name, generation, buffers)
-            newest = newest_table(roots, row.name, mmap=mmap, may_write=True)
         except OSError as error:
             return _in_memory(buffers, str(error)), encoded
-        if newest is not None and not _holds(newest, base):  # another base got into the row first: part from it
-            row = row_of_parent(roots, base, mmap=mmap, may_write=True)
-            newest = row.base
-        base = newest or base
     raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")
 
 

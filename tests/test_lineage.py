@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,30 @@ def test_processes_that_append_at_once_never_give_one_item_two_ids(
     assert all(len(codes) == 1 for codes in ids.values())
     assert len({next(iter(codes)) for codes in ids.values()}) == 270
     assert all(ids[int(item)] == {str(codes)} for item, codes in born.items())
+
+
+def test_a_table_published_between_look_and_write_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else two tables would part, and one ID would be given to two items."""
+    monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
+    write_items(tmp_path / "base", list(range(200)))
+    resolve_quietly(tmp_path / "base")
+    write_items(tmp_path / "a", [*range(200), *range(300, 330)])
+    write_items(tmp_path / "b", [*range(200), *range(400, 430)])
+    look = store.last_generation
+    others = []
+
+    def look_late(*args: Any) -> int:
+        if not others:
+            others.append(0)
+            others[0] = resolve_quietly(tmp_path / "b").to_dict()
+        return look(*args)
+
+    monkeypatch.setattr(store, "last_generation", look_late)
+    table = resolve_quietly(tmp_path / "a")
+    assert {item: table[item] for item in others[0]} == others[0]
+    assert len(set(map(tuple, table.values()))) == len(table) == 260
 
 
 def test_a_parent_that_was_continued_elsewhere_parts_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
