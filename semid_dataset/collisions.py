@@ -118,11 +118,9 @@ class _Tree:
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self.sizes = sizes
         self.used: dict[tuple[int, ...], set[int]] = {}
-        self.rest: dict[tuple[int, ...], list[int]] = {}
 
     def add(self, given: NDArray[Any], wanted: NDArray[Any]) -> None:
         """Enter the tuples given, (n, levels); those far from any wanted prefix wait until a search spills."""
-        self.given = given
         ids = tuple_ids(np.concatenate([given[:, :-1], wanted[:, :-1]])) if given.shape[1] > 1 else None
         near = np.ones(len(given), dtype=bool) if ids is None else np.isin(ids[: len(given)], ids[len(given) :])
         for row in given[near].tolist():

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -352,12 +353,8 @@ def _load(path: Path) -> Any:
     """Return what np.load makes of a file: an array, or an archive of them."""
     try:
         return np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise TableError(f"'{path}' is no array file: {error}.") from None
-    except Exception as error:
-        if type(error).__name__ == "BadZipFile":
-            raise TableError(f"'{path}' is no array archive: {error}.") from None
-        raise
 
 
 def _member(archive: Any, name: str, path: Path) -> NDArray[Any]:
