@@ -27,7 +27,7 @@ from semid_dataset.table import SemanticIdTable, build_table_buffers
 if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
 
-__all__ = ["exported_table", "fit_to_ids", "restore"]
+__all__ = ["exported_table", "fit_to_ids", "rejoined", "restore"]
 
 SWEEPS = 20  # over all levels; each is the exact optimum of one level, so the error never grows
 BEAM = 8
@@ -92,8 +92,54 @@ def restore(
     if train is not None:
         again = train()
         if len(again) == len(ids) and _agrees(ids, again):
-            return _build(ids, export, again.info, again.weights)
+            info = again.info
+            if again.digest != export.digest:  # the codebooks' last bits: it still stands for the lost table
+                info = {**info, "history": [*info.get("history", []), {**history, "new": 0, "healed": "trained again"}]}
+            return _build(ids, export, info, again.weights)
     return _fitted(ids, export, embeddings, identity, config, history)
+
+
+def rejoined(
+    ids: SemanticIdTable, base: SemanticIdTable, export: store.Memo, generation: int
+) -> tuple[list[Any], int, int] | None:
+    """
+    Return a table that holds the IDs of `base` and those that a lost table before it had exported.
+
+    A table that was extended without the lost one may hold items of it under other IDs, and other items under its
+    IDs. No ID that can be read moves: those items keep what `base` says, and an ID that both give stays with both.
+
+    Args:
+        ids: what was exported from the lost table.
+        base: the newest table of the lineage, which did not grow from the lost one.
+        export: digest of the lost table.
+        generation: of the table to make.
+
+    Returns:
+        Its bytes, the number of items that keep another ID than the export says, and the number of items put back
+        that share theirs. None where the export does not fit this lineage.
+    """
+    if base.info.get("identity") is None or not _fits(ids, Identity.from_dict(base.info["identity"])):
+        return None
+    rows = base.rows_of(ids.keys_array)
+    known, lost = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
+    others = int((ids.codes_array[known] != base.codes_array[rows[known]]).any(1).sum())
+    back = ids.codes_array[lost].astype(base.codes_array.dtype)
+    taken = {row.tobytes() for row in base.codes_array}
+    shared = sum(row.tobytes() in taken for row in back)
+    step = {
+        "generation": generation,
+        "time": time.time(),
+        "items": len(base) + len(lost),
+        "new": len(lost),
+        "parent": base.digest,
+        "rejoined": export.digest,
+        "healed": "semantic_id_dict.json",
+    }
+    info = {key: value for key, value in base.info.items() if key not in {"digest", "json_sha256"}}
+    info |= {"generation": generation, "history": [*base.info.get("history", []), step]}
+    items = lineage.joined_items(base.keys_array, lineage.picked_items(ids.keys_array, lost))
+    buffers = build_table_buffers(items, np.concatenate([base.codes_array, back]), info=info, weights=base.weights)
+    return buffers, others, shared
 
 
 def _fits(ids: SemanticIdTable, identity: Identity) -> bool:

@@ -34,9 +34,11 @@ __all__ = [
     "descends",
     "find_lineage",
     "grow",
+    "joined_items",
     "lineage_name",
     "newest_table",
     "open_parent",
+    "picked_items",
     "reproduction_error",
     "row_of_parent",
 ]
@@ -100,10 +102,12 @@ def newest_table(roots: Iterable[store.Root], name: str, *, mmap: bool, may_writ
 
 
 def descends(table: SemanticIdTable, digest: str) -> bool:
-    """Whether a table is the one with this digest, or holds all of its IDs because it grew from it."""
+    """Whether a table is the one with this digest, or holds its IDs because it grew from it or took them in."""
     history = table.info.get("history")
     steps = history if isinstance(history, list) else []
-    return table.digest == digest or any(isinstance(step, dict) and step.get("parent") == digest for step in steps)
+    return table.digest == digest or any(
+        isinstance(step, dict) and digest in (step.get("parent"), step.get("rejoined")) for step in steps
+    )
 
 
 def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool) -> SemanticIdTable:
@@ -293,7 +297,7 @@ def reproduction_error(
     sample = known[np.linspace(0, len(known) - 1, min(SAMPLE_ITEMS, len(known))).astype(np.int64)]
     sample = np.unique(sample)
     vectors = table.quantizer.vectors_of(_take(features, sample, len(items)), len(sample))
-    decoded = table.quantizer.decode(table.codes_array[table.rows_of(_pick(items, sample))])
+    decoded = table.quantizer.decode(table.codes_array[table.rows_of(picked_items(items, sample))])
     squared = float(np.square(vectors.astype(np.float64) - decoded).sum(1).mean())
     provenance: dict[str, Any] = table.info.get("provenance", {})
     variance = float(provenance.get("variance", 0.0))
@@ -404,7 +408,7 @@ def extended_buffers(
         "history": [*base.info.get("history", []), step],
     }
     return build_table_buffers(
-        _join(base.keys_array, _pick(items, missing)),
+        joined_items(base.keys_array, picked_items(items, missing)),
         np.concatenate([base.codes_array, codes.astype(base.codes_array.dtype)]),
         info=info,
         weights=base.weights,
@@ -425,11 +429,13 @@ def _take(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items:
     return taken
 
 
-def _pick(items: NDArray[np.int64] | list[str], rows: NDArray[np.int64]) -> NDArray[np.int64] | list[str]:
+def picked_items(items: NDArray[np.int64] | list[str], rows: NDArray[np.int64]) -> NDArray[np.int64] | list[str]:
+    """Return the items at `rows`."""
     return items[rows] if isinstance(items, np.ndarray) else [items[row] for row in rows.tolist()]
 
 
-def _join(first: NDArray[np.int64] | list[str], second: NDArray[np.int64] | list[str]) -> Any:
+def joined_items(first: NDArray[np.int64] | list[str], second: NDArray[np.int64] | list[str]) -> Any:
+    """Return the items of both, in this order; all as strings where one of the two has strings."""
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         return np.concatenate([first, second])
     return [*map(str, first), *map(str, second)]  # ids of both kinds: all become strings

@@ -128,6 +128,12 @@ LINES: dict[str, tuple[str, str]] = {
         "their IDs, those added since may have got others",
         "谱系 {lineage} 的第 {generation} 代表已损坏且无法恢复: {known} 个物品的ID不变，其后新增物品的ID可能改变",
     ),
+    "healed_in_part": (
+        "Healed lineage {lineage} from {source}, but it had been extended meanwhile: {others} items had got other IDs "
+        "and keep those, {shared} share an ID with an item added since",
+        "已从 {source} 恢复谱系 {lineage}，但其间该谱系已被扩展: {others} 个物品已有新ID并保留新ID，"
+        "{shared} 个物品与其后新增的物品共用ID",
+    ),
     "gate_unknown": (
         "ALLOW_SEMANTIC_GENERATION={value!r} is not understood; generation stays forbidden. Use true or false.",
         "无法识别 ALLOW_SEMANTIC_GENERATION={value!r}；视为禁止生成。请使用 true 或 false。",

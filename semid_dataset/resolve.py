@@ -27,6 +27,7 @@ from semid_dataset.errors import (
     SemanticIdFileError,
     SemanticIdWarning,
     SemidError,
+    StoreError,
 )
 from semid_dataset.id_json import parse_id_json
 from semid_dataset.messages import degrade, logger, tell, text
@@ -371,7 +372,7 @@ class Resolution:
     # --- a damaged table ---
 
     def _lost_export(self) -> store.Memo | None:
-        """Return which table `semantic_id_dict.json` was exported from, if that table cannot be read any more."""
+        """Return which table `semantic_id_dict.json` was exported from, if its IDs are in no table any more."""
         if self.ask.data_dir is None:
             return None
         try:
@@ -382,7 +383,7 @@ class Resolution:
         if export is None or export.lineage.startswith("json-"):
             return None
         newest = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=self.may_generate)
-        return export if newest is None or newest.generation < export.generation else None
+        return None if newest is not None and lineage.descends(newest, export.digest) else export
 
     def _exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
         """Return the IDs of a damaged table from its export, where nothing may be written to heal it."""
@@ -425,19 +426,24 @@ class Resolution:
         from semid_dataset import healing
 
         ids = healing.exported_table(path, export)
+        if ids is None:
+            return None
+        if base is not None and base.generation > export.generation:
+            return self._rejoin(ids, base, export, root, path)
 
         def train_again() -> SemanticIdTable:
             buffers = birth.train_table(embeddings, self.config, identity, export.lineage, turn, started)
             return SemanticIdTable.from_buffer(b"".join(buffers))
 
         same = lineage.lineage_name(identity, embeddings.digest) == export.lineage
-        buffers = ids and healing.restore(
-            ids, base, export, embeddings, identity, self.config, train_again if same else None
-        )
-        if not buffers:
-            return None
-        table: SemanticIdTable | None = SemanticIdTable.from_buffer(b"".join(buffers))
-        assert table is not None
+        buffers = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
+        return None if buffers is None else self._publish_healed(buffers, export, root, path)
+
+    def _publish_healed(
+        self, buffers: list[Any], export: store.Memo, root: store.Root | None, path: Path
+    ) -> lineage.Lineage | None:
+        """Publish a lost table again; return it only where it stays in memory."""
+        table = SemanticIdTable.from_buffer(b"".join(buffers))
         refusal: object = "no cache folder takes a write"
         if root is not None:
             try:
@@ -451,6 +457,47 @@ class Resolution:
                 refusal = error
         degrade("not_saved", error=refusal)
         return lineage.Lineage(export.lineage, table)
+
+    def _rejoin(
+        self, ids: SemanticIdTable, base: SemanticIdTable, export: store.Memo, root: store.Root | None, path: Path
+    ) -> lineage.Lineage | None:
+        """
+        Put the IDs of a lost table back into a lineage that another dataset has extended without them.
+
+        Returns:
+            A row only where the table stays in memory.
+        """
+        from semid_dataset import healing
+
+        for _ in range(lineage.MOST_TRIES):
+            number = 1 + max(store.last_generation(self.roots, export.lineage), base.generation)
+            found = healing.rejoined(ids, base, export, number)
+            if found is None:
+                return None
+            buffers, others, shared = found
+            refusal: object = None if root is not None else "no cache folder takes a write"
+            if root is not None:
+                try:
+                    if not store.publish_table(root, export.lineage, number, buffers):  # another writer took the number
+                        newest = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=True)
+                        base = newest or base
+                        if lineage.descends(base, export.digest):
+                            return None
+                        continue
+                except OSError as error:
+                    refusal = error
+            if others or shared:
+                logger.error(
+                    "%s",
+                    text("healed_in_part", source=path, others=others, shared=shared, lineage=export.lineage),
+                )
+            else:
+                tell("healed", level=logging.WARNING, source=path)
+            if refusal is None:
+                return None  # it is found like any other lineage
+            degrade("not_saved", error=refusal)
+            return lineage.Lineage(export.lineage, SemanticIdTable.from_buffer(b"".join(buffers)))
+        raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
 
     def _after_loss(
         self, name: str, buffers: list[Any], question: store.Question, embeddings: "Embeddings"

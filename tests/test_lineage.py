@@ -237,9 +237,9 @@ def test_vectors_that_moved_are_said_and_ids_stay(tmp_path: Path, caplog: pytest
 
 def test_ids_of_both_kinds_can_meet_in_one_table(tmp_path: Path) -> None:
     """String ids added to integer ones: all of them are found by either form."""
-    from semid_dataset.lineage import _join
+    from semid_dataset.lineage import joined_items
 
-    joined = _join(np.array([1, 2]), ["a", "b"])
+    joined = joined_items(np.array([1, 2]), ["a", "b"])
     table = SemanticIdTable.from_mapping({key: [number, 1] for number, key in enumerate(joined)})
     assert (table[1], table["2"], table["a"]) == ([0, 1], [1, 1], [2, 1])
 
