@@ -315,20 +315,20 @@ def spec(world: World, cut: Split, seed: int) -> Codes:
     return plain_rqvae()(world.text[~cut.new], seed).encode(world.text).astype(np.uint8)
 
 
-def behaviour(weight: float = 1.0, **settings: Any) -> Make:
+def behaviour(**settings: Any) -> Make:
     """Return our IDs over text fused with who was bought near whom in the training sequences."""
 
     def make(world: World, cut: Split, seed: int) -> Codes:
         from semid_dataset.behaviour import cooccurrence_vectors
 
         rows, near = cooccurrence_vectors(cut.train, seed=seed, **settings)
-        vectors = fused(world, cut, rows, near, weight, seed)
+        vectors = fused(world, cut, rows, near, seed)
         return encoded(world, cut, quantizer_of(world, cut, seed, vectors), vectors, unique=True)
 
     return make
 
 
-def fused(world: World, cut: Split, rows: NDArray[np.int64], near: Vectors, weight: float, seed: int) -> Vectors:
+def fused(world: World, cut: Split, rows: NDArray[np.int64], near: Vectors, seed: int) -> Vectors:
     """Return text and behaviour in one space, learned from known items; without behaviour, what text lets expect."""
     text = FeatureMatrix("text", np.arange(len(world.text)), world.text)
     order = np.flatnonzero(~cut.new)

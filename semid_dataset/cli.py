@@ -350,6 +350,12 @@ def _config(levels: int, codes: str, shared: bool, epochs: int, **rest: Any) -> 
         "--parent", type=EXISTING, metavar="TABLE", help="Add new items to this table; known items keep their IDs."
     ),
     click.option("--retrain", is_flag=True, help="Train anew although there are IDs: they move."),
+    click.option(
+        "--sequences",
+        type=EXISTING,
+        metavar="FILE",
+        help="What users took in order (.txt, .jsonl, .parquet): what is taken together gets IDs that are alike.",
+    ),
     SETTINGS,
 )
 def generate(
@@ -359,6 +365,7 @@ def generate(
     output: Path | None,
     parent: Path | None,
     retrain: bool,
+    sequences: Path | None,
     **settings: Any,
 ) -> Answer:
     """
@@ -375,6 +382,8 @@ def generate(
             f"'{output}' holds IDs already, and new ones would replace them. Add new items with --parent {output}, "
             "or start over with --retrain."
         )
+    if sequences is not None and (source.is_dir() or parent is not None):
+        raise click.UsageError("--sequences is for training on a file of vectors: give such a file, and no --parent.")
     started = time.perf_counter()
     new: int | None = None
     if source.is_dir():
@@ -404,7 +413,12 @@ def generate(
         _check_writable(output)
         vectors = embeddings.features[0].matrix
         if parent is None:
-            table = commands.generate_from_vectors(embeddings.items, vectors, config=config, output_dir=output)
+            from semid_dataset.behaviour import read_sequences
+
+            taken = None if sequences is None else read_sequences(sequences)
+            table = commands.generate_from_vectors(
+                embeddings.items, vectors, config=config, output_dir=output, sequences=taken
+            )
             written = [output / TABLE, output / JSON]
         else:
             base = lineage.open_parent(parent, mmap=Environment.read().mmap)

@@ -7,7 +7,8 @@ The explicit ones ignore `ALLOW_SEMANTIC_GENERATION` and raise: who calls them m
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,6 +128,7 @@ def generate_from_vectors(
     *,
     output_dir: Path | str,
     config: SemanticIdConfig | None = None,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None = None,
 ) -> SemanticIdTable:
     """
     Make semantic IDs of any embeddings; an explicit command, like `generate_semantic_ids`.
@@ -136,14 +138,25 @@ def generate_from_vectors(
         vectors: (n, dim) of finite numbers, in the order of the items.
         output_dir: `semid_table.safetensors` and `semantic_id_dict.json` are written there, in place of older ones.
         config: how IDs are made.
+        sequences: what users took, one after the other; the recommender's training events and no others. Items that
+            are taken near each other then get codes that are alike, too; items of which nothing is known yet get
+            those to be expected from their vectors. See `semid_dataset.behaviour`.
 
     Raises:
-        NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things.
+        NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things; no two of
+            the items occur near each other in the sequences.
         SemidError, OSError: as the steps say.
     """
     started = time.perf_counter()
     embeddings = own_embeddings(items, vectors)
     config = config or SemanticIdConfig()
+    if sequences is not None:
+        from semid_dataset.behaviour import behaviour_feature
+
+        taken = behaviour_feature(embeddings.items, sequences, seed=config.seed)
+        digest = hashlib.sha256(f"{embeddings.digest}\0{taken.id}\0".encode() + taken.rows.tobytes())
+        digest.update(taken.matrix.tobytes())
+        embeddings = replace(embeddings, features=(*embeddings.features, taken), digest=digest.hexdigest())
     return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
 
 
@@ -163,13 +176,14 @@ def extend_with_vectors(
     quantizer = table.quantizer
     embeddings = own_embeddings(items, vectors)
     dim = embeddings.features[0].dim
-    if quantizer.fusion is not None:
+    if quantizer.fusion is not None and OWN_FEATURE not in quantizer.fusion.dims:
         raise EmbeddingError(
             f"'{table.path}' was made from several features of a data directory; one matrix of {dim} numbers is not "
             "enough. Extend it with: semid generate DATA_DIR --parent TABLE."
         )
-    if quantizer.dim != dim:
-        raise EmbeddingError(f"'{table.path}' encodes vectors of {quantizer.dim} numbers, these have {dim}.")
+    wanted = quantizer.dim if quantizer.fusion is None else quantizer.fusion.dims[OWN_FEATURE]
+    if wanted != dim:
+        raise EmbeddingError(f"'{table.path}' encodes vectors of {wanted} numbers, these have {dim}.")
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
     if not len(missing):
         return table, 0

@@ -255,6 +255,11 @@ class Fusion:
             for at, part in zip(chosen, np.split(shared_mine, ends), strict=True)
         ]
 
+    @property
+    def dims(self) -> dict[str, int]:
+        """Width of each feature that was fitted, by its id."""
+        return {mapping.id: mapping.dim for mapping in self.maps}
+
     def to_arrays(self) -> tuple[dict[str, Float32], dict[str, Any]]:
         """Return arrays and a JSON-able description, for `from_arrays`."""
         arrays: dict[str, Float32] = {}

@@ -31,6 +31,7 @@ ROOMS = [
     "array_pickle",
     "features",
     "vectors",
+    "behaviour",
     "training",
     "quality",
     "birth",
