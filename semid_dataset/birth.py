@@ -1,11 +1,12 @@
 """
 The first table of a lineage: fuse, train, encode, make unique, measure.
 
-The only way to new codebooks; torch is imported when it is taken.
+The only way to new codebooks; torch is imported when it is taken. For more items than memory holds see `scale`.
 """
 
 import resource
 import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,37 @@ from semid_dataset.table import build_table_buffers
 
 if TYPE_CHECKING:
     from semid_dataset.features import Embeddings
+    from semid_dataset.training import Trained
 
-__all__ = ["train_table"]
+__all__ = ["Clock", "table_info", "train_quantizer", "train_table"]
 
 EPOCHS_PER_LINE = 5
+
+
+class Clock:
+    """
+    Seconds of every stage of a run.
+
+    Args:
+        started: when it began, as `time.perf_counter` says it.
+        beat: called at the end of every stage.
+    """
+
+    def __init__(self, started: float, beat: Callable[[], None]) -> None:
+        self.stages: dict[str, float] = {}
+        self._beat = beat
+        self._started = self._began = started
+
+    def done(self, stage: str) -> None:
+        """Note that a stage has ended."""
+        self._beat()
+        now = time.perf_counter()
+        self._began, self.stages[stage] = now, now - self._began
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._started
 
 
 def train_table(
@@ -38,42 +66,24 @@ def train_table(
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
     """
-    from semid_dataset.collisions import Resolution, resolve_collisions
+    from semid_dataset.collisions import Resolution, resolve_collisions, shared_items
     from semid_dataset.fusion import Fusion
     from semid_dataset.quality import measure
-    from semid_dataset.training import train
 
-    stages: dict[str, float] = {}  # seconds
-    began = started
-
-    def done(stage: str) -> None:
-        nonlocal began
-        turn.beat()
-        began, stages[stage] = time.perf_counter(), time.perf_counter() - began
-
-    done("reading")
+    clock = Clock(started, turn.beat)
+    clock.done("reading")
     items = len(embeddings.items)
     fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
     vectors = fusion.apply(embeddings.features, items)
-    done("fusion")
-    tell("training")
-
-    def on_epoch(epoch: int, epochs: int, loss: float) -> None:
-        turn.beat()
-        if epoch % EPOCHS_PER_LINE == 0 or epoch == epochs:
-            tell("epoch", epoch=epoch, epochs=epochs, loss=loss)
-
-    trained = train(vectors, config, on_epoch=on_epoch, on_progress=turn.beat)
-    if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
-        tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
-    tell("trained")
-    done("training")
+    clock.done("fusion")
+    trained = train_quantizer(vectors, config, turn.beat)
+    clock.done("training")
     quantizer = trained.quantizer
     if len(embeddings.features) > 1:
         quantizer.fusion = fusion
     tell("encoding")
     raw = quantizer.encode(vectors)
-    done("encoding")
+    clock.done("encoding")
     unique = config.unique
     if unique and items > config.capacity:
         degrade("beyond_capacity", items=items, capacity=config.capacity)
@@ -81,37 +91,94 @@ def train_table(
     resolution = (
         resolve_collisions(quantizer, vectors, raw)
         if unique
-        else Resolution(codes=raw, moved=0, exact_duplicates=0, shared=_shared(raw))
+        else Resolution(codes=raw, moved=0, exact_duplicates=0, shared=shared_items(raw))
     )
-    done("uniqueness")
+    clock.done("uniqueness")
     tell("encoded", items=items)
     weights, description = quantizer.to_arrays()
     quality = measure(quantizer, vectors, raw, resolution, trained)
-    done("measuring")
+    clock.done("measuring")
     error, variance = _error_and_variance(vectors, quantizer.decode(resolution.codes))
+    info = table_info(
+        name,
+        identity,
+        {**config.to_dict(), "unique": unique},
+        description,
+        quality,
+        embeddings,
+        items=items,
+        moved=resolution.moved,
+        bad_rows=embeddings.bad_rows,
+        device=trained.device,
+        variance=variance,
+        relative_error=error / variance if variance > 0 else 0.0,
+        clock=clock,
+    )
+    return build_table_buffers(embeddings.items, resolution.codes, info=info, weights=weights)
+
+
+def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat: Callable[[], None]) -> "Trained":
+    """
+    Train codebooks on vectors (n, dim), telling the user how far it is.
+
+    Raises:
+        TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
+    """
+    from semid_dataset.training import train
+
+    tell("training")
+
+    def on_epoch(epoch: int, epochs: int, loss: float) -> None:
+        beat()
+        if epoch % EPOCHS_PER_LINE == 0 or epoch == epochs:
+            tell("epoch", epoch=epoch, epochs=epochs, loss=loss)
+
+    trained = train(vectors, config, on_epoch=on_epoch, on_progress=beat)
+    if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
+        tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
+    tell("trained")
+    return trained
+
+
+def table_info(
+    name: str,
+    identity: Identity,
+    settings: Mapping[str, Any],
+    description: Mapping[str, Any],
+    quality: Mapping[str, Any],
+    embeddings: "Embeddings",
+    *,
+    items: int,
+    moved: int,
+    bad_rows: int,
+    device: str,
+    variance: float,
+    relative_error: float,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Return what table 0 of a lineage says about itself, of JSON types."""
     now = time.time()
-    info = {
+    return {
         "lineage": name,
         "generation": 0,
         "identity": identity.to_dict(),
-        "settings": {**config.to_dict(), "unique": unique},
+        "settings": settings,
         "quantizer": description,
         "quality": quality,
         "provenance": {
             "born": now,
             "embeddings": embeddings.digest,
             "files": {path.name: digest for path, digest in embeddings.file_digests.items()},
-            "bad_rows": embeddings.bad_rows,
-            "device": trained.device,
+            "bad_rows": bad_rows,
+            "device": device,
             "variance": variance,
-            "relative_error": error / variance if variance > 0 else 0.0,
-            "seconds": time.perf_counter() - started,
-            "stages": stages,
+            "relative_error": relative_error,
+            "seconds": clock.seconds,
+            "stages": clock.stages,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "history": [{"generation": 0, "time": now, "items": items, "new": items, "moved": resolution.moved}],
+        "history": [{"generation": 0, "time": now, "items": items, "new": items, "moved": moved}],
     }
-    return build_table_buffers(embeddings.items, resolution.codes, info=info, weights=weights)
 
 
 def _error_and_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> tuple[float, float]:
@@ -123,8 +190,3 @@ def _error_and_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float3
         error += float(np.square(block - decoded[start : start + 8192]).sum())
         variance += float(np.square(block - mean).sum())
     return error / len(vectors), variance / len(vectors)
-
-
-def _shared(codes: NDArray[Any]) -> int:
-    _, counts = np.unique(codes, axis=0, return_counts=True)
-    return int(counts[counts > 1].sum())

@@ -35,6 +35,7 @@ __all__ = [
     "as_query",
     "build_index",
     "open_index",
+    "packed_rows",
     "parse",
     "parse_decimal",
     "serialize",
@@ -233,6 +234,28 @@ def _arrays(view: memoryview, header: Mapping[str, Any], start: int, where: str)
     if next(reversed(arrays), None) != "checksum":
         raise CorruptTableError(f"'{where}' does not end in its checksum.")
     return arrays
+
+
+def packed_rows(codes: NDArray[Any]) -> NDArray[Any]:
+    """
+    Return each row of codes as one value; values sort as rows do, and only equal rows have equal values.
+
+    Args:
+        codes: (n, levels) uint8 or uint16.
+
+    Returns:
+        (n,) uint32 for rows of up to 4 bytes, uint64 up to 8, byte strings beyond.
+    """
+    rows, levels = codes.shape
+    big = codes.astype(codes.dtype.newbyteorder(">"), copy=False)
+    raw = np.ascontiguousarray(big).view(np.uint8).reshape(rows, levels * codes.dtype.itemsize)
+    width = raw.shape[1]
+    if width > 8:
+        return raw.view(f"S{width}").reshape(-1)
+    whole = 4 if width <= 4 else 8
+    if width < whole:
+        raw = np.concatenate([np.zeros((rows, whole - width), np.uint8), raw], axis=1)
+    return raw.view(f">u{whole}").reshape(-1).astype(np.uint32 if whole == 4 else np.uint64)
 
 
 # --- the index of the keys --------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semid_dataset.collisions import Resolution, tuple_ids
+from semid_dataset.collisions import Resolution, group_sizes
 from semid_dataset.quantizer import ResidualQuantizer
 
 if TYPE_CHECKING:
@@ -31,16 +31,19 @@ def measure(
     raw_codes: NDArray[Any],
     resolution: Resolution,
     trained: "Trained | None" = None,
+    *,
+    rows: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
     """
     Return the quality of IDs, of JSON types.
 
     Args:
         quantizer: what made them.
-        vectors: (n, dim), the items'.
+        vectors: (n, dim), the items', or those of `rows`.
         raw_codes: (n, levels), before uniqueness.
         resolution: after it.
         trained: the training, for its held-out error and curve.
+        rows: which items the vectors are of, where they are a sample; errors and neighbours are then the sample's.
 
     Returns:
         relative_mse, relative_mse_raw: error over variance, of the final and of the raw codes.
@@ -58,15 +61,16 @@ def measure(
         loss: of every epoch.
     """
     final = resolution.codes
+    codes, raw = (final, raw_codes) if rows is None else (final[rows], raw_codes[rows])
     sizes = quantizer.codebook_sizes
     usage, perplexity, gini, entropy_ratio = _use(final, sizes)
     usage_raw, perplexity_raw, _, _ = _use(raw_codes, sizes)
-    groups, groups_raw = _groups(final), _groups(raw_codes)
+    groups, groups_raw = group_sizes(final), group_sizes(raw_codes)
     return {
-        "items": len(vectors),
-        "relative_mse": relative_mse(quantizer, vectors, final),
-        "relative_mse_raw": relative_mse(quantizer, vectors, raw_codes),
-        "relative_mse_levels": relative_mse_levels(quantizer, vectors, final),
+        "items": len(final),
+        "relative_mse": relative_mse(quantizer, vectors, codes),
+        "relative_mse_raw": relative_mse(quantizer, vectors, raw),
+        "relative_mse_levels": relative_mse_levels(quantizer, vectors, codes),
         "relative_mse_held_out": None if trained is None else trained.held_out["end"],
         "held_out_start": None if trained is None else trained.held_out["start"],
         "held_out_items": None if trained is None else int(trained.held_out["items"]),
@@ -85,7 +89,7 @@ def measure(
         "largest_group_raw": int(groups_raw.max(initial=0)),
         "gini": gini,
         "entropy_ratio": entropy_ratio,
-        "neighbour_fidelity": neighbour_fidelity(vectors, final),
+        "neighbour_fidelity": neighbour_fidelity(vectors, codes),
         "loss": [] if trained is None else [float(loss) for loss in trained.curve],
     }
 
@@ -188,11 +192,6 @@ def _use(codes: NDArray[Any], sizes: tuple[int, ...]) -> tuple[list[float], list
         total = max(counts.sum(), 1)
         gini.append(float(((2 * np.arange(1, size + 1) - size - 1) * np.sort(counts)).sum() / (size * total)))
     return usage, perplexity, gini, ratio
-
-
-def _groups(codes: NDArray[Any]) -> NDArray[np.int64]:
-    """Return how many items every distinct ID has."""
-    return np.bincount(tuple_ids(codes)) if len(codes) else np.zeros(0, dtype=np.int64)
 
 
 def _not_alone(groups: NDArray[np.int64]) -> float:

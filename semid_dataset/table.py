@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from semid_dataset import files
 from semid_dataset.config import Environment, SemanticIdConfig
-from semid_dataset.container import Buffer, IntIndex, StringIndex, as_query, build_index, open_index, parse, serialize
+from semid_dataset.container import (
+    Buffer,
+    IntIndex,
+    StringIndex,
+    as_query,
+    build_index,
+    open_index,
+    packed_rows,
+    parse,
+    serialize,
+)
 from semid_dataset.errors import CorruptTableError, ParentError, TableError, UnknownItemError
 from semid_dataset.id_json import json_chunks
 from semid_dataset.messages import degrade
@@ -427,7 +437,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         Return the items whose ID begins with these codes, in order of their IDs, then of iteration.
 
-        The first call sorts all IDs (5 million: about a second, and 12 bytes an item that stay).
+        The first call sorts all IDs (5 million: about a second, and 8 to 12 bytes an item that stay).
 
         Args:
             prefix: 0…levels codes; the empty one finds every item.
@@ -440,7 +450,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             self._inverse = _inverse(self.codes_array)
         ordered, order = self._inverse
         rest = self.levels - len(codes)
-        low, high = (_packed(np.array([[*codes, *[fill] * rest]], self.codes_array.dtype)) for fill in (0, largest))
+        low, high = (packed_rows(np.array([[*codes, *[fill] * rest]], self.codes_array.dtype)) for fill in (0, largest))
         rows = order[np.searchsorted(ordered, low[0], "left") : np.searchsorted(ordered, high[0], "right")]
         if isinstance(self._index, IntIndex):
             keys: list[int | str] = self._index.keys[rows].tolist()
@@ -661,24 +671,9 @@ def _checked(item: object, value: Any, levels: int) -> list[int]:
     return codes
 
 
-def _packed(codes: NDArray[Any]) -> NDArray[Any]:
-    """Return each row of codes as one value; values sort as rows do."""
-    rows, levels = codes.shape
-    big = codes.astype(codes.dtype.newbyteorder(">")).view(np.uint8).reshape(rows, levels * codes.dtype.itemsize)
-    width = big.shape[1]
-    packed: NDArray[Any]
-    if width > 8:
-        packed = np.ascontiguousarray(big).view(f"S{width}")
-    else:
-        padded = np.zeros((rows, 8), np.uint8)
-        padded[:, 8 - width :] = big
-        packed = padded.view(">u8").astype(np.uint64)
-    return packed.reshape(-1)
-
-
 def _inverse(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint32]]:
     """Return the packed IDs in order, and the row of each."""
-    packed = _packed(codes)
+    packed = packed_rows(codes)
     order = np.argsort(packed, kind="stable")
     return packed[order], order.astype(np.uint32)
 

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semid_dataset.collisions import resolve_collisions, tuple_ids
+from semid_dataset import collisions
+from semid_dataset.collisions import group_sizes, resolve_collisions, shared_items, vector_hashes
+from semid_dataset.container import packed_rows
 from semid_dataset.quantizer import ResidualQuantizer
 
 
@@ -155,14 +157,98 @@ def test_many_equal_items_fill_the_tree_from_below() -> None:
     assert result.exact_duplicates == 2999
 
 
-def test_tuple_ids_tell_wide_tuples_apart() -> None:
-    """Sixteen levels of 65,536 codes do not fit into an integer; their numbers do."""
+def one_by_one(
+    quantizer: ResidualQuantizer, vectors: NDArray[np.float32], codes: NDArray[Any], taken: NDArray[Any]
+) -> NDArray[Any]:
+    """The same rules, item by item, over every tuple that there is."""
+    sizes, levels = quantizer.codebook_sizes, codes.shape[1]
+    words = [book.numpy() for book in quantizer.codebooks]
+    errors = collisions.squared_errors(quantizer, vectors, codes)
+    order = sorted(range(len(codes)), key=lambda row: (errors[row], row))
+    given = {(0,) * levels, *tuples(taken)}
+    result, losers = codes.copy(), []
+    for row in order:
+        if (wanted := tuple(codes[row].tolist())) in given:
+            losers.append(row)
+        given.add(wanted)
+
+    def room(prefix: tuple[int, ...]) -> bool:
+        if len(prefix) == levels:
+            return prefix not in given
+        return any(room((*prefix, code)) for code in range(sizes[len(prefix)]))
+
+    for row in losers:
+        prefix = tuple(codes[row].tolist())[:-1]
+        while not room(prefix):
+            prefix = prefix[:-1]
+        while len(prefix) < levels:
+            residual = quantizer.latents(vectors[row : row + 1]).numpy()[0].astype(np.float64)
+            residual -= sum((words[level][code] for level, code in enumerate(prefix)), np.zeros(vectors.shape[1]))
+            distances = np.square(words[len(prefix)] - residual).sum(1)
+            free = [code for code in range(sizes[len(prefix)]) if room((*prefix, code))]
+            prefix = (*prefix, min(free, key=lambda code: (distances[code], code)))
+        given.add(prefix)
+        result[row] = prefix
+    return result
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_blocks_give_what_one_by_one_gives(data: st.DataObject) -> None:
+    """Whatever the size of a block, with spills into homes of others, before and after they are served."""
+    sizes = tuple(data.draw(st.lists(st.integers(2, 5), min_size=1, max_size=4)))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    n = data.draw(st.integers(0, min(math.prod(sizes) - 1, 60)))
+    quantizer = random_quantizer(sizes)
+    vectors = random.standard_normal((n, 3)).astype(np.float32) * np.float32(random.random())
+    codes = quantizer.encode(vectors)
+    every = np.array(np.meshgrid(*map(range, sizes), indexing="ij"), dtype=np.uint8).reshape(len(sizes), -1).T[1:]
+    taken = every[random.permutation(len(every))[: data.draw(st.integers(0, min(math.prod(sizes) - 1 - n, 30)))]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collisions, "BLOCK", data.draw(st.sampled_from([1, 3, 16, 4096])))
+        found = resolve_collisions(quantizer, vectors, codes, taken=taken).codes
+    assert tuples(found) == tuples(one_by_one(quantizer, vectors, codes, taken))
+
+
+@pytest.mark.parametrize(("levels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint16), (16, np.uint16)])
+def test_packed_rows_sort_as_rows_do(levels: int, dtype: Any) -> None:
+    """As integers where they fit into one, as strings beyond; zeros at the end count."""
     random = np.random.default_rng(0)
-    codes = random.integers(0, 65_536, (500, 16)).astype(np.uint16)
-    codes[1] = codes[0]
-    ids = tuple_ids(codes)
-    assert ids[0] == ids[1]
-    assert len(set(ids.tolist())) == 499
+    codes = random.integers(0, 3, (300, levels)).astype(dtype)
+    codes[:, -1] *= np.iinfo(dtype).max // 3
+    packed = packed_rows(codes)
+    assert codes[np.argsort(packed, kind="stable")].tolist() == sorted(codes.tolist())
+    assert len(np.unique(packed)) == len(set(tuples(codes)))
+
+
+def test_groups_and_shares_are_counted() -> None:
+    """Of the items, not of the tuples."""
+    codes = np.array([[1, 2], [1, 2], [0, 1], [3, 3], [1, 2]], np.uint8)
+    assert group_sizes(codes).tolist() == [1, 3, 1]
+    assert shared_items(codes) == 3
+    assert shared_items(codes, np.array([[3, 3], [9, 9]], np.uint8)) == 4
+    assert group_sizes(codes[:0]).tolist() == []
+    assert shared_items(codes[:0], codes) == 0
+
+
+def test_vectors_that_differ_in_a_bit_have_other_hashes() -> None:
+    """And equal ones the same, wherever they stand; minus zero is not zero."""
+    vectors = np.random.default_rng(0).standard_normal((500, 7)).astype(np.float32)
+    vectors[:, 3] = 0
+    vectors[250:] = vectors[:250]
+    vectors[499, 3] = -0.0
+    hashes = vector_hashes(vectors)
+    assert np.array_equal(hashes[:249], hashes[250:499])
+    assert len(np.unique(hashes)) == 251
+
+
+def test_wide_tuples_are_made_unique() -> None:
+    """Sixteen levels do not fit into an integer."""
+    quantizer = random_quantizer((2,) * 16)
+    vectors = np.ones((300, 3), dtype=np.float32)
+    result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
+    assert len(set(tuples(result.codes))) == 300
+    assert result.exact_duplicates == 299
 
 
 @pytest.mark.parametrize("size", [2, 4096])
