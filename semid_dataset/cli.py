@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import __version__, files, lineage, store
-from semid_dataset.config import Environment, SemanticIdConfig
+from semid_dataset.config import Environment, SemanticIdConfig, parse_bytes
 from semid_dataset.errors import (
     ConfigError,
     EmbeddingError,
@@ -319,16 +319,25 @@ SETTINGS = options(
     ),
     click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True),
     click.option("--shared", is_flag=True, help="Let items share an ID instead of making IDs unique."),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Memory that making IDs may take, such as 4G; larger embeddings are streamed. [SEMID_MEMORY_LIMIT, or 1G]",
+    ),
 )
 
 
-def _config(levels: int, codes: str, shared: bool, epochs: int, **rest: Any) -> SemanticIdConfig:
+def _config(
+    levels: int, codes: str, shared: bool, epochs: int, memory_limit: str | None, **rest: Any
+) -> SemanticIdConfig:
     try:
         sizes = tuple(int(size) for size in codes.split(","))
     except ValueError:
         raise click.BadParameter(f"{codes!r} is no number or list of numbers.", param_hint="--codes") from None
     size = sizes if len(sizes) > 1 else sizes[0]
     try:
+        if memory_limit is not None:
+            rest["memory_limit"] = parse_bytes("--memory-limit", memory_limit)
         return SemanticIdConfig(num_quantizers=levels, codebook_size=size, unique=not shared, num_epochs=epochs, **rest)
     except ConfigError as error:
         raise click.UsageError(str(error)) from None
@@ -351,6 +360,13 @@ def _config(levels: int, codes: str, shared: bool, epochs: int, **rest: Any) -> 
     ),
     click.option("--retrain", is_flag=True, help="Train anew although there are IDs: they move."),
     click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        help="Stream a data directory's embeddings, part by part, in local processes or on Ray.",
+    ),
+    click.option("--num-shards", type=int, metavar="N", help="Share the work with N - 1 other runs of this command."),
+    click.option("--shard-id", type=int, metavar="K", help="Which share this is, from 0; the last one publishes."),
+    click.option(
         "--sequences",
         type=EXISTING,
         metavar="FILE",
@@ -358,13 +374,16 @@ def _config(levels: int, codes: str, shared: bool, epochs: int, **rest: Any) -> 
     ),
     SETTINGS,
 )
-def generate(
+def generate(  # noqa: PLR0912 - one branch for everything that does not go together
     source: Path,
     ids: str | None,
     features: tuple[str, ...],
     output: Path | None,
     parent: Path | None,
     retrain: bool,
+    engine: str | None,
+    num_shards: int | None,
+    shard_id: int | None,
     sequences: Path | None,
     **settings: Any,
 ) -> Answer:
@@ -382,6 +401,10 @@ def generate(
             f"'{output}' holds IDs already, and new ones would replace them. Add new items with --parent {output}, "
             "or start over with --retrain."
         )
+    if {engine, num_shards, shard_id} != {None} and not source.is_dir():
+        raise click.UsageError("--engine and shards are for data directories; a file of vectors is read into memory.")
+    if {num_shards, shard_id} != {None}:
+        return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id)
     if sequences is not None and (source.is_dir() or parent is not None):
         raise click.UsageError("--sequences is for training on a file of vectors: give such a file, and no --parent.")
     started = time.perf_counter()
@@ -402,6 +425,7 @@ def generate(
             output_dir=output,
             retrain=retrain and output is None,
             parent=parent,
+            engine=engine,
         )
         written = [] if table.path is None or table.status == "cached" else [table.path]
         if output is not None:
@@ -409,8 +433,14 @@ def generate(
     else:
         if output is None:
             raise click.UsageError("Where shall the IDs go? Give -o DIR.")
-        embeddings = _read_embeddings(source, ids, features)
         _check_writable(output)
+        streamed = None
+        if source.suffix == ".npy" and ids is not None and parent is None and sequences is None:
+            streamed = commands.generate_from_array(source, ids, output_dir=output, config=config)
+        if streamed is not None:
+            seconds = time.perf_counter() - started
+            return _generated(streamed, None, [output / TABLE, output / JSON], seconds, str(output))
+        embeddings = _read_embeddings(source, ids, features)
         vectors = embeddings.features[0].matrix
         if parent is None:
             from semid_dataset.behaviour import read_sequences
@@ -425,7 +455,11 @@ def generate(
             table, new = commands.extend_with_vectors(base, embeddings.items, vectors)
             written = _write_ids(table, output)
     seconds = time.perf_counter() - started
-    where = str(output or table.path or source)
+    return _generated(table, new, written, seconds, str(output or table.path or source))
+
+
+def _generated(table: SemanticIdTable, new: int | None, written: Sequence[Path], seconds: float, where: str) -> Answer:
+    """Say what was generated."""
     added = "" if new is None else f", {new:,} of them new"
     return Answer(
         {**_facts_of(table), "new": new, "written": written, "seconds": seconds},
@@ -440,6 +474,46 @@ def generate(
             f"semid export {where} -o item.index.json     to carry them elsewhere (semid export --help)",
         ],
     )
+
+
+def _shard(
+    source: Path,
+    features: Sequence[str],
+    config: SemanticIdConfig,
+    output: Path | None,
+    parent: Path | None,
+    retrain: bool,
+    engine: str | None,
+    num_shards: int | None,
+    shard_id: int | None,
+) -> Answer:
+    """Do one share of `generate`."""
+    from semid_dataset import commands
+
+    if num_shards is None or shard_id is None:
+        raise click.UsageError("--num-shards and --shard-id belong together: how many, and which one, from 0.")
+    if output is not None or retrain:
+        raise click.UsageError("Shards meet in the cache of the data directory: leave -o and --retrain out.")
+    started = time.perf_counter()
+    table, done, parts = commands.generate_shard(
+        source,
+        features or ("81",),
+        shard=shard_id,
+        shards=num_shards,
+        config=config,
+        parent=parent,
+        engine=engine or "local",
+    )
+    seconds = time.perf_counter() - started
+    if table is None:
+        return Answer(
+            {"status": "waiting", "parts_done": done, "parts": parts, "seconds": seconds},
+            [f"Shard {shard_id} of {num_shards} is done ({seconds:.1f} s); {done} of {parts} parts are there."],
+            ["run the shards that are missing, or this command again once they are done: the last one publishes"],
+        )
+    answer = _generated(table, None, [] if done == 0 or table.path is None else [table.path], seconds, str(source))
+    answer.facts |= {"parts_done": done, "parts": parts}
+    return answer
 
 
 # --- info ---------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ The explicit ones ignore `ALLOW_SEMANTIC_GENERATION` and raise: who calls them m
 import hashlib
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,19 @@ if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
 
 __all__ = [
+    "ENGINES",
     "extend_with_vectors",
+    "generate_from_array",
     "generate_from_vectors",
     "generate_semantic_ids",
     "generate_semantic_ids_on_demand",
+    "generate_shard",
     "own_embeddings",
 ]
 
+WORK = ".semantic_ids_work"  # in an output folder, as long as something is made there
 OWN_FEATURE = "own"  # id of embeddings that have none
+ENGINES = ("local", "ray")  # names of `engines.ENGINES`, which need not be imported for them
 
 
 def generate_semantic_ids(
@@ -46,6 +52,7 @@ def generate_semantic_ids(
     output_dir: Path | str | None = None,
     retrain: bool = False,
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+    engine: str | None = None,
 ) -> SemanticIdTable:
     """
     Make semantic IDs now: an explicit command, so it ignores `ALLOW_SEMANTIC_GENERATION` and raises.
@@ -58,26 +65,15 @@ def generate_semantic_ids(
             leaving the cache alone. Without it the result is published in the cache.
         retrain: start a new lineage although there is one; IDs move.
         parent: extend this table instead of training.
+        engine: stream the embeddings, however few, and let the parts be done by "local" processes or by "ray".
+            Without it they are streamed where they would not fit into the configuration's `memory_limit`.
 
     Raises:
         NoEmbeddingsError, EmbeddingError: nothing to train on.
+        ConfigError: no such engine, or several features are to be streamed.
         SemidError, OSError: as the steps say.
     """
-    ask = Ask(
-        Path(data_dir),
-        tuple(map(str, feature_ids)),
-        config=config or SemanticIdConfig(),
-        parent=Path(parent) if isinstance(parent, str) else parent,
-    )
-    resolution = Resolution(ask, Environment.read(), may_generate=True)
-    resolution.open_parent()
-    if resolution.parent is not None and not resolution.parent.has_quantizer:
-        raise ParentError(
-            f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
-            f"Give the {lineage.TABLE_FILE} of a training."
-        )
-    found = find_sources(Path(data_dir), ask.feature_ids)
-    question, _ = resolution.question(found)
+    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
     if output_dir is not None:
         return _generate_into(Path(output_dir), resolution, found, question)
     if not retrain:
@@ -95,6 +91,92 @@ def generate_semantic_ids(
     return table
 
 
+def generate_shard(
+    data_dir: Path | str,
+    feature_ids: Sequence[str | int] = ("81",),
+    *,
+    shard: int,
+    shards: int,
+    config: SemanticIdConfig | None = None,
+    parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+    engine: str = "local",
+) -> tuple[SemanticIdTable | None, int, int]:
+    """
+    Do one share of making semantic IDs; processes, here or on other machines, that share the cache do the others.
+
+    The first one there trains while the others wait. Then each encodes its parts, and whoever finds all parts done
+    publishes the table. A share that was killed is started again; what it had finished is not done twice.
+
+    Args:
+        data_dir, feature_ids, config, parent, engine: as in `generate_semantic_ids`; the same for all shares.
+        shard: number of this share, from 0.
+        shards: how many there are.
+
+    Returns:
+        The table, None where shares of others are missing; how many parts are done, and how many there are.
+
+    Raises:
+        ConfigError: there is no such share.
+        SemidError, OSError: as the steps say.
+    """
+    if not 0 <= shard < shards:
+        raise ConfigError(f"There is no shard {shard} of {shards}: the numbers are 0 to {shards - 1}.")
+    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
+    if (table := resolution.remembered(question)) is not None:
+        return table, 0, 0
+    root = store.writable_root(resolution.roots)
+    job = resolution.job(found, question, root, lambda: None)
+    assert root is not None  # else there is no job to be had
+    assert job is not None
+
+    def ready() -> bool:
+        return job.chosen is not None or resolution.remembered(question) is not None
+
+    try:
+        job.sample_share((shard, shards))
+        with store.take_turn(root, question.name, timeout=resolution.lock_timeout, ready=ready) as turn:
+            if turn is not None and not ready():
+                resolution.choose_codebooks(found, question, root, turn)
+        basis = job.chosen
+        done, parts = (0, 0) if basis is None else job.encode(basis, (shard, shards))
+    except (SemidError, OSError):
+        # Whoever found all parts done has published and cleaned up meanwhile.
+        if (table := resolution.remembered(question)) is not None:
+            return table, 0, 0
+        raise
+    if basis is not None and done < parts:
+        return None, done, parts
+    return resolution.generate(found, None, question), done, parts
+
+
+def _asked(
+    data_dir: Path | str,
+    feature_ids: Sequence[str | int],
+    config: SemanticIdConfig | None,
+    parent: "Path | str | SemanticIdTable | ResidualQuantizer | None",
+    engine: str | None,
+) -> tuple[Resolution, list[FeatureSource], store.Question]:
+    """Return who resolves, the embeddings' files, and the question about them."""
+    if engine is not None and engine not in ENGINES:
+        raise ConfigError(f"There is no engine {engine!r}; there are {' and '.join(ENGINES)}.")
+    ask = Ask(
+        Path(data_dir),
+        tuple(map(str, feature_ids)),
+        config=config or SemanticIdConfig(),
+        parent=Path(parent) if isinstance(parent, str) else parent,
+    )
+    resolution = Resolution(ask, Environment.read(), may_generate=True)
+    resolution.engine = engine
+    resolution.open_parent()
+    if resolution.parent is not None and not resolution.parent.has_quantizer:
+        raise ParentError(
+            f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
+            f"Give the {lineage.TABLE_FILE} of a training."
+        )
+    found = find_sources(Path(data_dir), ask.feature_ids)
+    return resolution, found, resolution.question(found)[0]
+
+
 def _generate_into(
     output: Path, resolution: Resolution, found: Sequence[FeatureSource], question: store.Question
 ) -> SemanticIdTable:
@@ -103,18 +185,32 @@ def _generate_into(
     assert question.identity is not None
     started = time.perf_counter()
     tell("loading_features")
-    embeddings = resolution.read(found)
+    turn = store.Turn(None)
+    root = store.Root(output / WORK, output)  # the cache is left alone
+    embeddings = resolution.read_or_stream(found, question, root, turn)
     return _train_into(output, embeddings, resolution.config, question.identity, started)
 
 
 def _train_into(
     output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, started: float
 ) -> SemanticIdTable:
-    tell("features", items=len(embeddings.items), dim="+".join(str(dim) for _, dim in embeddings.dims))
+    items = embeddings.rows or len(embeddings.items)
+    tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
     name = lineage.lineage_name(identity, embeddings.digest)
-    buffers = birth.train_table(embeddings, config, identity, name, store.Turn(None), started)
+    if embeddings.stream is None:
+        buffers = birth.train_table(embeddings, config, identity, name, store.Turn(None), started)
+    else:
+        from semid_dataset import scale
+
+        buffers = scale.train_table(embeddings, config, identity, name, store.Turn(None), started)
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / lineage.TABLE_FILE, buffers)
+    del buffers
+    if embeddings.stream is not None:
+        embeddings.stream.close()
+        with suppress(OSError):  # where others work there too, it stays
+            for folder in (output / WORK / store.VERSION / store.WORK, output / WORK / store.VERSION, output / WORK):
+                folder.rmdir()
     table = store.open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
     tell("saving", path=output / JSON_FILE)
     files.replace_file(output / JSON_FILE, table.json_chunks())
@@ -158,6 +254,36 @@ def generate_from_vectors(
         digest.update(taken.matrix.tobytes())
         embeddings = replace(embeddings, features=(*embeddings.features, taken), digest=digest.hexdigest())
     return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
+
+
+def generate_from_array(
+    path: Path | str, ids: Path | str, *, output_dir: Path | str, config: SemanticIdConfig | None = None
+) -> SemanticIdTable | None:
+    """
+    Make semantic IDs of a matrix in an .npy file that is better not read into memory.
+
+    Args:
+        path: the matrix (n, dim).
+        ids: a file with the item of every row, see `vectors.read_items`, or "rows".
+        output_dir, config: as in `generate_from_vectors`. The folder takes the parts of the work, too.
+
+    Returns:
+        The table; None where the matrix fits into the configuration's `memory_limit`, or cannot be read in parts: its
+        items are no integers, or it lies there by columns.
+
+    Raises:
+        As `generate_from_vectors`.
+    """
+    from semid_dataset import scale
+
+    started = time.perf_counter()
+    config, output = config or SemanticIdConfig(), Path(output_dir)
+    root = store.Root(output / WORK, output)
+    job = scale.open_array_job(root, Path(path), ids, config, limit=Environment.read().memory_for(config))
+    if job is None:
+        return None
+    embeddings = job.read()
+    return _train_into(output, embeddings, config, Identity.of(config, embeddings.dims), started)
 
 
 def extend_with_vectors(

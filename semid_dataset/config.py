@@ -10,16 +10,19 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from semid_dataset.errors import ConfigError
 
-__all__ = ["Environment", "Gate", "Identity", "SemanticIdConfig"]
+__all__ = ["Environment", "Gate", "Identity", "SemanticIdConfig", "parse_bytes"]
 
 MAX_LEVELS = 16
 MAX_CODES = 65_536  # codes are stored as uint16 at most
+LEAST_MEMORY = 1 << 20  # bytes
+UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}  # powers of two
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class SemanticIdConfig:
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …
         seed: of every random draw; equal seeds give equal IDs.
         lock_timeout: seconds without progress of the process that generates, after which waiting ends.
+        memory_limit: bytes that making IDs may take, about; vectors that would take more than half of it are streamed
+            instead of read into memory. Torch alone takes some 200 MB.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range; the message names it.
@@ -57,6 +62,7 @@ class SemanticIdConfig:
     device: str = "auto"
     seed: int = 0
     lock_timeout: float = 300.0
+    memory_limit: int = 1 << 30
 
     def __post_init__(self) -> None:
         _check_int("num_quantizers", self.num_quantizers, 1, MAX_LEVELS)
@@ -84,6 +90,7 @@ class SemanticIdConfig:
             raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:<n>", not {self.device!r}.')
         _check_int("seed", self.seed, 0, 2**63 - 1)
         _check_float("lock_timeout", self.lock_timeout, low=0.0, above=True)
+        _check_int("memory_limit", self.memory_limit, LEAST_MEMORY, 1 << 60)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
@@ -196,6 +203,12 @@ class Environment:
     language: str  # SEMID_LANG, else the locale: "en" or "zh"
     world_size: int  # WORLD_SIZE
     lock_timeout: float | None  # SEMID_LOCK_TIMEOUT, seconds
+    memory_limit: int | None = None  # SEMID_MEMORY_LIMIT, bytes
+
+    def memory_for(self, config: SemanticIdConfig) -> int:
+        """Return the bytes that making IDs may take: those of `config` where they were named, else of the variable."""
+        default = SemanticIdConfig.memory_limit
+        return config.memory_limit if config.memory_limit != default else self.memory_limit or default
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> "Environment":
@@ -203,7 +216,7 @@ class Environment:
         Read the variables from `variables`, by default from the process.
 
         Raises:
-            ConfigError: SEMID_LOCK_TIMEOUT is not a positive number of seconds.
+            ConfigError: SEMID_LOCK_TIMEOUT is not a positive number of seconds, or SEMID_MEMORY_LIMIT no size.
         """
         env = os.environ if variables is None else variables
         return cls(
@@ -215,6 +228,7 @@ class Environment:
             language=_language(env),
             world_size=_world_size(env.get("WORLD_SIZE")),
             lock_timeout=_seconds("SEMID_LOCK_TIMEOUT", env.get("SEMID_LOCK_TIMEOUT")),
+            memory_limit=_memory("SEMID_MEMORY_LIMIT", env.get("SEMID_MEMORY_LIMIT")),
         )
 
 
@@ -242,3 +256,21 @@ def _seconds(name: str, value: str | None) -> float | None:
     if not (math.isfinite(seconds) and seconds > 0):
         raise ConfigError(f"{name}={value!r} is not a positive number of seconds.")
     return seconds
+
+
+def parse_bytes(name: str, text: str) -> int:
+    """
+    Return a number of bytes: "1073741824", "1G", "1.5 GiB", "800MB" (units are powers of two).
+
+    Raises:
+        ConfigError: it is none, or less than a megabyte; the message says `name`.
+    """
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
+    size = int(min(float(match[1]), 2e18) * (1 << UNITS[match[2]])) if match else 0
+    if not LEAST_MEMORY <= size <= 1 << 60:
+        raise ConfigError(f"{name}={text!r} is no number of bytes from a megabyte on, such as 2G or 512M.")
+    return size
+
+
+def _memory(name: str, value: str | None) -> int | None:
+    return parse_bytes(name, value) if value else None

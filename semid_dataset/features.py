@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +24,23 @@ from semid_dataset.array_pickle import read_array_pickle
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
 from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.messages import progress_bar, tell
-from semid_dataset.rows import ForwardFile, Rows
+from semid_dataset.rows import ForwardFile, Rows, canonical_int
 from semid_dataset.sources import MAX_DIM, FeatureSource, check_feature_ids
 
 __all__ = [
     "Embeddings",
+    "arrow_modules",
+    "files_digest",
     "from_memory",
+    "parquet_columns",
+    "read_json_lines",
     "read_sources",
+    "take_batch",
 ]
 
 ID_KEYS = ("anonymous_cid", "creative_id")
 VALUE_KEY = "emb"
+LEADING_ID = re.compile(rb'\s*\{\s*"(?:anonymous_cid|creative_id)"\s*:\s*(?:(-?\d{1,19})|"(-?\d{1,19})")\s*,')
 BOM = b"\xef\xbb\xbf"  # some editors put it before the first line; no JSON parser wants it
 BATCH = 8 << 20  # bytes of vectors that are checked together
 PAGE_BUFFER = 1 << 20  # bytes, for a column of a parquet file
@@ -54,6 +61,8 @@ class Embeddings:
         digest: SHA-256 over the names and contents of the files, or over the content if it came from memory.
         file_digests: SHA-256 of each file.
         bad_rows: how many rows were skipped.
+        stream: where all items can be had, if those here are a sample of them; see `scale`.
+        rows: about how many items there are then.
     """
 
     items: NDArray[np.int64] | list[str]
@@ -61,6 +70,8 @@ class Embeddings:
     digest: str
     file_digests: dict[Path, str]
     bad_rows: int
+    stream: Any = None
+    rows: int = 0
 
     @property
     def dims(self) -> list[tuple[str, int]]:
@@ -107,10 +118,15 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
         if failures:
             raise EmbeddingError("No feature can be read: " + " ".join(str(error) for error in failures))
         raise NoEmbeddingsError("There are no embeddings to read.")
+    return _gather(read, files_digest(digests), digests, bad)
+
+
+def files_digest(digests: Mapping[Path, str]) -> str:
+    """Return one SHA-256 over the names of files and theirs."""
     digest = hashlib.sha256()
     for path, value in sorted(digests.items(), key=lambda entry: (entry[0].parent.name, entry[0].name)):
         digest.update(f"{path.name}\0{value}\0".encode())
-    return _gather(read, digest.hexdigest(), digests, bad)
+    return digest.hexdigest()
 
 
 def from_memory(mm_emb_dict: Mapping[Any, Mapping[Any, Any]], feature_ids: Sequence[str | int]) -> Embeddings:
@@ -174,22 +190,53 @@ def _read_pickle(source: FeatureSource, rows: Rows, digests: dict[Path, str], on
 
 
 def _read_jsonl(source: FeatureSource, rows: Rows, digests: dict[Path, str], on_progress: Progress | None) -> None:
-    loads = _json_loads()
-    batch = _Batch(rows)
     for path in source.files:
         with ForwardFile(path, on_progress) as file:
-            for number, line in _lines(file, CHARS * rows.dim + SLACK):
-                where = f"{path.name}, line {number}"
-                if line is None:
-                    rows.reject(f"{where}: longer than {CHARS * rows.dim + SLACK} bytes")
-                    continue
-                row = _row_of(line, loads, rows.dim)
-                if isinstance(row, str):
-                    rows.reject(f"{where}: {row}")
-                else:
-                    batch.add(*row, where)
+            read_json_lines(file, rows)
             digests[path] = file.digest()
+
+
+def read_json_lines(
+    file: ForwardFile,
+    rows: Rows,
+    wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None,
+    pass_over: Callable[[], None] | None = None,
+) -> None:
+    """
+    Send the lines of a file, from front to back, to `rows`.
+
+    Args:
+        file: just opened.
+        rows: takes ids and vectors; what is no row is rejected there.
+        wanted: says of ids whether their lines are; where a line begins with its id, others are not parsed.
+        pass_over: called for every line that is passed over so.
+    """
+    parse = _line_parser(rows.dim)
+    batch = _Batch(rows)
+    longest = CHARS * rows.dim + SLACK
+    for number, line in _lines(file, longest):
+        if line is None:
+            rows.reject(f"{file.path.name}, line {number}: longer than {longest} bytes")
+            continue
+        if wanted is not None and pass_over is not None:
+            key = _leading_id(line)
+            if key is not None and not wanted(np.array([key]))[0]:
+                pass_over()
+                continue
+        row = parse(line)
+        if isinstance(row, str):
+            rows.reject(f"{file.path.name}, line {number}: {row}")
+        else:
+            batch.add(*row, f"{file.path.name}, line {number}")
     batch.flush()
+
+
+def _leading_id(line: bytes) -> int | None:
+    """Return the id that a line begins with, where nothing later in it can be another."""
+    match = LEADING_ID.match(line)
+    if match is None or line.find(ID_KEYS[0].encode(), match.end()) >= 0 or b"\\" in line:
+        return None
+    return canonical_int((match[1] or match[2]).decode())
 
 
 def _lines(file: ForwardFile, longest: int) -> Iterator[tuple[int, bytes | None]]:
@@ -217,8 +264,46 @@ def _lines(file: ForwardFile, longest: int) -> Iterator[tuple[int, bytes | None]
         yield number + 1, rest
 
 
+Row = tuple[int | str, NDArray[np.float64]]
+
+
+def _line_parser(dim: int) -> Callable[[bytes], "Row | str"]:
+    """
+    Return what turns a line into id and numbers, or into what is wrong with it.
+
+    simdjson reads the usual line, an object of an id and one list of numbers, into an array without a Python object a
+    number. Whatever else a line may be goes to the next parser, so that the same lines are good with and without it.
+    """
+    loads = _json_loads()
+    try:
+        simdjson = importlib.import_module("simdjson")
+    except ImportError:
+        return lambda line: _row_of(line, loads, dim)
+    parser = simdjson.Parser()
+
+    def quick(line: bytes) -> "Row | str":
+        if line.count(b"[") == 1:
+            row: Any = None
+            numbers: Any = None
+            try:
+                row = parser.parse(line)
+                numbers = row[VALUE_KEY] if type(row) is simdjson.Object and len(row) == 2 else None
+                if type(numbers) is simdjson.Array:
+                    values = np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)
+                    key = row[ID_KEYS[0] if ID_KEYS[0] in row else ID_KEYS[1]]
+                    if len(values) == dim and (type(key) is int or type(key) is str):
+                        return key, values
+            except (ValueError, KeyError, TypeError, RuntimeError):
+                pass
+            finally:
+                row = numbers = None  # the parser's memory is used again for the next line
+        return _row_of(line, loads, dim)
+
+    return quick
+
+
 def _json_loads() -> Callable[[bytes], Any]:
-    """Return the fastest parser there is."""
+    """Return the fastest parser there is that makes Python objects."""
     try:
         loads: Callable[[bytes], Any] = importlib.import_module("orjson").loads
     except ImportError:
@@ -228,7 +313,7 @@ def _json_loads() -> Callable[[bytes], Any]:
 
 def _row_of(  # noqa: PLR0911 - one line per fault
     line: bytes, loads: Callable[[bytes], Any], dim: int
-) -> tuple[int | str, "array.array[float]"] | str:
+) -> Row | str:
     """Return id and numbers of a line, or what is wrong with it."""
     try:
         row = loads(line)
@@ -247,7 +332,7 @@ def _row_of(  # noqa: PLR0911 - one line per fault
     if (b"true" in line or b"false" in line) and any(isinstance(number, bool) for number in numbers):
         return "true or false among its numbers"
     try:
-        return key, array.array("d", numbers)
+        return key, np.frombuffer(array.array("d", numbers))
     except (TypeError, OverflowError) as error:
         return f"something else than numbers ({error})"
 
@@ -261,7 +346,7 @@ class _Batch:
         self._keys: list[int | str] = []
         self._where: list[str] = []
 
-    def add(self, key: int | str, numbers: "array.array[float]", where: str) -> None:
+    def add(self, key: int | str, numbers: NDArray[np.float64], where: str) -> None:
         self._vectors[len(self._keys)] = numbers
         self._keys.append(key)
         self._where.append(where)
@@ -274,24 +359,33 @@ class _Batch:
         self._keys, self._where = [], []
 
 
-def _read_parquet(source: FeatureSource, rows: Rows, digests: dict[Path, str], on_progress: Progress | None) -> None:
+def arrow_modules(path: Path) -> tuple[Any, Any]:
+    """
+    Return pyarrow and pyarrow.parquet.
+
+    Raises:
+        EmbeddingError: they are not installed.
+    """
     try:
-        arrow = importlib.import_module("pyarrow")
-        parquet = importlib.import_module("pyarrow.parquet")
+        return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError as error:
         raise EmbeddingError(
-            f"'{source.path}' is parquet, and pyarrow is not installed. Run: pip install 'semid_dataset[parquet]'"
+            f"'{path}' is parquet, and pyarrow is not installed. Run: pip install 'semid_dataset[parquet]'"
         ) from error
+
+
+def _read_parquet(source: FeatureSource, rows: Rows, digests: dict[Path, str], on_progress: Progress | None) -> None:
+    arrow, parquet = arrow_modules(source.path)
     step = max(1, min(65_536, BATCH // (4 * source.dim)))
     for path in source.files:
         with ForwardFile(path, on_progress) as file:  # first: it refuses what is no regular file
             try:
                 # With a buffer Arrow reads pages as it goes; without one it holds a row group, often a whole part.
                 with parquet.ParquetFile(path, pre_buffer=False, buffer_size=PAGE_BUFFER) as table:
-                    columns = _columns(table.schema_arrow, path)
+                    columns = parquet_columns(table.schema_arrow, path)
                     number = 0
                     for batch in table.iter_batches(step, columns=columns, use_threads=False):
-                        _take_batch(batch, rows, f"{path.name}, row", number)
+                        take_batch(batch, rows, f"{path.name}, row", number)
                         number += batch.num_rows
                         if on_progress is not None:
                             on_progress()
@@ -302,8 +396,13 @@ def _read_parquet(source: FeatureSource, rows: Rows, digests: dict[Path, str], o
             digests[path] = file.digest()
 
 
-def _columns(schema: Any, path: Path) -> list[str]:
-    """Return the names of the column of ids and the column of vectors."""
+def parquet_columns(schema: Any, path: Path) -> list[str]:
+    """
+    Return the names of the column of ids and the column of vectors.
+
+    Raises:
+        EmbeddingError: the file has no such columns.
+    """
     types = importlib.import_module("pyarrow.types")
     names = schema.names
     key = next((name for name in ID_KEYS if name in names), None)
@@ -323,7 +422,7 @@ def _columns(schema: Any, path: Path) -> list[str]:
     return [key, VALUE_KEY]
 
 
-def _take_batch(batch: Any, rows: Rows, where: str, number: int) -> None:
+def take_batch(batch: Any, rows: Rows, where: str, number: int) -> None:
     """Add the rows of a record batch: lists become a matrix by their offsets, without a Python object per row."""
     compute = importlib.import_module("pyarrow.compute")
     types = importlib.import_module("pyarrow.types")

@@ -10,7 +10,7 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 import hashlib
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +49,9 @@ SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is their
 LEAST_KNOWN = 0.5  # share of a dataset's items that its lineage must hold, where nothing else names it
 DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
 MOST_TRIES = 1000  # lost compare-and-swaps before something else must be wrong
+
+# From a table and positions of items that it lacks to their codes, how many moved to be unique, mean squared error.
+Encoder = Callable[[SemanticIdTable, NDArray[np.int64]], tuple[NDArray[Any], int, float]]
 
 
 @dataclass(frozen=True)
@@ -313,7 +316,7 @@ def grow(
     root: store.Root | None,
     row: Lineage,
     items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix]",
+    features: "Sequence[FeatureMatrix] | Encoder",
     *,
     mmap: bool,
 ) -> tuple[SemanticIdTable, int]:
@@ -322,6 +325,9 @@ def grow(
 
     Known items keep their codes. New ones are encoded by the frozen quantizer and made unique among
     the codes that are free. Where no root takes the table it stays in memory, with a warning.
+
+    Args:
+        features: the items' vectors, or what encodes items by their positions.
 
     Raises:
         StoreError: other writers kept winning.
@@ -372,26 +378,21 @@ def extended_buffers(
     generation: int,
     base: SemanticIdTable,
     items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix]",
+    features: "Sequence[FeatureMatrix] | Encoder",
     missing: NDArray[np.int64],
 ) -> list[Any]:
     """
     Return the bytes of table `generation`: everything in `base`, and the items at `missing` encoded by its quantizer.
 
     Args:
+        features: as in `grow`.
         missing: positions in `items`, ascending, of those that `base` does not hold.
     """
-    from semid_dataset.collisions import resolve_collisions
-
-    quantizer = base.quantizer
-    vectors = quantizer.vectors_of(_take(features, missing, len(items)), len(missing))
-    codes = quantizer.encode(vectors)
-    moved = 0
-    if base.info.get("settings", {}).get("unique", True):
-        resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
-        codes, moved = resolution.codes, resolution.moved
+    if callable(features):
+        codes, moved, squared = features(base, missing)
+    else:
+        codes, moved, squared = _encoded(base, _take(features, missing, len(items)), len(missing))
     variance = float(base.info.get("provenance", {}).get("variance", 0.0))
-    squared = float(np.square(vectors.astype(np.float64) - quantizer.decode(codes)).sum(1).mean())
     step = {
         "generation": generation,
         "time": time.time(),
@@ -413,6 +414,21 @@ def extended_buffers(
         info=info,
         weights=base.weights,
     )
+
+
+def _encoded(base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: int) -> tuple[NDArray[Any], int, float]:
+    """Return the codes of new items, how many of them moved to be unique, and the mean squared error."""
+    from semid_dataset.collisions import resolve_collisions
+
+    quantizer = base.quantizer
+    vectors = quantizer.vectors_of(features, items)
+    codes = quantizer.encode(vectors)
+    moved = 0
+    if base.info.get("settings", {}).get("unique", True):
+        resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
+        codes, moved = resolution.codes, resolution.moved
+    squared = float(np.square(vectors.astype(np.float64) - quantizer.decode(codes)).sum(1).mean())
+    return codes, moved, squared
 
 
 def _take(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items: int) -> "list[FeatureMatrix]":

@@ -9,13 +9,14 @@ a NullHandler hides log lines from programs that configure no logging.
 import logging
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from semid_dataset.config import Environment
 from semid_dataset.errors import SemanticIdWarning
 
-__all__ = ["degrade", "logger", "progress_bar", "tell", "text"]
+__all__ = ["degrade", "logger", "meter", "progress_bar", "tell", "text"]
 
 logger = logging.getLogger("semid_dataset")
 logger.addHandler(logging.NullHandler())
@@ -157,6 +158,19 @@ LINES: dict[str, tuple[str, str]] = {
         "Out of memory on {device}; trying again {how}",
         "{device} 内存不足；{how} 重试",
     ),
+    "streaming": (
+        "The vectors would take {size} of memory and {limit} are allowed (memory_limit): they are streamed in parts",
+        "向量需要 {size} 内存，上限为 {limit}（memory_limit）: 将分块流式处理",
+    ),
+    "not_streamed": (
+        "The vectors would take {size} of memory and {limit} are allowed (memory_limit); they are read into memory "
+        "all the same: {why}",
+        "向量需要 {size} 内存，上限为 {limit}（memory_limit）；仍将全部读入内存: {why}",
+    ),
+    "resumed": (
+        "{done} of {parts} parts of the stage {stage} are there already",
+        "阶段 {stage} 的 {parts} 个分块中已有 {done} 个完成",
+    ),
     "beyond_capacity": (
         "{items} items do not fit into {capacity} IDs: items will share IDs",
         "{items} 个物品超出 {capacity} 个ID的容量：部分物品将共享ID",
@@ -199,3 +213,28 @@ def progress_bar(items: Iterable[T], description: str) -> Iterator[T]:
             yield from tqdm(items, desc=description, total=total, leave=True)
             return
     yield from items
+
+
+@contextmanager
+def meter(total: int, description: str) -> Iterator[Callable[[int], None]]:
+    """
+    Show how much of `total` bytes is done, at what rate, and how long the rest will take, on a terminal.
+
+    Yields:
+        What is to be told of bytes that were done (or, with a minus, have to be done again). Without a terminal, or
+        without tqdm (the extra "progress"), it does nothing.
+    """
+    if sys.stderr.isatty():
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            pass
+        else:
+            with tqdm(total=total, desc=description, unit="B", unit_scale=True, leave=True) as bar:
+
+                def advance(done: int) -> None:
+                    bar.update(done)
+
+                yield advance
+            return
+    yield lambda done: None

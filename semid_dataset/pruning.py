@@ -17,6 +17,8 @@ from semid_dataset.errors import SemidError
 
 __all__ = ["Waste", "find_waste"]
 
+WORK_SECONDS = 86_400.0  # a run that has finished no part for a day will not go on; if it does, it does them again
+
 
 @dataclass(frozen=True)
 class Waste:
@@ -59,6 +61,11 @@ def find_waste(
                     found += _if_old(
                         path, min(before, time.time() - files.LEFTOVER_SECONDS), "left by a writer that died"
                     )
+        for job in _listed(root.versioned / store.WORK):
+            parts = _listed(job)
+            last = max((path.lstat().st_mtime for path in parts), default=0.0)
+            if last < min(before, time.time() - WORK_SECONDS):
+                found += [waste for path in parts for waste in _if_old(path, before, "left by a run that never ended")]
     return found
 
 

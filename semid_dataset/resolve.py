@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from semid_dataset import birth, files, lineage, store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import (
+    ConfigError,
     GenerationError,
     NoEmbeddingsError,
     SemanticIdFileError,
@@ -37,6 +38,7 @@ from semid_dataset.table import SemanticIdTable, build_table_buffers
 if TYPE_CHECKING:
     from semid_dataset.features import Embeddings
     from semid_dataset.quantizer import ResidualQuantizer
+    from semid_dataset.scale import Job
 
 __all__ = ["Ask", "Resolution", "in_loader_worker", "look", "resolve"]
 
@@ -141,6 +143,8 @@ class Resolution:
         self.forbidden_by = "ALLOW_SEMANTIC_GENERATION forbids generating"
         self.mmap = environment.mmap
         self.lock_timeout = environment.lock_timeout or ask.config.lock_timeout
+        self.memory_limit = environment.memory_for(ask.config)
+        self.engine: str | None = None  # who is to stream, however few the items are
         self.roots = store.Roots(ask.data_dir, ask.cache_dir, environment)
         self._named_parent = ask.parent if ask.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
@@ -316,6 +320,90 @@ class Resolution:
         from semid_dataset.features import read_sources
 
         return read_sources(sources, on_progress=None if turn is None else turn.beat)
+
+    def read_or_stream(
+        self,
+        sources: Sequence[FeatureSource],
+        question: store.Question,
+        root: store.Root | None,
+        turn: store.Turn,
+    ) -> "Embeddings":
+        """
+        Return the embeddings; where they would take too much memory, a sample whose `stream` is the job on all of them.
+
+        Raises:
+            ConfigError: streaming was asked for by name, and cannot be.
+            EmbeddingError: nothing can be read.
+        """
+        job = self.job(sources, question, root, turn.beat)
+        if job is not None:
+            from semid_dataset.parts import NamedItemsError
+
+            try:
+                return job.read()
+            except NamedItemsError as error:
+                if self.engine is not None:
+                    raise
+                self._say_not_streamed(sources, str(error))
+        return self.read(sources, turn)
+
+    def job(
+        self,
+        sources: Sequence[FeatureSource],
+        question: store.Question,
+        root: store.Root | None,
+        beat: Callable[[], None],
+    ) -> "Job | None":
+        """
+        Return the job that streams these features, or None where they are read into memory.
+
+        Raises:
+            ConfigError: streaming was asked for by name, and cannot be.
+            EmbeddingError: a file cannot be read.
+        """
+        from semid_dataset import engines, scale
+
+        if self.engine is None and not scale.is_beyond(sources, self.memory_limit):
+            return None
+        why = ""
+        if len(sources) != 1:
+            why = "several features are fused in memory"
+        elif root is None:
+            why = "no cache folder takes a write, and parts must lie somewhere"
+        elif self._lost_export() is not None:
+            why = "lost IDs are to be taken in again"
+        if why or root is None:
+            if self.engine is not None:
+                raise ConfigError(f"'{sources[0].path}' cannot be streamed: {why}. Leave the engine and shards out.")
+            self._say_not_streamed(sources, why)
+            return None
+        size, limit = scale.sizes(sources, self.memory_limit)
+        tell("streaming", size=size, limit=limit)
+        engine = engines.ENGINES[self.engine or "local"]
+        return scale.open_job(
+            root, question.name, sources[0], self.config, limit=self.memory_limit, engine=engine, beat=beat
+        )
+
+    def choose_codebooks(
+        self, sources: Sequence[FeatureSource], question: store.Question, root: store.Root, turn: store.Turn
+    ) -> None:
+        """
+        Have the codebooks ready that all shards encode with: the lineage's, or new ones.
+
+        Raises:
+            As `read_or_stream`; TrainingError: no codebooks came of it.
+        """
+        from semid_dataset import scale
+
+        embeddings = self.read_or_stream(sources, question, root, turn)
+        row = self._row(self._about_what_was_read(question, embeddings), embeddings, may_write=True)
+        scale.choose_basis(embeddings, self.config, None if row is None else row.base, turn)
+
+    def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
+        from semid_dataset import scale
+
+        size, limit = scale.sizes(sources, self.memory_limit)
+        tell("not_streamed", level=logging.WARNING, size=size, limit=limit, why=why)
 
     # --- the gate is closed ---
 
@@ -568,20 +656,22 @@ class Resolution:
         started = time.perf_counter()
         tell("generating")
         tell("loading_features")
-        embeddings = embeddings or self.read(sources, turn)
+        embeddings = embeddings or self.read_or_stream(sources, question, root, turn)
         turn.beat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
-        tell("features", items=len(embeddings.items), dim=dims)
+        tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)
         found = self._about_what_was_read(question, embeddings)
         row: lineage.Lineage | None = None
         if not retraining:
             row = self._heal(embeddings, found, root, turn, started)
             row = row or self._row(found, embeddings, may_write=True)
         if row is not None:
-            table = self._extend(row, embeddings, root, found)
+            table = self._extend(row, embeddings, root, found, turn)
         else:
             table = self._train(embeddings, found, root, turn, started, retraining=retraining)
         self._remember(table, embeddings, question, root)
+        if embeddings.stream is not None and table.path is not None:
+            embeddings.stream.close()
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
 
@@ -595,7 +685,12 @@ class Resolution:
         return replace(question, identity=identity)
 
     def _extend(
-        self, row: lineage.Lineage, embeddings: "Embeddings", root: store.Root | None, question: store.Question
+        self,
+        row: lineage.Lineage,
+        embeddings: "Embeddings",
+        root: store.Root | None,
+        question: store.Question,
+        turn: store.Turn,
     ) -> SemanticIdTable:
         known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
         if len(known) and len(row.base):
@@ -603,7 +698,14 @@ class Resolution:
             if not fits:
                 tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)
         last = store.last_generation(self.roots, row.name)
-        table, new = lineage.grow(self.roots, root, row, embeddings.items, embeddings.features, mmap=self.mmap)
+        items: Any = embeddings.items
+        features: Any = embeddings.features
+        if embeddings.stream is not None:
+            from semid_dataset import scale
+
+            extension = scale.Extension(embeddings, self.config, row.base, turn)
+            items, features = extension.items, extension.encode
+        table, new = lineage.grow(self.roots, root, row, items, features, mmap=self.mmap)
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
             memo = store.Memo.recall(self.roots, question, renew=False)
             if memo is not None and lineage.descends(table, memo.digest):
@@ -613,7 +715,8 @@ class Resolution:
                 logger.error("%s", text("lost_in_part", lineage=row.name, generation=last, known=kept))
         self._say_settings(table)
         if not new:
-            return table.with_status("cached", f"lineage {table.lineage} holds all {len(embeddings.items)} items")
+            held = embeddings.rows or len(embeddings.items)
+            return table.with_status("cached", f"lineage {table.lineage} holds all {held} items")
         tell("extended", new=new, items=len(table), generation=table.generation)
         self._export(table)
         return table.with_status("extended", f"{new} new items, lineage {table.lineage}")
@@ -636,7 +739,12 @@ class Resolution:
         while retraining and store.generations(self.roots, name):
             counter += 1
             name = lineage.lineage_name(question.identity, embeddings.digest, counter)
-        buffers = birth.train_table(embeddings, self.config, question.identity, name, turn, started)
+        if embeddings.stream is None:
+            buffers = birth.train_table(embeddings, self.config, question.identity, name, turn, started)
+        else:
+            from semid_dataset import scale
+
+            buffers = scale.train_table(embeddings, self.config, question.identity, name, turn, started)
         if not retraining:
             name, buffers = self._after_loss(name, buffers, question, embeddings)
         table: SemanticIdTable | None = None

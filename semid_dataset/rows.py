@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
 
-__all__ = ["ForwardFile", "Rows", "canonical_int"]
+__all__ = ["INT64", "ForwardFile", "Rows", "canonical_int"]
 
 CHUNK = 4 << 20  # bytes per read
 INT64 = range(-(2**63), 2**63)
@@ -35,14 +35,16 @@ class ForwardFile:
     Args:
         path: may be a symbolic link: users mount their data where they like.
         on_progress: called after every chunk.
+        hashed: whether `digest` will be asked for.
 
     Raises:
         EmbeddingError: it cannot be opened, or is a folder, a pipe or a device.
     """
 
-    def __init__(self, path: Path, on_progress: Callable[[], None] | None = None) -> None:
+    def __init__(self, path: Path, on_progress: Callable[[], None] | None = None, *, hashed: bool = True) -> None:
         self.path = path
         self._on_progress = on_progress
+        self._hashed = hashed
         self._hash = hashlib.sha256()
         try:
             # O_NONBLOCK: opening a pipe without a writer would wait forever.
@@ -59,6 +61,11 @@ class ForwardFile:
             os.close(self._fd)
             raise
         self.size = self._left = self._state.st_size
+
+    @property
+    def left(self) -> int:
+        """Bytes that `read` has not come to."""
+        return self._left
 
     def __enter__(self) -> "ForwardFile":
         return self
@@ -82,7 +89,8 @@ class ForwardFile:
         except OSError as error:
             raise EmbeddingError(f"'{self.path}' cannot be read: {error.strerror or error}.") from error
         self._left -= len(chunk)
-        self._hash.update(chunk)
+        if self._hashed:
+            self._hash.update(chunk)
         if self._on_progress is not None:
             self._on_progress()
         return chunk
@@ -111,10 +119,19 @@ class ForwardFile:
         """
         while self.read():
             pass
+        self.check_unchanged()
+        return self._hash.hexdigest()
+
+    def check_unchanged(self) -> None:
+        """
+        Make sure that what was read is of one version.
+
+        Raises:
+            EmbeddingError: the file changed since it was opened.
+        """
         now = os.fstat(self._fd)
         if (now.st_size, now.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
             raise EmbeddingError(f"'{self.path}' was changed while it was read. Try again when it is complete.")
-        return self._hash.hexdigest()
 
 
 def _kind(mode: int) -> str:
@@ -289,6 +306,23 @@ class Rows:
         # realloc: shrinking a large block gives its pages back without copying. No other array sees this memory.
         matrix.resize((len(ids), self.dim), refcheck=False)
         return ids, matrix
+
+    def drain(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """
+        Return ids (k,) and rows (k, dim) collected so far, in their order, and begin again in the same memory.
+
+        They may be used until the next row comes. Ids must all be integers.
+        """
+        if self._singles:
+            self._check_singles()
+        assert not self._texts
+        count, self._count = self._count, 0
+        return self._keys[:count], self._matrix[:count]
+
+    @property
+    def waiting(self) -> int:
+        """Rows collected and not drained."""
+        return self._count
 
     def _reserve(self, rows: int) -> None:
         have = len(self._keys)

@@ -28,7 +28,7 @@ class FeatureSource:
 
     id: str
     dim: int
-    form: Literal["pickle", "jsonl", "parquet"]
+    form: Literal["pickle", "jsonl", "parquet", "npy"]  # "npy" in no data directory: a matrix of one's own
     path: Path
     files: tuple[Path, ...]
 

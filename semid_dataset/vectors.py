@@ -19,7 +19,7 @@ from semid_dataset import files
 from semid_dataset.container import INT64_MAX, parse_decimal
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
 
-__all__ = ["Items", "check_vectors", "read_items", "read_vectors"]
+__all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
 
 Items = NDArray[np.int64] | list[str]
 
@@ -113,7 +113,7 @@ def check_vectors(
             f"'{where}', row {row} (item {keys[row]}): NaN or infinite, as are {int((~good).sum()) - 1} more rows. "
             "Every number must be finite: correct or remove these rows."
         )
-    _check_unique(keys, named)
+    check_unique(keys, named)
     return keys, vectors
 
 
@@ -164,7 +164,13 @@ def _keys(items: Sequence[Any] | NDArray[Any], where: str) -> Items:
     return [str(item) for item in listed]
 
 
-def _check_unique(keys: Items, where: str) -> None:
+def check_unique(keys: Items, where: str) -> None:
+    """
+    Make sure that no item is there twice.
+
+    Raises:
+        EmbeddingError: one is; it says in which rows.
+    """
     if isinstance(keys, np.ndarray):
         order = np.argsort(keys, kind="stable")
         again = np.flatnonzero(keys[order[1:]] == keys[order[:-1]])

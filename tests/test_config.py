@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from semid_dataset.config import Environment, Gate, Identity, SemanticIdConfig
+from semid_dataset.config import Environment, Gate, Identity, SemanticIdConfig, parse_bytes
 from semid_dataset.errors import ConfigError
 
 
@@ -37,6 +37,8 @@ def test_defaults_are_the_promised_ones() -> None:
         ("device", ""),
         ("seed", -1),
         ("lock_timeout", 0),
+        ("memory_limit", 0),
+        ("memory_limit", 1e9),
     ],
 )
 def test_an_impossible_value_is_refused_by_name(name: str, value: object) -> None:
@@ -136,3 +138,28 @@ def test_a_lock_timeout_that_is_none_is_refused(value: str) -> None:
     """Waiting for ever, or not at all, is never what was meant."""
     with pytest.raises(ConfigError, match="SEMID_LOCK_TIMEOUT"):
         Environment.read({"SEMID_LOCK_TIMEOUT": value})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1073741824", 1 << 30), ("1G", 1 << 30), ("1.5 GiB", 3 << 29), (" 512mb ", 1 << 29), ("2048K", 2 << 20)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    """Units are powers of two."""
+    assert parse_bytes("--memory-limit", text) == size
+    assert Environment.read({"SEMID_MEMORY_LIMIT": text}).memory_limit == size
+
+
+@pytest.mark.parametrize("text", ["0", "-1G", "1023K", "much", "1X", "G", "1e9", "nan", "9" * 400])
+def test_a_memory_limit_that_is_none_is_refused(text: str) -> None:
+    """By the name under which it was given."""
+    with pytest.raises(ConfigError, match="SEMID_MEMORY_LIMIT"):
+        Environment.read({"SEMID_MEMORY_LIMIT": text})
+
+
+def test_a_limit_that_a_program_names_counts_more_than_the_variable() -> None:
+    """The variable counts more than the default."""
+    environment = Environment.read({"SEMID_MEMORY_LIMIT": "2G"})
+    assert environment.memory_for(SemanticIdConfig()) == 2 << 30
+    assert environment.memory_for(SemanticIdConfig(memory_limit=5 << 20)) == 5 << 20
+    assert Environment.read({}).memory_for(SemanticIdConfig()) == 1 << 30

@@ -1,0 +1,307 @@
+"""
+How time, memory and bytes grow with the number of items, and what that means for more of them than can be tried here.
+
+Every size is a process of its own, cold to published, with the memory limit given. Figures go to results/scale.json
+after every run; results/scale.md has the table, a fitted model, and what it says about sizes that were not run.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+CHUNK = 1 << 18  # rows that are made at once
+STAGES = ("reading", "training", "encoding", "uniqueness", "measuring")
+LARGER = [("the larger TencentGR release, one feature", 17_490_000, 3_584), ("a billion items", 10**9, 32)]
+
+
+def vectors(rows: int, dim: int, begin: int) -> np.ndarray:
+    """64 centres, 32 more around each, items around those 2,048; any range of rows alone."""
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(64, 1, dim)) + 0.32 * rng.normal(size=(64, 32, dim))
+    centres = centres.reshape(-1, dim).astype(np.float32)
+    rng = np.random.default_rng([1, begin])
+    return centres[rng.integers(len(centres), size=rows)] + 0.22 * rng.standard_normal((rows, dim), dtype=np.float32)
+
+
+def write(data_dir: Path, form: str, items: int, dim: int) -> int:
+    """Write feature 81 of a data directory and return its bytes."""
+    folder = data_dir / "creative_emb"
+    folder.mkdir(parents=True)
+    if form == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder /= f"emb_81_{dim}_parquet"
+        folder.mkdir()
+        writer = None
+        for begin in range(0, items, CHUNK):
+            rows = min(CHUNK, items - begin)
+            flat = pa.array(vectors(rows, dim, begin).reshape(-1))
+            lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * dim), flat)
+            table = pa.table({"anonymous_cid": 20_000_000_000 + begin + np.arange(rows), "emb": lists})
+            writer = writer or pq.ParquetWriter(
+                folder / "part-0.parquet", table.schema, compression="none", use_dictionary=False
+            )
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+    elif form == "pickle":
+        import pickle
+
+        with (folder / f"emb_81_{dim}.pkl").open("wb") as file:
+            held = {}
+            for begin in range(0, items, CHUNK):
+                block = vectors(min(CHUNK, items - begin), dim, begin)
+                first = 20_000_000_000 + begin
+                held.update(zip(range(first, first + len(block)), block, strict=True))
+            pickle.dump(held, file, protocol=4)
+    else:
+        import orjson
+
+        folder /= f"emb_81_{dim}"
+        folder.mkdir()
+        for number, begin in enumerate(range(0, items, 8192)):
+            block = vectors(min(8192, items - begin), dim, begin).astype(np.float64)
+            with (folder / f"part-{number:05d}").open("wb") as file:
+                for row, vector in enumerate(block):
+                    item = 20_000_000_000 + begin + row
+                    file.write(orjson.dumps({"anonymous_cid": item, "emb": vector.tolist()}) + b"\n")
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all below it."""
+    found = [pid]
+    for parent in found:
+        for task in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, task.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def proportional(pid: int) -> int:
+    """Return the bytes of memory of a process, of shared pages its share."""
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 0
+
+
+def run(items: int, dim: int, form: str, limit: str, where: Path) -> dict[str, Any]:
+    """Make a data directory, generate its IDs in a process of its own, and return what that took."""
+    data_dir = Path(tempfile.mkdtemp(dir=where))
+    try:
+        size = write(data_dir, form, items, dim)
+        command = [sys.executable, __file__, "--child", str(data_dir), "--limit", limit]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        most = [0, 0]
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.5):
+                pids = family(child.pid)
+                most[0] = max(most[0], sum(map(proportional, pids)))
+                work = data_dir / ".semantic_ids" / "v1" / "work"
+                try:
+                    most[1] = max(most[1], sum(path.stat().st_size for path in work.rglob("*.part")))
+                except OSError:  # it is being removed
+                    continue
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        answer = child.communicate()[0]
+        over.set()
+        watcher.join()
+        if child.returncode:
+            raise RuntimeError(f"{items} x {dim} {form} ended with {child.returncode}")
+        done: dict[str, Any] = json.loads(answer)
+        table = next((data_dir / ".semantic_ids" / "v1").glob("*/0.safetensors")).stat().st_size
+        return {
+            "items": items,
+            "dim": dim,
+            "form": form,
+            "limit": limit,
+            "input": size,
+            "table": table,
+            "work": most[1],
+            "memory_together": most[0],
+            **done,
+        }
+    finally:
+        shutil.rmtree(data_dir)
+
+
+def child(data_dir: Path, limit: str) -> None:
+    """Generate, and print what it took."""
+    from semid_dataset import SemanticIdConfig, generate_semantic_ids
+    from semid_dataset.config import parse_bytes
+
+    started = time.perf_counter()
+    table = generate_semantic_ids(data_dir, config=SemanticIdConfig(memory_limit=parse_bytes("--limit", limit)))
+    seconds = time.perf_counter() - started
+    below = resource.getrusage(resource.RUSAGE_CHILDREN)
+    own = resource.getrusage(resource.RUSAGE_SELF)
+    quality = table.quality
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "cpu": own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime,
+                "stages": table.info["provenance"]["stages"],
+                "memory": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024,
+                "memory_worker": below.ru_maxrss * 1024,
+                "streamed": "sampled" in quality,
+                "relative_mse": quality["relative_mse"],
+                "moved": quality["moved"],
+                "collision_rate_raw": quality["collision_rate_raw"],
+                "shared": quality["shared"],
+                "duplicates": quality["exact_duplicates"],
+            }
+        )
+    )
+
+
+def exponent(runs: list[dict[str, Any]], value: str) -> float | None:
+    """Return the slope of log(value) over log(items)."""
+    if len(runs) < 2:
+        return None
+    return float(np.polyfit([math.log(run["items"]) for run in runs], [math.log(run[value]) for run in runs], 1)[0])
+
+
+def report(runs: list[dict[str, Any]]) -> str:
+    """Return results/scale.md."""
+    lines = [
+        "# Scale",
+        "",
+        "From `benchmarks/scale.py`: cold to published, every size in a process of its own. Memory is the peak of the",
+        "main process (VmHWM) / of the largest of its workers / of all together, shared pages counted once. Work is",
+        "what lay in the work folder at most.",
+        "",
+        f"{os.cpu_count()} cores.",
+        "",
+        "| items | dims | form | limit | input | seconds | CPU s | reading, training, encoding, uniqueness, measuring "
+        "| memory | work | table | rel MSE | raw collisions | moved | shared |",
+        "|" + "---|" * 15,
+    ]
+    for done in sorted(runs, key=lambda done: (done["form"], done["dim"], done["items"])):
+        stages = ", ".join(f"{done['stages'].get(stage, 0.0):.1f}" for stage in STAGES)
+        lines.append(
+            f"| {done['items']:,}{'' if done['streamed'] else ' (in memory)'} | {done['dim']} | {done['form']} "
+            f"| {done['limit']} | {done['input'] / 1e6:,.0f} MB | {done['seconds']:.1f} | {done['cpu']:.1f} | {stages} "
+            f"| {done['memory'] / 1e6:,.0f} / {done['memory_worker'] / 1e6:,.0f} "
+            f"/ {done['memory_together'] / 1e6:,.0f} MB "
+            f"| {done['work'] / 1e6:,.0f} MB | {done['table'] / 1e6:,.0f} MB | {done['relative_mse']:.4f} "
+            f"| {done['collision_rate_raw']:.2%} | {done['moved']:,} | {done['shared']:,} |"
+        )
+    lines += ["", *model(runs)]
+    return "\n".join(lines) + "\n"
+
+
+def model(runs: list[dict[str, Any]]) -> list[str]:
+    """Return the fitted cost model, and what it says about sizes that were not run."""
+    narrow = [run for run in runs if run["form"] == "parquet" and run["dim"] == 32]
+    linear = [run for run in narrow if run["items"] >= 100_000]
+    if len(linear) < 2:
+        return ["The model needs two sizes of 100,000 items and more."]
+    per_item = {}
+    last = max(linear, key=lambda run: run["items"])
+    for stage in STAGES:
+        per_item[stage] = last["stages"].get(stage, 0.0) / last["items"]
+    slope = exponent(linear, "seconds")
+    work = sum(per_item[stage] for stage in STAGES if stage != "training")
+    lines = [
+        "## Model",
+        "",
+        f"From 100,000 items on, seconds grow as items^{slope:.2f} (32 dims, parquet). Training is the same for all",
+        f"sizes beyond the sample: {last['stages']['training']:.0f} s. At {last['items']:,} items a million takes, "
+        "in seconds:",
+        "",
+        "| " + " | ".join(stage for stage in STAGES if stage != "training") + " | together |",
+        "|" + "---|" * len(STAGES),
+        "| "
+        + " | ".join(f"{1e6 * per_item[stage]:.2f}" for stage in STAGES if stage != "training")
+        + f" | {1e6 * work:.2f} |",
+        "",
+    ]
+    wide = [run for run in runs if run["dim"] > 32]
+    if wide:
+        lines += [
+            "By dims, seconds of encoding a million items:",
+            "",
+            "| form | dims | encoding | reading |",
+            "|---|---|---|---|",
+        ]
+        for run_ in wide:
+            each = {stage: 1e6 * run_["stages"].get(stage, 0.0) / run_["items"] for stage in ("encoding", "reading")}
+            lines.append(f"| {run_['form']} | {run_['dim']:,} | {each['encoding']:.1f} | {each['reading']:.1f} |")
+        lines.append("")
+    lines += [
+        "Not run, but calculated from the above (this machine's cores; divide by the machines that share the parts):",
+        "",
+    ]
+    for name, items, dim in LARGER:
+        encode = per_item["encoding"] * items
+        widest = max(wide, key=lambda run: run["dim"], default=None)
+        if dim > 32 and widest is not None:
+            # Encoding is a product with the codebooks and a search: the one grows with the dims, the other does not.
+            grown = (widest["stages"]["encoding"] / widest["items"] - per_item["encoding"]) / (widest["dim"] - 32)
+            encode = (per_item["encoding"] + max(0.0, grown) * (dim - 32)) * items
+        merge = (per_item["uniqueness"] + per_item["measuring"]) * items
+        lines.append(
+            f"- {name}, {items:,} x {dim:,} ({items * dim * 4 / 1e9:,.0f} GB as float32): "
+            f"encoding {encode / 3600:.1f} h, uniqueness and measuring {merge / 3600:.2f} h; "
+            f"{items * 29 / 1e9:.1f} GB of memory while parts are merged (29 bytes an item); "
+            f"a table of {items * 13 / 1e9:.1f} GB."
+        )
+    return lines
+
+
+def main() -> None:
+    """Run what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", type=float, nargs="+", default=[1e4, 1e5, 1e6, 5e6, 1e7])
+    parser.add_argument("--dims", type=int, nargs="+", default=[32])
+    parser.add_argument("--forms", nargs="+", default=["parquet"], choices=["parquet", "pickle", "jsonl"])
+    parser.add_argument("--limit", default="1G", help="memory limit")
+    parser.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()), help="folder for the data sets")
+    parser.add_argument("--report", action="store_true", help="write the tables anew from the figures that are there")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child is not None:
+        child(given.child, given.limit)
+        return
+    figures = RESULTS / "scale.json"
+    runs: list[dict[str, Any]] = json.loads(figures.read_text()) if figures.exists() else []
+    for form in given.forms if not given.report else ():
+        for dim in given.dims:
+            for size in given.sizes:
+                done = run(int(size), dim, form, given.limit, given.where)
+                print(json.dumps(done), flush=True)
+                same = ("items", "dim", "form", "limit")
+                runs = [old for old in runs if any(old[name] != done[name] for name in same)] + [done]
+                RESULTS.mkdir(exist_ok=True)
+                figures.write_text(json.dumps(runs, indent=1))
+    (RESULTS / "scale.md").write_text(report(runs))
+
+
+if __name__ == "__main__":
+    main()
