@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-__all__ = ["assign", "kmeans", "sums"]
+__all__ = ["assign", "kmeans", "nearest", "sums"]
 
 PROGRESSIVE_ABOVE = 64  # dims; see the module's docstring
 POINTS_PER_CODE = 256  # more points do not move a centroid noticeably; faiss uses the same figure
@@ -21,6 +21,9 @@ STEPS = 10  # dimensions grow as dims^(i/10), as in faiss
 SEED_POINTS_PER_CODE = 16  # k-means++ draws from this many points a code: its cost is codes x points
 TRIALS = 3  # candidates of each k-means++ draw, of which the best is kept
 BLOCK = 1 << 20  # distances computed at once
+FEW = 1 / 16  # share of the points of an average code at which a code counts as idle
+SETTLE = 3  # rounds at the end in which only a code without points moves elsewhere
+NUDGE = 1 / 64  # of the way to a point
 
 
 def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 10) -> Tensor:
@@ -75,8 +78,16 @@ def assign(points: Tensor, centroids: Tensor) -> Tensor:
     rows = max(BLOCK // len(centroids), 16)
     for begin in range(0, len(points), rows):
         block = points[begin : begin + rows]
-        codes[begin : begin + rows] = torch.addmm(norms, block, centroids.T, alpha=-2).argmin(1)
+        codes[begin : begin + rows] = nearest(torch.addmm(norms, block, centroids.T, alpha=-2))
     return codes
+
+
+def nearest(distances: Tensor) -> Tensor:
+    """Return where each row of (n, m) distances is least, (n,) int64; of equals the first."""
+    if distances.device.type != "cpu":
+        return distances.argmin(1)
+    # NumPy's argmin is vectorized: a fifth of torch's time, on one thread instead of two (4096 x 256).
+    return torch.from_numpy(distances.numpy().argmin(1))
 
 
 def sums(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -92,12 +103,24 @@ def sums(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _lloyd(points: Tensor, centroids: Tensor, rounds: int, generator: torch.Generator) -> Tensor:
+    """
+    Move centroids to the means of their points, `rounds` times.
+
+    A code that serves few points takes half of a large cluster: it goes next to that centroid, a little way
+    towards a random point. A random point itself would serve nobody else where dimensions are many: the mean of a
+    cluster is nearer to all of the others.
+    """
     size = len(centroids)
-    for _ in range(rounds):
+    for number in range(rounds):
         total, counts = sums(points, assign(points, centroids), size)
-        # A code without points starts again at a random point: dense regions are drawn more often.
-        restart = torch.randint(len(points), (size,), generator=generator).to(points.device)
-        centroids = torch.where((counts > 0)[:, None], total / counts.clamp(min=1)[:, None], points[restart])
+        means = total / counts.clamp(min=1)[:, None]
+        towards = torch.randint(len(points), (size,), generator=generator).to(points.device)
+        few = 0.0 if number >= rounds - SETTLE else FEW * len(points) / size
+        idle = counts <= few
+        # The first idle code goes to the largest cluster, the second to the next one, and so on.
+        host = counts.argsort(descending=True, stable=True)[(idle.cumsum(0) - 1).clamp(min=0)]
+        split = means[host] + NUDGE * (points[towards] - means[host])
+        centroids = torch.where(idle[:, None], split, means)
     return centroids
 
 

@@ -48,29 +48,43 @@ class Recipe:
 
     Attributes:
         start_sums: best sums of an item whose residuals a new level is fitted on; that search is as wide, at least 4.
-        lloyd: rounds of k-means (above 64 dims at every step of dimensions).
-        beams: width of the search in every round of least squares; the last is the quantizer's.
+        beams: width of the search in every round of least squares.
+        more_beams: the same of rounds that "rqvae" adds: it may take longer.
+        beam: width of the quantizer's search, and of the last correction's.
         refit_sums: best sums of an item that enter these.
         ridge: items' worth of resistance to correction.
     """
 
     start_sums: int
-    lloyd: int
     beams: tuple[int, ...]
+    more_beams: tuple[int, ...]
+    beam: int
     refit_sums: int
     ridge: float
 
 
-# Error in sample / on a tenth of the items that was not trained on, CPU seconds of one thread.
-# 45,000 x 32: narrow rounds first are cheap, a wide beam at the end pays: beam 4 throughout 0.0379 / 0.0425 (4 s), 8
-# with eight rounds 0.0372 / 0.0419 (13 s), two of 16 after three of 4 0.0372 / 0.0416 (8 s; faiss, beam 1, 0.0404 /
-# 0.0452 in 16 s). Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a
-# coarser mixture. A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001.
-LOW = Recipe(start_sums=1, lloyd=10, beams=(4, 4, 16, 16, 16), refit_sums=2, ridge=0.0)
-# 10,891 x 384, where codebooks learn the noise of single items: one sum throughout 0.367 / 0.449; starts on five sums
-# 0.324 / 0.399; refits on four sums too 0.323 / 0.389, and one more on the best sums alone 0.314 / 0.391. Starts on 16
-# sums 0.332 / 0.404 with perplexity 134; 4 rounds of k-means instead of 10 0.323 / 0.397 in 13 s instead of 25.
-HIGH = Recipe(start_sums=5, lloyd=10, beams=(16, 16, 16), refit_sums=4, ridge=3.0)
+# Error in sample / on a tenth of the items that was not trained on, two threads. 45,000 x 32: two narrow rounds and one
+# last correction with a wide beam 0.0372 / 0.0418 in 2.9 s, two wide rounds between them 0.0370 / 0.0417 in 4.5 s; a
+# beam of 8 at the end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time (faiss, beam 1, 0.0404 / 0.0452 in 4.2
+# s). Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a coarser mixture.
+# A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x 128:
+# 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742 (faiss, beam 1, 0.0768 / 0.0781).
+DENSE = Recipe(start_sums=1, beams=(4, 4), more_beams=(16, 16), beam=16, refit_sums=2, ridge=0.0)
+# Few items a codeword: codebooks learn the noise of single items. 10,891 x 384: one sum throughout 0.367 / 0.449;
+# starts on five sums 0.324 / 0.399; refits on four sums too 0.323 / 0.389. Starts on 16 sums 0.332 / 0.404 with
+# perplexity 134. Half the points a code 0.324 / 0.405. 10,891 x 32: 0.1071 / 0.1457, with DENSE 0.1069 / 0.1504 (faiss
+# 0.1214 / 0.1533).
+SPARSE = Recipe(start_sums=5, beams=(16, 16, 16), more_beams=(), beam=16, refit_sums=4, ridge=3.0)
+ITEMS_PER_WORD = 24  # between the 12 of the second sets and the 44 of the first
+# Rounds of k-means. 45,000 x 32: 10 0.0376 / 0.0422, 25 0.0372 / 0.0418, 40 no less. Above 64 dims they are taken at
+# every step of dimensions. 10,891 x 384: 4 0.326 / 0.410 in 7 s, 6 0.321 / 0.402 in 8 s, 10 0.318 / 0.400 in 13 s.
+LLOYD, LLOYD_PROGRESSIVE = 25, 6
+# How much the first code's error counts in the search; a third of it at each further level. Error in sample / held out,
+# share of neighbours that have the first / the first two codes in common. 45,000 x 32: 0 0.0370 / 0.0417, 85 / 31 %;
+# 0.3 0.0371 / 0.0419, 87 / 33 %; 1 0.0376 / 0.0422, 87 / 34 % (faiss, beam 1: 88 / 33 %, beam 5: 77 / 15 %).
+# 10,891 x 384: 0 0.315 / 0.397, 45 / 12 %; 0.3 0.318 / 0.400, 50 / 12 %; 1 0.324 / 0.406, 53 / 12 % (faiss, beam 1:
+# 53 / 10 %, beam 5: 45 / 11 %).
+PREFIX_WEIGHT = 0.3
 
 Epoch = Callable[[int, int, float], None]
 
@@ -167,7 +181,7 @@ def _train(
     beat: Callable[[], None],
 ) -> Trained:
     generator = torch.Generator().manual_seed(config.seed)
-    n, dim = vectors.shape
+    n = len(vectors)
     order = torch.randperm(n, generator=generator)[:MOST_ITEMS].numpy()
     points = torch.from_numpy(vectors[order].astype(np.float32)).to(device)
     mean = points.mean(0, dtype=torch.float64).float()
@@ -179,19 +193,21 @@ def _train(
     fit, judge = (points[held:], points[:held]) if held else (points, points)  # fewer than 20 judge themselves
     beat()
 
-    recipe = LOW if dim <= PROGRESSIVE_ABOVE else HIGH
+    recipe = SPARSE if len(fit) < ITEMS_PER_WORD * sum(config.codebook_sizes) else DENSE
     codebooks = _start(fit, config.codebook_sizes, recipe, generator, beat)
     curve = []
-    for number, beam in enumerate(recipe.beams, start=1):
+    trains = config.algorithm == "rqvae" and config.num_epochs > 0
+    beams = recipe.beams + (recipe.more_beams if trains else ())
+    for number, beam in enumerate(beams, start=1):
         codebooks, error = _refit(fit, codebooks, beam, recipe.refit_sums, recipe.ridge)
         curve.append(error)
         beat()
         if config.algorithm == "rqkmeans" and on_epoch is not None:
-            on_epoch(number, len(recipe.beams), error)
-    start = ResidualQuantizer(codebooks, beam=recipe.beams[-1], mean=mean, scale=scale)
+            on_epoch(number, len(beams), error)
+    start = ResidualQuantizer(codebooks, beam=recipe.beam, prefix_weight=PREFIX_WEIGHT, mean=mean, scale=scale)
     start_error = _judged(judge, start)
     held_out = {"start": start_error, "end": start_error, "items": len(judge)}
-    if config.algorithm == "rqvae" and config.num_epochs > 0:
+    if trains:
         best, curve, held_out["end"] = _epochs(
             fit,
             judge,
@@ -207,8 +223,8 @@ def _train(
         if best is not start:
             return Trained(best, curve, len(curve), device, held_out)
     # Judging is over: a last correction takes in the items that were held out, and only the best sums.
-    codebooks, _ = _refit(points, codebooks, recipe.beams[-1], 1, recipe.ridge)
-    final = ResidualQuantizer(codebooks, beam=recipe.beams[-1], mean=mean, scale=scale)
+    codebooks, _ = _refit(points, codebooks, recipe.beam, 1, recipe.ridge)
+    final = ResidualQuantizer(codebooks, beam=recipe.beam, prefix_weight=PREFIX_WEIGHT, mean=mean, scale=scale)
     return Trained(final, curve, len(curve), device, held_out)
 
 
@@ -225,17 +241,18 @@ def _start(
     Source: faiss, ResidualQuantizer::train.
     """
     codebooks: list[Tensor] = []
+    rounds = LLOYD if points.shape[1] <= PROGRESSIVE_ABOVE else LLOYD_PROGRESSIVE
     for size in sizes:
         residuals = points
         if codebooks:
-            search = BeamSearch(codebooks, max(recipe.start_sums, 4))
+            search = BeamSearch(codebooks, max(recipe.start_sums, 4), PREFIX_WEIGHT)
             codes = search.blocks(points, recipe.start_sums)
             width = codes.shape[1]
             # No more than k-means will use: all residuals of a wide beam may not fit into memory.
             chosen = torch.arange(len(points) * width)
             chosen = sample(chosen, POINTS_PER_CODE * size, generator).to(points.device)
             residuals = points[chosen // width] - search.sums(codes.flatten(0, 1)[chosen])
-        codebooks.append(kmeans(residuals, size, generator, recipe.lloyd))
+        codebooks.append(kmeans(residuals, size, generator, rounds))
         beat()
     return codebooks
 
@@ -254,7 +271,7 @@ def _refit(
         The codebooks, and the relative error of the best sums before the correction.
     """
     wanted = max(min(wanted, beam, REFIT_FLOATS // points.numel()), 1)
-    search = BeamSearch(codebooks, beam)
+    search = BeamSearch(codebooks, beam, PREFIX_WEIGHT)
     codes = search.blocks(points, wanted)
     width = codes.shape[1]
     error = _relative(points, points - search.sums(codes[:, 0]))
@@ -398,6 +415,7 @@ def _state(
     return ResidualQuantizer(
         torch.split(words.detach().clone(), list(start.codebook_sizes)),
         beam=beam,
+        prefix_weight=start.prefix_weight,
         mean=start.mean,
         scale=start.scale,
         encoder=copy.deepcopy(encoder).requires_grad_(False),

@@ -87,6 +87,22 @@ def test_a_wide_beam_finds_the_best_of_all_sums() -> None:
     assert np.array_equal(quantizer.encode(vectors), every[distances.argmin(1)])
 
 
+def test_weighed_prefixes_find_the_best_of_all_sums() -> None:
+    """The errors of the first one and two codes count 0.5 and a third of it: held against every sum there is."""
+    quantizer = random_quantizer((4, 4, 4), beam=64)
+    quantizer.search = BeamSearch(quantizer.codebooks, 64, 0.5)
+    vectors = random_vectors(200)
+    latents = quantizer.latents(vectors).numpy()
+    every = np.array(np.meshgrid(*[range(4)] * 3, indexing="ij")).reshape(3, -1).T
+    wanted = np.zeros((200, 64))
+    for depth, weight in ((1, 0.5), (2, 0.5 / 3), (3, 1.0)):
+        sums = quantizer.search.sums(torch.from_numpy(every[:, :depth].copy())).numpy()
+        wanted += weight * ((latents[:, None, :] - sums[None]) ** 2).sum(2)
+    codes = quantizer.encode(vectors)
+    assert np.array_equal(codes, every[wanted.argmin(1)])
+    assert not np.array_equal(codes, random_quantizer((4, 4, 4), beam=64).encode(vectors))
+
+
 def test_kept_sums_are_distinct_and_best_first() -> None:
     """Asking for one gives the first of them."""
     quantizer = random_quantizer(beam=8)
@@ -252,7 +268,9 @@ def test_prefixes_have_sums() -> None:
 
 def test_a_saved_quantizer_gives_the_same_codes(tmp_path: Path) -> None:
     """Also out of a table, and by its file."""
-    quantizer = ResidualQuantizer([torch.randn(16, 6), torch.randn(300, 6)], beam=3, scale=2.0, mean=torch.ones(6))
+    quantizer = ResidualQuantizer(
+        [torch.randn(16, 6), torch.randn(300, 6)], beam=3, prefix_weight=0.4, scale=2.0, mean=torch.ones(6)
+    )
     vectors = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
     folder = quantizer.save_pretrained(tmp_path / "a" / "quantizer")
     assert json.loads((folder / "config.json").read_text())["codebook_sizes"] == [16, 300]
@@ -261,6 +279,7 @@ def test_a_saved_quantizer_gives_the_same_codes(tmp_path: Path) -> None:
     buffers = build_table_buffers(range(50), codes, info={"quantizer": description}, weights=weights)
     (tmp_path / "table.safetensors").write_bytes(b"".join(buffers))
     for path in (folder, folder / "quantizer.safetensors", tmp_path / "table.safetensors"):
+        assert ResidualQuantizer.from_pretrained(path).prefix_weight == 0.4
         np.testing.assert_array_equal(ResidualQuantizer.from_pretrained(path).encode(vectors), codes)
 
 
