@@ -65,7 +65,7 @@ Codes = NDArray[Any]  # (items, levels), whole numbers
 @dataclass(frozen=True)
 class SasrecRecipe:
     """
-    How the ranker is trained; chosen on validation items with no, random and one published set of IDs, never with ours.
+    How the ranker is trained. Not tuned yet: to be chosen on validation items with no or random IDs, never with ours.
 
     Attributes:
         dim, blocks, heads, dropout: of the transformer.
