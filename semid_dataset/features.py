@@ -29,6 +29,7 @@ from semid_dataset.sources import MAX_DIM, FeatureSource, check_feature_ids
 
 __all__ = [
     "Embeddings",
+    "Places",
     "arrow_modules",
     "files_digest",
     "from_memory",
@@ -438,7 +439,7 @@ def take_batch(batch: Any, rows: Rows, where: str, number: int) -> None:
         key, lists = key.filter(mask), lists.filter(mask)
     kept = np.flatnonzero(good) + number
     vectors = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(kept), rows.dim)  # nulls become NaN
-    places = _Places(where, kept)
+    places = Places(where, kept)
     if types.is_dictionary(key.type):
         key = key.dictionary_decode()
     numbers = _canonical(key, compute)
@@ -459,7 +460,7 @@ def _canonical(key: Any, compute: Any) -> NDArray[np.int64] | None:
     return np.asarray(numbers.to_numpy(), np.int64)
 
 
-class _Places(Sequence[str]):
+class Places(Sequence[str]):
     """What to call the rows of a record batch, made only when asked for."""
 
     def __init__(self, where: str, numbers: NDArray[np.int64]) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import container, files
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.features import PAGE_BUFFER, arrow_modules, parquet_columns, read_json_lines, take_batch
+from semid_dataset.features import PAGE_BUFFER, Places, arrow_modules, parquet_columns, read_json_lines, take_batch
 from semid_dataset.rows import INT64, ForwardFile, Rows, canonical_int
 from semid_dataset.sources import FeatureSource
 
@@ -327,7 +327,11 @@ def _read_npy(part: Part, stream: Stream, on_progress: Progress, digest: bool) -
             last = min(first + stream.batch, part.last)
             raw = file.at(part.offset + first * row, (last - first) * row)
             keys = np.arange(first, last) if ids is None else np.array(ids[first:last])
-            stream.add(keys, np.frombuffer(raw, dtype).reshape(-1, part.columns), f"{path.name}, row {first} and on")
+            stream.add(
+                keys,
+                np.frombuffer(raw, dtype).reshape(-1, part.columns),
+                Places(f"{path.name}, row", np.arange(first, last)),
+            )
             on_progress(len(raw))
         if digest:
             return file.digest()

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import pickle
 import random
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,6 +22,7 @@ from world import ITEM0, SMALL, SmallDataset, vectors_of
 from semid_dataset import commands, engines, lineage, scale, stages, store
 from semid_dataset.config import Environment, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, StoreError
+from semid_dataset.pruning import find_waste
 from semid_dataset.sources import find_sources
 from semid_dataset.table import SemanticIdTable
 
@@ -480,3 +483,83 @@ def test_there_is_no_shard_beyond_the_last(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no engine 'spark'"):
         generate(tmp_path, engine="spark")
     assert set(commands.ENGINES) == set(engines.ENGINES)
+
+
+# A matrix of one's own.
+
+
+@pytest.fixture
+def array(tmp_path: Path) -> Path:
+    """20,000 vectors and their items, in no order: more than half of a megabyte."""
+    random_ = np.random.default_rng(4)
+    np.save(tmp_path / "x.npy", vectors_of(20_000, DIM))
+    np.save(tmp_path / "ids.npy", random_.permutation(20_000) + ITEM0)
+    return tmp_path
+
+
+LIMITED = replace(SMALL, num_quantizers=4, memory_limit=1 << 20, num_epochs=0)
+
+
+@pytest.mark.parametrize("ids", ["ids.npy", "rows"])
+def test_an_array_is_streamed_into_its_output(ids: str, array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table is the one that memory makes where the sample is everything."""
+    monkeypatch.setattr(scale, "LEAST_SAMPLED", 20_000)
+    named = ids if ids == "rows" else array / ids
+    table = commands.generate_from_array(array / "x.npy", named, output_dir=array / "out", config=LIMITED)
+    assert table is not None
+    held = commands.generate_from_vectors(
+        np.arange(20_000) if ids == "rows" else np.load(array / ids),
+        np.load(array / "x.npy"),
+        output_dir=array / "held",
+        config=LIMITED,
+    )
+    assert table.digest == held.digest
+    assert sorted(path.name for path in (array / "out").iterdir()) == ["semantic_id_dict.json", lineage.TABLE_FILE]
+    assert commands.generate_from_array(array / "x.npy", named, output_dir=array / "out", config=SMALL) is None
+
+
+def test_what_is_wrong_with_an_array_is_an_error(array: Path) -> None:
+    """A person named it: nothing is skipped."""
+
+    def generated() -> None:
+        commands.generate_from_array(array / "x.npy", array / "ids.npy", output_dir=array / "out", config=LIMITED)
+
+    ids, vectors = np.load(array / "ids.npy"), np.load(array / "x.npy")
+    np.save(array / "ids.npy", ids[1:])
+    with pytest.raises(EmbeddingError, match=r"has 19999 items.*has 20000 rows"):
+        generated()
+    np.save(array / "ids.npy", np.concatenate([ids[:-1], ids[:1]]))
+    with pytest.raises(EmbeddingError, match="was in row 0 already"):
+        generated()
+    np.save(array / "ids.npy", ids)
+    vectors[777] = np.nan
+    np.save(array / "x.npy", vectors)
+    with pytest.raises(EmbeddingError, match=r"x.npy, row 777: NaN or infinite.*correct or remove"):
+        generated()
+
+
+def test_an_array_of_named_items_is_read_into_memory(array: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Aloud."""
+    (array / "ids.txt").write_text("".join(f"x{row}\n" for row in range(20_000)))
+    with caplog.at_level(logging.WARNING, "semid_dataset"):
+        found = commands.generate_from_array(
+            array / "x.npy", array / "ids.txt", output_dir=array / "out", config=LIMITED
+        )
+    assert found is None
+    assert "an item is no integer" in caplog.text
+
+
+def test_parts_of_runs_that_never_ended_are_waste(tmp_path: Path) -> None:
+    """After a day without a new part; those of a run that goes on are not."""
+    data_dir = write(tmp_path, "jsonl", *world())
+    job = job_of(data_dir)
+    job.read()
+    (root,) = [store.Root(data_dir / "cache", data_dir)]
+    assert find_waste([root], min_age=0) == []
+    past = time.time() - 2 * 86_400
+    files = sorted(job.folder.iterdir())
+    for path in files:
+        os.utime(path, (past, past))
+    assert sorted(waste.path for waste in find_waste([root], min_age=0)) == files
+    os.utime(files[0])
+    assert find_waste([root], min_age=0) == []
