@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from quantizers import commit, machine, plain_rqvae, table
+from quantizers import commit, drawing, machine, plain_rqvae, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -1085,17 +1085,9 @@ COLOURS = {"ours": "#c1121f", "the usual RQ-VAE": "#1d4e89", "published": "#7a4e
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Draw Recall of every set, a panel for a slice; and the learning curves."""
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError:
-        print("matplotlib is not installed: no plot", flush=True)
+    pyplot = drawing("downstream", 8)
+    if pyplot is None:
         return
-    mpl.use("svg")
-    mpl.rcParams.update(
-        {"svg.hashsalt": "downstream", "font.size": 8, "axes.spines.top": False, "axes.spines.right": False}
-    )
-    from matplotlib import pyplot
-
     models = [model for model in MODELS if results["runs"].get(model)]
     most = max(len(results["runs"][model]) for model in models)
     figure, axes = pyplot.subplots(

@@ -749,18 +749,25 @@ SHORT = {
 }
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Draw error against time, a panel for every set."""
+def drawing(salt: str, size: int) -> Any | None:
+    """Return matplotlib's pyplot, set to draw the same SVG every time with text of a size; None if it is missing."""
     try:
         import matplotlib as mpl
     except ModuleNotFoundError:
         print("matplotlib is not installed: no plot", flush=True)
-        return
+        return None
     mpl.use("svg")
-    mpl.rcParams.update(
-        {"svg.hashsalt": "quantizers", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
-    )
+    mpl.rcParams.update({"svg.hashsalt": salt, "font.size": size, "axes.spines.top": False, "axes.spines.right": False})
     from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Draw error against time, a panel for every set."""
+    pyplot = drawing("quantizers", 9)
+    if pyplot is None:
+        return
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     names = list(results["sets"])

@@ -120,7 +120,7 @@ def run(items: int, dim: int, form: str, limit: str, where: Path) -> dict[str, A
             while not over.wait(0.5):
                 pids = family(child.pid)
                 most[0] = max(most[0], sum(map(proportional, pids)))
-                work = data_dir / ".semantic_ids" / "v1" / "work"
+                work = data_dir / ".semantic_ids" / "v1" / "jobs"
                 try:
                     most[1] = max(most[1], sum(path.stat().st_size for path in work.rglob("*.part")))
                 except OSError:  # it is being removed

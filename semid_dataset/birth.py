@@ -18,10 +18,12 @@ from semid_dataset.store import Turn
 from semid_dataset.table import build_table_buffers
 
 if TYPE_CHECKING:
+    from semid_dataset.collisions import Items, Resolution
     from semid_dataset.features import Embeddings
+    from semid_dataset.quantizer import ResidualQuantizer
     from semid_dataset.training import Trained
 
-__all__ = ["Clock", "table_info", "train_quantizer", "train_table"]
+__all__ = ["Clock", "make_unique", "table_info", "train_quantizer", "train_table"]
 
 EPOCHS_PER_LINE = 5
 
@@ -66,7 +68,6 @@ def train_table(
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
     """
-    from semid_dataset.collisions import Resolution, resolve_collisions, shared_items
     from semid_dataset.fusion import Fusion
     from semid_dataset.quality import measure
 
@@ -84,15 +85,7 @@ def train_table(
     tell("encoding")
     raw = quantizer.encode(vectors)
     clock.done("encoding")
-    unique = config.unique
-    if unique and items > config.capacity:
-        degrade("beyond_capacity", items=items, capacity=config.capacity)
-        unique = False
-    resolution = (
-        resolve_collisions(quantizer, vectors, raw)
-        if unique
-        else Resolution(codes=raw, moved=0, exact_duplicates=0, shared=shared_items(raw))
-    )
+    resolution, unique = make_unique(quantizer, vectors, raw, config)
     clock.done("uniqueness")
     tell("encoded", items=items)
     weights, description = quantizer.to_arrays()
@@ -138,6 +131,27 @@ def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat
         tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
     tell("trained")
     return trained
+
+
+def make_unique(
+    quantizer: "ResidualQuantizer", items: "NDArray[np.float32] | Items", raw: NDArray[Any], config: SemanticIdConfig
+) -> "tuple[Resolution, bool]":
+    """
+    Make raw codes (n, levels) unique, if the configuration wants it and they fit into its capacity.
+
+    Args:
+        items: as in `resolve_collisions`.
+
+    Returns:
+        The codes, and whether they were made unique.
+    """
+    from semid_dataset.collisions import Resolution, resolve_collisions, shared_items
+
+    if config.unique and len(raw) <= config.capacity:
+        return resolve_collisions(quantizer, items, raw), True
+    if config.unique:
+        degrade("beyond_capacity", items=len(raw), capacity=config.capacity)
+    return Resolution(raw, moved=0, exact_duplicates=0, shared=shared_items(raw)), False
 
 
 def table_info(

@@ -402,7 +402,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             "or start over with --retrain."
         )
     if {engine, num_shards, shard_id} != {None} and not source.is_dir():
-        raise click.UsageError("--engine and shards are for data directories; a file of vectors is read into memory.")
+        raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
     if {num_shards, shard_id} != {None}:
         return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id)
     if sequences is not None and (source.is_dir() or parent is not None):

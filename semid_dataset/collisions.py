@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semid_dataset.container import packed_rows
+from semid_dataset.container import is_in, packed_rows
 from semid_dataset.quantizer import ResidualQuantizer
 
 __all__ = [
@@ -94,7 +94,7 @@ def resolve_collisions(
 
     Deterministic: of equally good fits the item that comes first keeps the tuple.
     Memory: some 30 bytes an item (of tuples up to 4 bytes), 20 more for a contested one, and a bit a code of the last
-    level for every prefix of a loser. Time: n log n for all, some microseconds a loser, tens of them where it spills.
+    level for every prefix of a loser. Time: n log n for all; losers in blocks, one by one where they spill.
     """
     known = items if not isinstance(items, np.ndarray) else _Matrix(quantizer, items)
     if len(codes) == 0:
@@ -113,7 +113,7 @@ def resolve_collisions(
     first[1:] = keys[order][1:] != keys[order][:-1]
     keeps = np.zeros(len(rows), dtype=bool)
     keeps[order[first]] = True
-    keeps &= ~_is_in(keys, held)
+    keeps &= ~is_in(keys, held)
     del order, first
     losers, errors = rows[~keeps], errors[~keeps]
     del rows, keys, keeps
@@ -144,17 +144,10 @@ def _contested(codes: NDArray[Any], held: NDArray[Any]) -> tuple[NDArray[Any], N
     again[1:] = keys[1:] == keys[:-1]
     contested = again.copy()
     contested[:-1] |= again[1:]
-    contested |= _is_in(keys, held)
+    contested |= is_in(keys, held)
     given = np.union1d(keys[~again], held)
     chosen = np.flatnonzero(contested)
     return given, order[chosen].astype(np.int64), keys[chosen]
-
-
-def _is_in(keys: NDArray[Any], ordered: NDArray[Any]) -> NDArray[np.bool_]:
-    """Say which keys are among `ordered`, ascending and not empty."""
-    if len(ordered) == 1:
-        return np.asarray(keys == ordered[0])
-    return np.asarray(ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys)
 
 
 def _duplicates(keys: NDArray[Any], hashes: NDArray[np.uint64]) -> int:
@@ -536,7 +529,7 @@ def shared_items(codes: NDArray[Any], taken: NDArray[Any] | None = None) -> int:
     again[1:] = keys[1:] == keys[:-1]
     again[:-1] |= again[1:]
     if taken is not None and len(taken) and len(keys):
-        again |= _is_in(keys, np.unique(packed_rows(taken.astype(codes.dtype, copy=False))))
+        again |= is_in(keys, np.unique(packed_rows(taken.astype(codes.dtype, copy=False))))
     return int(again.sum())
 
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset import birth, files, lineage, store
+from semid_dataset import files, lineage, store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
 from semid_dataset.messages import degrade, tell
-from semid_dataset.resolve import JSON_FILE, Ask, Resolution, resolve
+from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
 from semid_dataset.sources import FeatureSource, find_sources
 from semid_dataset.table import SemanticIdTable
 
@@ -197,19 +197,14 @@ def _train_into(
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
     name = lineage.lineage_name(identity, embeddings.digest)
-    if embeddings.stream is None:
-        buffers = birth.train_table(embeddings, config, identity, name, store.Turn(None), started)
-    else:
-        from semid_dataset import scale
-
-        buffers = scale.train_table(embeddings, config, identity, name, store.Turn(None), started)
+    buffers = first_table(embeddings, config, identity, name, store.Turn(None), started)
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / lineage.TABLE_FILE, buffers)
     del buffers
     if embeddings.stream is not None:
         embeddings.stream.close()
         with suppress(OSError):  # where others work there too, it stays
-            for folder in (output / WORK / store.VERSION / store.WORK, output / WORK / store.VERSION, output / WORK):
+            for folder in (output / WORK / store.VERSION / store.JOBS, output / WORK / store.VERSION, output / WORK):
                 folder.rmdir()
     table = store.open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
     tell("saving", path=output / JSON_FILE)

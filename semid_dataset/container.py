@@ -34,6 +34,7 @@ __all__ = [
     "StringIndex",
     "as_query",
     "build_index",
+    "is_in",
     "open_index",
     "packed_rows",
     "parse",
@@ -256,6 +257,13 @@ def packed_rows(codes: NDArray[Any]) -> NDArray[Any]:
     if width < whole:
         raw = np.concatenate([np.zeros((rows, whole - width), np.uint8), raw], axis=1)
     return raw.view(f">u{whole}").reshape(-1).astype(np.uint32 if whole == 4 else np.uint64)
+
+
+def is_in(keys: NDArray[Any], ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Say which of some keys, (n,), are among others in ascending order."""
+    if not len(ordered):
+        return np.zeros(len(keys), dtype=bool)
+    return np.asarray(ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys)
 
 
 # --- the index of the keys --------------------------------------------------------------------

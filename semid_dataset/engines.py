@@ -26,7 +26,7 @@ from semid_dataset.stages import Task, perform
 
 __all__ = ["ENGINES", "Engine", "run_here", "run_on_ray", "run_processes", "serve"]
 
-WORKER_BYTES = 256 << 20  # what a process of a stage takes, torch included
+WORKER_BYTES = 256 << 20  # reckoned for a process of a stage, torch included
 ALONE_BYTES = 64 << 20  # below it, starting processes costs more than they save
 TRIES = 3  # a part whose process dies is given to another one
 REPORT_SECONDS = 0.2
@@ -51,7 +51,7 @@ def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit
     Raises:
         As `perform`; TrainingError: processes kept dying.
     """
-    workers = min(len(os.sched_getaffinity(0)), len(tasks), max(1, limit // WORKER_BYTES))
+    workers = min(_cores(), len(tasks), max(1, limit // WORKER_BYTES))
     if workers < 2 or not sys.executable or sum(task["bytes"] for task in tasks) < ALONE_BYTES:
         run_here(folder, tasks, progress, limit)
         return
@@ -84,6 +84,13 @@ def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit
                 child.kill()
         for thread in threads:
             thread.join()
+
+
+def _cores() -> int:
+    """Return the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _attend(  # noqa: PLR0912 - one branch for everything that a process may say
@@ -185,13 +192,18 @@ def serve() -> None:
             try:
                 perform(Path(asked["folder"]), asked["task"], report)
             except Exception as error:  # noqa: BLE001 - said to the process that waits
-                said: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
-                if isinstance(error, OSError) and error.errno is not None:
-                    said |= {"errno": error.errno, "path": str(error.filename or "")}
-                out.write(json.dumps(said).encode() + b"\n")
+                out.write(json.dumps(_said(error)).encode() + b"\n")
                 continue
             out.write(json.dumps({"done": waiting}).encode() + b"\n{}\n")
             waiting = 0
+
+
+def _said(error: Exception) -> dict[str, Any]:
+    """Return an error as JSON types, for `_error_of` in another process."""
+    said: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
+    if isinstance(error, OSError) and error.errno is not None:
+        said |= {"errno": error.errno, "path": str(error.filename or "")}
+    return said
 
 
 def _error_of(said: Mapping[str, Any]) -> BaseException:
@@ -244,10 +256,7 @@ def _perform_remote(folder: str, task: Task) -> dict[str, Any] | None:
     try:
         perform(Path(folder), task)
     except Exception as error:  # noqa: BLE001 - said to the process that waits
-        said: dict[str, Any] = {"error": type(error).__name__, "message": str(error)}
-        if isinstance(error, OSError) and error.errno is not None:
-            said |= {"errno": error.errno, "path": str(error.filename or "")}
-        return said
+        return _said(error)
     return None
 
 

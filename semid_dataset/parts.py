@@ -261,16 +261,7 @@ def hash_ids(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
 
 
 def _read_jsonl(part: Part, stream: Stream, on_progress: Progress, digest: bool) -> str:
-    path = Path(part.path)
-    done = 0
-
-    def progress() -> None:
-        nonlocal done
-        now = file.size - file.left
-        on_progress(now - done)
-        done = now
-
-    with ForwardFile(path, progress, hashed=digest) as file:
+    with ForwardFile(Path(part.path), on_bytes=on_progress, hashed=digest) as file:
         read_json_lines(file, stream, stream.wanted, stream.pass_over)
         if digest:
             return file.digest()

@@ -61,7 +61,7 @@ def find_waste(
                     found += _if_old(
                         path, min(before, time.time() - files.LEFTOVER_SECONDS), "left by a writer that died"
                     )
-        for job in _listed(root.versioned / store.WORK):
+        for job in _listed(root.versioned / store.JOBS):
             parts = _listed(job)
             last = max((path.lstat().st_mtime for path in parts), default=0.0)
             if last < min(before, time.time() - WORK_SECONDS):

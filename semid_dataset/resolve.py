@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
     from semid_dataset.scale import Job
 
-__all__ = ["Ask", "Resolution", "in_loader_worker", "look", "resolve"]
+__all__ = ["Ask", "Resolution", "first_table", "in_loader_worker", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 RETRAIN = "To train anew: generate_semantic_ids(..., retrain=True)."
@@ -66,6 +66,22 @@ class Ask:
     config: SemanticIdConfig = field(default_factory=SemanticIdConfig)
     parent: "Path | SemanticIdTable | ResidualQuantizer | None" = None
     cache_dir: Path | None = None
+
+
+def first_table(
+    embeddings: "Embeddings",
+    config: SemanticIdConfig,
+    identity: Identity,
+    name: str,
+    turn: store.Turn,
+    started: float,
+) -> list[Any]:
+    """Return the bytes of table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
+    if embeddings.stream is None:
+        return birth.train_table(embeddings, config, identity, name, turn, started)
+    from semid_dataset import scale
+
+    return scale.train_table(embeddings, config, identity, name, turn, started)
 
 
 def resolve(ask: Ask) -> SemanticIdTable:
@@ -739,12 +755,7 @@ class Resolution:
         while retraining and store.generations(self.roots, name):
             counter += 1
             name = lineage.lineage_name(question.identity, embeddings.digest, counter)
-        if embeddings.stream is None:
-            buffers = birth.train_table(embeddings, self.config, question.identity, name, turn, started)
-        else:
-            from semid_dataset import scale
-
-            buffers = scale.train_table(embeddings, self.config, question.identity, name, turn, started)
+        buffers = first_table(embeddings, self.config, question.identity, name, turn, started)
         if not retraining:
             name, buffers = self._after_loss(name, buffers, question, embeddings)
         table: SemanticIdTable | None = None

@@ -35,15 +35,24 @@ class ForwardFile:
     Args:
         path: may be a symbolic link: users mount their data where they like.
         on_progress: called after every chunk.
+        on_bytes: the same, told how many bytes it had.
         hashed: whether `digest` will be asked for.
 
     Raises:
         EmbeddingError: it cannot be opened, or is a folder, a pipe or a device.
     """
 
-    def __init__(self, path: Path, on_progress: Callable[[], None] | None = None, *, hashed: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        on_progress: Callable[[], None] | None = None,
+        *,
+        on_bytes: Callable[[int], None] | None = None,
+        hashed: bool = True,
+    ) -> None:
         self.path = path
         self._on_progress = on_progress
+        self._on_bytes = on_bytes
         self._hashed = hashed
         self._hash = hashlib.sha256()
         try:
@@ -61,11 +70,6 @@ class ForwardFile:
             os.close(self._fd)
             raise
         self.size = self._left = self._state.st_size
-
-    @property
-    def left(self) -> int:
-        """Bytes that `read` has not come to."""
-        return self._left
 
     def __enter__(self) -> "ForwardFile":
         return self
@@ -93,6 +97,8 @@ class ForwardFile:
             self._hash.update(chunk)
         if self._on_progress is not None:
             self._on_progress()
+        if self._on_bytes is not None:
+            self._on_bytes(len(chunk))
         return chunk
 
     def at(self, offset: int, count: int) -> bytes:

@@ -7,8 +7,8 @@ The same steps as in memory, each over the parts of a feature (see `parts`):
     sample    the items with the smallest hashes of their ids, whatever the order and number of the parts
     train     on the sample, by the code that trains in memory
     encode    every part by itself: ids, codes, errors
-    merge     all of these (20 bytes an item), in order of the ids, and made unique; for those that yield, parts
-              are read again for the vectors
+    merge     all of these, in order of the ids, and made unique; for those that yield, parts are read again for
+              the vectors
     publish   as ever: the first one wins
 
 What a stage makes of a part is a file in a folder of the cache (see `stages`). A file that is there and fits is not
@@ -36,7 +36,7 @@ from semid_dataset.engines import Engine, run_processes
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.features import Embeddings, files_digest
 from semid_dataset.fusion import FeatureMatrix
-from semid_dataset.messages import degrade, meter, tell
+from semid_dataset.messages import meter, tell
 from semid_dataset.parts import Part, hash_ids
 from semid_dataset.rows import canonical_int
 from semid_dataset.sources import FeatureSource
@@ -161,7 +161,7 @@ def open_job(
     sampled = int(min(MOST_SAMPLED, max(LEAST_SAMPLED, limit // (TRAINING_COPIES * row))))
     rows_per_part = max(LEAST_PART, min(PART_BYTES, limit // 16) // row)
     named = json.dumps([LAYOUT, question, settings, sampled, rows_per_part, [str(path) for path in source.files]])
-    folder = root.folder(store.WORK, hashlib.sha256(named.encode()).hexdigest()[:32], create=True)
+    folder = root.folder(store.JOBS, hashlib.sha256(named.encode()).hexdigest()[:32], create=True)
     return Job(folder, source, config.seed, sampled, rows_per_part, limit, engine or run_processes, beat)
 
 
@@ -472,7 +472,6 @@ class Encoded:
         owner = np.searchsorted(self.begins, places, side="right") - 1
         for number in np.unique(owner).tolist():
             column = need_file(self._job.folder, self._names[number]).arrays[name]
-            column = need_file(self._job.folder, self._names[number]).arrays[name]
             here = np.flatnonzero(owner == number) if len(self._names) > 1 else slice(None)
             out[here] = column[places[here] - self.begins[number]]
         self._job.beat()
@@ -593,7 +592,6 @@ def train_table(
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
         StoreError: the cache has no room for the work.
     """
-    from semid_dataset.collisions import Resolution, resolve_collisions, shared_items
     from semid_dataset.quality import measure
 
     job: Job = embeddings.stream
@@ -609,14 +607,7 @@ def train_table(
     encoded = job.encoded(BIRTH)
     items = len(encoded.ids)
     _report_bad(job, encoded)
-    unique = config.unique
-    if unique and items > config.capacity:
-        degrade("beyond_capacity", items=items, capacity=config.capacity)
-        unique = False
-    if unique:
-        resolution = resolve_collisions(quantizer, encoded, encoded.codes)
-    else:
-        resolution = Resolution(encoded.codes, 0, 0, shared_items(encoded.codes))
+    resolution, unique = birth.make_unique(quantizer, encoded, encoded.codes, config)
     clock.done("uniqueness")
     tell("encoded", items=items)
     sample = np.searchsorted(encoded.ids, embeddings.items)

@@ -102,17 +102,9 @@ def _spool(folder: Path, task: Task, report: Progress) -> None:
         if held >= most:
             write()
 
-    done = 0
-
-    def progress() -> None:
-        nonlocal done
-        now = file.size - file.left
-        report(now - done)
-        done = now
-
     stream = Stream(task["feature"], dim, consume)
     stream.batch = min(stream.batch, most)
-    with ForwardFile(path, progress) as file:
+    with ForwardFile(path, on_bytes=report) as file:
         read_array_pickle(file, stream)
         stream.close()
         digest = file.digest()
@@ -162,7 +154,7 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
     def consume(keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
         nonlocal squares, missed
         if known is not None:
-            new = ~_is_among(keys, known)
+            new = ~container.is_in(keys, known)
             keys, vectors = keys[new], vectors[new]
         if not len(keys):
             return
@@ -208,7 +200,7 @@ def _gather(folder: Path, task: Task, report: Progress) -> None:
         vectors[at[new]] = rows[first[new]]
         there[at] = True
 
-    stream = Stream(plan.feature, plan.dim, consume, lambda keys: _is_among(keys, wanted))
+    stream = Stream(plan.feature, plan.dim, consume, lambda keys: container.is_in(keys, wanted))
     read_part(plan.parts[task["part"]], stream, report)
     if not there.all():
         raise EmbeddingError(f"'{plan.parts[task['part']].path}' has lost items since it was encoded. Run again.")
@@ -239,12 +231,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _is_among(keys: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
-    if not len(ordered):
-        return np.zeros(len(keys), bool)
-    return np.asarray(ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys)
 
 
 def _plan_of(folder: Path) -> Plan:

@@ -8,7 +8,7 @@ write is written. Below a root:
     v1/memo/<question>.json          which table answered a question, so that a warm start reads no embeddings
     v1/served/<folder>.json          which lineage last served a data directory
     v1/locks/<question>.lock, .owner who generates, and how far they are
-    v1/work/<job>/                   finished parts of what is made of more than memory holds, until it is published
+    v1/jobs/<job>/                   finished parts of what is made of more than memory holds, until it is published
 
 The lock saves work and nothing else: files are published first-wins (see `files`), so two writers
 that both believe to hold it waste time and never disagree. Lock files stay: unlinking one lets two
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 VERSION = "v1"
-WORK = "work"  # folder of what is made part by part, see `scale`
+JOBS = "jobs"  # folder of what is made part by part, see `scale`
 FRESH_NS = 2_000_000_000  # a file changed less than 2 s before it was looked at may change again unseen
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 4096

@@ -64,7 +64,7 @@ def generate(data_dir: Path, **options: Any) -> SemanticIdTable:
 
 
 def work_folders(data_dir: Path) -> list[Path]:
-    return list((data_dir / ".semantic_ids" / "v1" / "work").glob("*"))
+    return list((data_dir / ".semantic_ids" / "v1" / "jobs").glob("*"))
 
 
 @pytest.fixture

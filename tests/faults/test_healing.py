@@ -390,56 +390,49 @@ def test_an_export_of_another_kind_of_id_heals_nothing(warm: Path, monkeypatch: 
     assert (table.status, table.levels) == ("trained", 2)
 
 
-def test_a_lost_table_that_another_dataset_grew_past_is_taken_in_again(
-    grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: pytest.LogCaptureFixture
-) -> None:
-    """Row 14: in a shared cache others extend from the table before; the lost IDs come back beside theirs."""
+@pytest.fixture
+def lost(grown: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Any, list[int]]:
+    """The IDs of a table in a shared cache that was damaged since."""
     monkeypatch.setenv("SEMID_CACHE_DIR", str(grown / ".semantic_ids"))
     ids = ids_of(grown).to_dict()
     damage(tables(grown)[1])
+    return ids
+
+
+def test_a_lost_table_that_another_dataset_grew_past_is_taken_in_again(
+    grown: Path, lost: dict[Any, list[int]], tmp_path: Path, lines: pytest.LogCaptureFixture
+) -> None:
+    """Row 14: in a shared cache others extend from the table before; the lost IDs come back beside theirs."""
     other = tmp_path / "other"
     write_embeddings(other, MORE[:200])
-    write_embeddings(other, vectors_of(20, seed=21), feature="more", first=ITEM0 + 1000)
-    merge(other)
+    path = other / "creative_emb" / "emb_81_8.pkl"
+    added = {ITEM0 + 1000 + k: vector for k, vector in enumerate(vectors_of(20, seed=21))}
+    path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()) | added))
     theirs = ids_of(other).to_dict()
     lines.clear()
     table = ids_of(grown)
-    assert {item: table[item] for item in ids} == ids
+    assert {item: table[item] for item in lost} == lost
     assert {item: table[item] for item in theirs} == theirs
     assert len(table) == 250
-    added = {tuple(codes) for item, codes in theirs.items() if item not in ids}
-    shared = sum(tuple(codes) in added for codes in ids.values())
+    new = {tuple(theirs[item]) for item in theirs if item not in lost}
+    shared = sum(tuple(codes) in new for codes in lost.values())
     (error,) = errors(lines)
     assert f"0 items had got other IDs and keep those, {shared} share" in error
     assert ids_of(grown).generation == table.generation == 3
 
 
 def test_ids_that_were_given_anew_before_a_table_healed_are_named(
-    grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: pytest.LogCaptureFixture
+    grown: Path, lost: dict[Any, list[int]], tmp_path: Path, lines: pytest.LogCaptureFixture
 ) -> None:
     """Row 14: others had to give some of the lost items IDs; no ID that can be read moves, and an error counts them."""
-    monkeypatch.setenv("SEMID_CACHE_DIR", str(grown / ".semantic_ids"))
-    ids = ids_of(grown).to_dict()
-    damage(tables(grown)[1])
     other = tmp_path / "other"
     write_embeddings(other, np.concatenate([MORE[:200], vectors_of(20, seed=21)]))
     theirs = ids_of(other).to_dict()
     lines.clear()
     table = ids_of(grown)
     assert {item: table[item] for item in theirs} == theirs
-    others = sum(theirs[item] != ids[item] for item in theirs)
+    others = sum(theirs[item] != lost[item] for item in theirs)
     assert others > 0
-    assert {item: table[item] for item in ids if item not in theirs} == {
-        item: codes for item, codes in ids.items() if item not in theirs
-    }
+    assert all(table[item] == codes for item, codes in lost.items() if item not in theirs)
     (error,) = errors(lines)
     assert f"{others} items had got other IDs" in error
-
-
-def merge(data: Path) -> None:
-    """Put the items of all pickles of a small data directory into that of feature 81."""
-    paths = sorted((data / "creative_emb").glob("*.pkl"))
-    together = {key: vector for path in paths for key, vector in pickle.loads(path.read_bytes()).items()}
-    for path in paths:
-        path.unlink()
-    (data / "creative_emb" / "emb_81_8.pkl").write_bytes(pickle.dumps(together))
