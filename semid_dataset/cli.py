@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -628,10 +628,18 @@ def _provenance_lines(table: SemanticIdTable) -> list[str]:
         metavar="SOURCE",
         help="Check against these vectors too: a data directory or a file.",
     ),
+    click.option(
+        "--sequences",
+        type=EXISTING,
+        metavar="FILE",
+        help="With --embeddings: the sequences that the IDs were made with, where there were some.",
+    ),
     IDS,
     FEATURES,
 )
-def verify(path: Path, embeddings: Path | None, ids: str | None, features: tuple[str, ...]) -> Answer:
+def verify(
+    path: Path, embeddings: Path | None, sequences: Path | None, ids: str | None, features: tuple[str, ...]
+) -> Answer:
     """
     Check every byte and every ID of a file.
 
@@ -649,12 +657,23 @@ def verify(path: Path, embeddings: Path | None, ids: str | None, features: tuple
     facts: dict[str, Any] = {"path": path, "items": len(table), "levels": table.levels}
     problems = _table_problems(table, facts)
     lines = [f"{_count(len(table), 'item')}, {table.levels} levels; {facts['shared']:,} share an ID"]
+    if sequences is not None and (embeddings is None or not _has_behaviour(table)):
+        raise click.UsageError(
+            "--sequences goes with --embeddings."
+            if embeddings is None
+            else f"'{path}' was made without sequences: leave --sequences out."
+        )
     if embeddings is not None:
-        against, more, wrong = _against_vectors(table, _read_embeddings(embeddings, ids, features))
+        read = _read_embeddings(embeddings, ids, features)
+        if sequences is not None:
+            read = _with_behaviour(table, read, sequences)
+        against, more, wrong = _against_vectors(table, read)
         facts["embeddings"] = against
         lines += more
         problems += wrong
-    lines += [f"Wrong: {problem}" for problem in problems] or ["Everything is as it should be."]
+    compared = "not_compared" not in facts.get("embeddings", {})
+    fine = f"Everything{'' if compared else ' that was checked'} is as it should be."
+    lines += [f"Wrong: {problem}" for problem in problems] or [fine]
     following = f"semid verify {path} --embeddings SOURCE     to check it against the vectors too"
     if problems:
         steps = ["take the file from a backup, or make the IDs again (they move): semid generate --retrain"]
@@ -697,6 +716,28 @@ def _table_problems(table: SemanticIdTable, facts: dict[str, Any]) -> list[str]:
     return problems
 
 
+def _has_behaviour(table: SemanticIdTable) -> bool:
+    """Say whether sequences took part in the IDs."""
+    from semid_dataset.behaviour import BEHAVIOUR
+
+    return table.has_quantizer and table.quantizer.fusion is not None and BEHAVIOUR in table.quantizer.fusion.dims
+
+
+def _with_behaviour(table: SemanticIdTable, embeddings: "Embeddings", path: Path) -> "Embeddings":
+    """Return embeddings and, beside them, what the sequences say of the table's items, as when IDs were made."""
+    from semid_dataset.behaviour import behaviour_feature, read_sequences
+    from semid_dataset.fusion import FeatureMatrix
+
+    seed = int((table.info.get("settings") or {}).get("seed", SemanticIdConfig.seed))
+    taken = behaviour_feature(table.keys_array, read_sequences(path), seed=seed)
+    place = np.full(len(table) + 1, -1)  # in `taken`, by the table's rows; the last for items that it does not know
+    place[taken.rows] = np.arange(len(taken.rows))
+    mine = place[table.rows_of(embeddings.items)]
+    some = np.flatnonzero(mine >= 0)
+    feature = FeatureMatrix(taken.id, some, taken.matrix[mine[some]])
+    return replace(embeddings, features=(*embeddings.features, feature))
+
+
 def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[dict[str, Any], list[str], list[str]]:
     """Check IDs against the vectors they should be made of: facts, lines, problems."""
     rows = table.rows_of(embeddings.items)
@@ -710,6 +751,13 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
     from semid_dataset.quality import relative_mse
 
     vectors = _vectors_for(table, embeddings)[known]
+    if _has_behaviour(table) and len(embeddings.features) == 1:
+        facts["not_compared"] = "sequences"
+        lines.append(
+            "The IDs were made with sequences too, so vectors alone do not give them again: whether each fits its "
+            "vector was not checked. Give --sequences FILE, the ones they were made with."
+        )
+        return facts, lines, problems
     codes = table.codes_array[rows[known]]
     raw = table.quantizer.encode(vectors)
     same = raw == codes

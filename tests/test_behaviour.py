@@ -224,3 +224,42 @@ def test_the_command_line_takes_sequences(tmp_path: Path, capsys: pytest.Capture
     assert (made.codes(items) == wanted.codes(items)).all()
     assert run([*line, "--parent", str(tmp_path / "out")]) == 2
     assert "no --parent" in capsys.readouterr().err
+
+
+def test_verify_checks_ids_with_the_sequences_and_says_what_vectors_alone_leave_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Right and wrong vectors and sequences are told apart; without, no more is claimed than was checked."""
+    pytest.importorskip("click")
+    from semid_dataset.cli import run
+
+    items, vectors, sequences = world()
+    for name, rows in (("x", vectors), ("other", vectors[::-1]), ("narrow", vectors[:, :3])):
+        np.savez(tmp_path / f"{name}.npz", items=items, embeddings=rows)
+    np.savez(tmp_path / "some.npz", items=items[5:20], embeddings=vectors[5:20])
+    for name, taken in (("taken", sequences), ("others", sequences_of_groups(stray=1.0, seed=3))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(f"{json.dumps(some)}\n" for some in taken))
+    generate_from_vectors(items, vectors, output_dir=tmp_path / "out", config=SETTINGS, sequences=sequences)
+    generate_from_vectors(items, vectors, output_dir=tmp_path / "plain", config=SETTINGS)
+
+    def verified(*more: str, table: str = "out") -> tuple[int, str]:
+        line = [str(tmp_path / word) if "." in word else word for word in more]
+        code = run(["verify", str(tmp_path / table), *line])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    code, said = verified("--embeddings", "x.npz")
+    assert code == 0
+    assert "whether each fits its vector was not checked. Give --sequences" in said
+    assert "Everything that was checked is as it should be" in said
+    with_sequences = ("--sequences", "taken.jsonl")
+    for embeddings in ("x.npz", "some.npz"):
+        code, said = verified("--embeddings", embeddings, *with_sequences)
+        assert code == 0, said
+        assert "come out again" in said
+    assert verified("--embeddings", "other.npz", *with_sequences)[0] == 1
+    assert verified("--embeddings", "x.npz", "--sequences", "others.jsonl")[0] == 1
+    code, said = verified("--embeddings", "narrow.npz")
+    assert (code, "3 dims here; 6 were fitted" in said) == (3, True), (code, said)
+    assert "goes with --embeddings" in verified(*with_sequences)[1]
+    assert "made without sequences" in verified("--embeddings", "x.npz", *with_sequences, table="plain")[1]
