@@ -9,16 +9,16 @@ Semantic IDs for a PyTorch Dataset: trained on first access, cached on disk, sha
     semantic_id_dict = test_dataset.semantic_id_dict      # {item: [code, code, code, code]}
 """
 
-from typing import TYPE_CHECKING, Any
-
-from semid_dataset.config import SemanticIdConfig
-from semid_dataset.dataset import LazySemanticIds, SemanticIdMixin
-from semid_dataset.errors import SemanticIdWarning, SemidError
-from semid_dataset.table import SemanticIdTable
-
+TYPE_CHECKING = False  # type checkers take it for true; importing `typing` for it would cost more than this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from semid_dataset.commands import generate_from_vectors, generate_semantic_ids, generate_semantic_ids_on_demand
+    from semid_dataset.config import SemanticIdConfig
+    from semid_dataset.dataset import LazySemanticIds, SemanticIdMixin
+    from semid_dataset.errors import SemanticIdWarning, SemidError
     from semid_dataset.quantizer import ResidualQuantizer
+    from semid_dataset.table import SemanticIdTable
 
 __version__ = "0.1.0"
 
@@ -35,18 +35,30 @@ __all__ = [
     "generate_semantic_ids_on_demand",
 ]
 
+_HOMES = {
+    "LazySemanticIds": "dataset",
+    "ResidualQuantizer": "quantizer",
+    "SemanticIdConfig": "config",
+    "SemanticIdMixin": "dataset",
+    "SemanticIdTable": "table",
+    "SemanticIdWarning": "errors",
+    "SemidError": "errors",
+    "generate_from_vectors": "commands",
+    "generate_semantic_ids": "commands",
+    "generate_semantic_ids_on_demand": "commands",
+}
 
-def __getattr__(name: str) -> Any:
-    # What a warm start does not need, it does not import: torch least of all.
-    if name == "ResidualQuantizer":
-        from semid_dataset.quantizer import ResidualQuantizer
 
-        return ResidualQuantizer
-    if name in {"generate_from_vectors", "generate_semantic_ids", "generate_semantic_ids_on_demand"}:
-        from semid_dataset import commands
+def __getattr__(name: str) -> "Any":
+    # A name is imported when it is asked for: a warm start never imports torch, and the command line can catch a Ctrl-C
+    # before numpy is there.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        return getattr(commands, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

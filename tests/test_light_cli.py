@@ -1,13 +1,16 @@
 """Asking the command line for help loads nothing that takes time to load."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("click", reason='the extra "cli" is missing: pip install ".[cli]"')
 
 HEAVY = {"torch", "pyarrow", "filelock", "platformdirs", "tqdm", "transformers", "safetensors", "orjson"}
+ROOT = Path(__file__).parents[1]
 COMMANDS = ["generate", "info", "verify", "encode", "export", "diff", "prune", "report"]
 
 
@@ -42,3 +45,34 @@ def test_without_click_one_line_says_how_to_install_it() -> None:
     assert done.returncode == 3
     assert done.stdout == ""
     assert done.stderr == 'semid: error: the command line needs click: pip install "semid_dataset[cli]"\n'
+
+
+def test_the_entry_point_is_light_enough_to_be_interrupted() -> None:
+    """What it needs to catch a Ctrl-C is there before numpy is; what comes later is imported under its eyes."""
+    code = "import sys; import semid_dataset.__main__; print({'numpy', 'click', 'typing'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
+
+
+def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
+    """Torch aborts the process otherwise; afterwards it is one line and exit code 130 as ever."""
+    (tmp_path / "slow.py").write_text("import os\nos.kill(os.getpid(), 2)\nprint('imported')\n")
+    code = (
+        "import sys, time; from semid_dataset import __main__, cli\n"
+        "def run(arguments):\n    import slow\n    time.sleep(9)\n    print('not interrupted')\n"
+        "cli.run = run; sys.exit(__main__.main())"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=env)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "imported\n", "semid: interrupted\n")
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_the_command_does_not_let_threads_spin(given: str | None, wanted: str) -> None:
+    """On a busy machine that makes ten minutes of one; who sets the variable knows better."""
+    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    env |= {} if given is None else {"OMP_WAIT_POLICY": given}
+    code = "import os, sys; from semid_dataset import __main__, cli\n"
+    code += "cli.run = lambda _: print(os.environ['OMP_WAIT_POLICY']); sys.exit(__main__.main())"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == wanted
