@@ -58,11 +58,12 @@ def pairs(
     """Return pairs of columns, the second of each hatched; see `columns`."""
     top = max([*first, *second], default=0.0) or 1.0
     step = (WIDTH - LEFT - RIGHT) / max(len(first), 1)
-    wide = min(step * 0.38, 44.0)
+    letters = max((len(label(value)) for value in [*first, *second]), default=0)
+    wide = min(max(letters * 7.0 + 4, 24.0), step * 0.46)  # as wide as what is written above it, in bold
     parts = _scale(0.0, top, label, marks=0)
     for place, two in enumerate(zip(first, second, strict=True)):
         middle = LEFT + (place + 0.5) * step
-        for value, x, kind in ((two[0], middle - wide - 1, "mark"), (two[1], middle + 1, "other")):
+        for value, x, kind in ((two[0], middle - wide - 2, "mark"), (two[1], middle + 2, "other")):
             y = _height(value, 0.0, top)
             parts.append(
                 f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{wide:.1f}" '
@@ -74,10 +75,10 @@ def pairs(
 
 
 def line(values: Sequence[float], label: Label, title: str, axis: str) -> str:
-    """Return a line through values at 1, 2, 3, ...; the last is written beside its point."""
+    """Return a line through values at 1, 2, 3, ...; the last is written beside its point. The scale need not begin at 0."""
     low, high = min(values), max(values)
     room = (high - low) * 0.1 or abs(high) * 0.1 or 1.0
-    low, high = low - room, high + room
+    low, high = low - 2.5 * room, high + room  # below the last point its value is written
     step = (WIDTH - LEFT - RIGHT - 16) / max(len(values) - 1, 1)
     points = [(LEFT + 8 + place * step, _height(value, low, high)) for place, value in enumerate(values)]
     parts = _scale(low, high, label, marks=3)
@@ -89,7 +90,8 @@ def line(values: Sequence[float], label: Label, title: str, axis: str) -> str:
         if place % every == 0 or place == len(points) - 1:
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 13}">{place + 1}</text>')
     x, y = points[-1]
-    parts.append(f'<text class="value end" x="{x:.1f}" y="{y - 8:.1f}">{label(values[-1])}</text>')
+    y = y - 8 if len(values) > 1 and values[-1] > values[-2] else y + 15  # away from the line
+    parts.append(f'<text class="value end" x="{x + RIGHT:.1f}" y="{y:.1f}">{label(values[-1])}</text>')
     return _drawing(parts, title, axis)
 
 

@@ -539,14 +539,17 @@ def _training(facts: _Facts) -> str:
     curve = None
     if loss:
         words = f"Loss of {len(loss)} {unit}s, from {loss[0]:.4g} to {loss[-1]:.4g}"
-        curve = charts.line(loss, lambda value: f"{value:.3g}", words, unit)
+        spread = (max(loss) - min(loss)) or abs(loss[0]) or 1.0
+        digits = min(max(1 - math.floor(math.log10(spread)), 0), 4)  # as many as tell the values apart
+        curve = charts.line(loss, lambda value: f"{value:.{digits}f}", words, unit)
     start, end = facts.figure("held_out_start"), facts.figure("relative_mse_held_out")
     held = ""
     if start is not None and end is not None:
         count = facts.figure("held_out_items")
         among = "" if count is None else f"{count:,.0f} "
         held = f"Error of {among}items held out: {start:.4f} with the codebooks alone, {end:.4f} in the end."
-    figures = _figure("Training curve", curve, held)
+    scale = "The scale does not begin at 0. " if curve and min(loss) > 0 else ""
+    figures = _figure("Training curve: loss" if curve else "Training curve", curve, scale + held)
     near, other = _fidelity(facts)
     drawing = None
     if near and len(near) == len(other):

@@ -258,6 +258,18 @@ def test_a_quality_without_figures_is_completed_from_vectors(
     assert re.search(r"Training curve\s+not measured", words)
 
 
+def test_a_curve_that_hardly_falls_can_be_read(tmp_path: Path) -> None:
+    """Its scale has as many digits as tell its marks apart, and says that it does not begin at zero."""
+    table = bare_table([[1, 2], [3, 4]], info={"quality": {"loss": [0.8055, 0.8027, 0.80004]}})
+    page = write_report(table, tmp_path / "r.html").read_text("utf-8")
+    figure = page.partition("Training curve: loss")[2].partition("</figure>")[0]
+    marks = re.findall(r'class="scale"[^>]*>([^<]+)<', figure)
+    assert len(set(marks)) == len(marks) == 3
+    assert max(map(len, marks)) <= 6  # no more fit beside the plot
+    assert "0.8000</text>" in figure
+    assert "does not begin at 0" in figure
+
+
 def test_duplicates_are_found_whatever_their_sign_of_zero() -> None:
     """Rows that are equal as numbers are equal."""
     vectors = np.array([[0.0, 1.0], [-0.0, 1.0], [2.0, 1.0], [0.0, 1.0], [2.0, 1.0], [3.0, 3.0]], np.float16)

@@ -106,6 +106,7 @@
     const scored = [];
     for (const [word, count] of inside) {
       if (size > 3 && count < 2) continue;
+      if (count * sampled < 2 * size * documents.get(word)) continue; // "for" is everywhere
       // How many more of its items have the word than chance would give, in logs.
       scored.push([count * Math.log((count * sampled) / (size * documents.get(word))), word]);
     }
