@@ -75,7 +75,7 @@ def pairs(
 
 
 def line(values: Sequence[float], label: Label, title: str, axis: str) -> str:
-    """Return a line through values at 1, 2, 3, ...; the last is written beside its point. The scale need not begin at 0."""
+    """Return a line through values at 1, 2, 3, ...; the last is written beside its point. The scale may leave out 0."""
     low, high = min(values), max(values)
     room = (high - low) * 0.1 or abs(high) * 0.1 or 1.0
     low, high = low - 2.5 * room, high + room  # below the last point its value is written

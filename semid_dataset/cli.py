@@ -33,6 +33,7 @@ from semid_dataset.config import Environment, SemanticIdConfig, parse_bytes
 from semid_dataset.errors import (
     ConfigError,
     EmbeddingError,
+    GenerationError,
     ParentError,
     SemanticIdWarning,
     SemidError,
@@ -210,6 +211,19 @@ def _open_ids(path: Path) -> SemanticIdTable:
     return read_export(path)
 
 
+def _open_parent(path: Path) -> SemanticIdTable:
+    """Open a table that new items are added to; files of IDs alone have no quantizer to encode them with."""
+    try:
+        return lineage.open_parent(path, mmap=Environment.read().mmap)
+    except TableError as error:
+        if path.is_dir() or path.suffix == ".safetensors":
+            raise
+        raise ParentError(
+            f"'{path}' is no table, so there is no quantizer to encode new items with ({error}). Give the {TABLE} of a "
+            "generation, or the folder that holds it."
+        ) from None
+
+
 def _read_embeddings(path: Path, ids: str | None, features: Sequence[str]) -> "Embeddings":
     """Read a data directory, or a file of one's own."""
     from semid_dataset.features import read_sources
@@ -243,6 +257,30 @@ def _check_writable(path: Path) -> None:
         tempfile.TemporaryFile(dir=there).close()
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _check_cache(
+    source: Path, features: Sequence[str], config: SemanticIdConfig, parent: Path | None, retrain: bool
+) -> None:
+    """Raise before the work where IDs of a data directory have no place to go; IDs that are there need none."""
+    from semid_dataset import resolve
+    from semid_dataset.sources import find_sources
+
+    find_sources(source, features)
+    roots = store.Roots(source, None, Environment.read())
+    if store.writable_root(roots) is not None:
+        return
+    with suppress(SemidError):
+        if (
+            not retrain
+            and resolve.look(resolve.Ask(source, tuple(features), config=config, parent=parent)).status == "cached"
+        ):
+            return
+    asked = ", ".join(f"'{root.path}'" for root in roots)
+    raise GenerationError(
+        f"No cache folder takes a write: {asked}. Nothing was made. Give -o DIR, or set SEMID_CACHE_DIR to a folder "
+        "that takes one."
+    )
 
 
 def _write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:
@@ -418,6 +456,8 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             raise click.UsageError(
                 "With a data directory give -o (train there) or --parent (extend in the cache), not both."
             )
+        if output is None:
+            _check_cache(source, features or ("81",), config, parent, retrain)
         table = commands.generate_semantic_ids(
             source,
             features or ("81",),
@@ -451,7 +491,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             )
             written = [output / TABLE, output / JSON]
         else:
-            base = lineage.open_parent(parent, mmap=Environment.read().mmap)
+            base = _open_parent(parent)
             table, new = commands.extend_with_vectors(base, embeddings.items, vectors)
             written = _write_ids(table, output)
     seconds = time.perf_counter() - started
@@ -651,7 +691,11 @@ def verify(
         return Answer(
             {"ok": False, "problems": [str(error)]},
             [f"Wrong: {error}"],
-            ["keep the file; a data directory heals its cache by itself at the next `semid generate DATA_DIR`"],
+            [
+                "keep the file; a data directory heals its cache by itself at the next `semid generate DATA_DIR`"
+                if path.suffix == ".safetensors"
+                else "write it again from its table: semid export TABLE -o FILE"
+            ],
             WRONG,
         )
     facts: dict[str, Any] = {"path": path, "items": len(table), "levels": table.levels}
@@ -815,7 +859,7 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Ans
 
     if source.is_dir():
         raise click.UsageError(f"For a data directory: semid generate {source} --parent {table_path}")
-    base = lineage.open_parent(table_path, mmap=Environment.read().mmap)
+    base = _open_parent(table_path)
     whole_table = output.suffix in {"", ".safetensors"}
     if not whole_table:
         exports.format_of(output, None)  # a wrong ending is said before the work

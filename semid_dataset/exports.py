@@ -409,8 +409,11 @@ def _read_pt(path: Path) -> SemanticIdTable:
     try:
         codes = torch.load(io.BytesIO(_bytes(path)), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise TableError(f"'{path}' cannot be read as a tensor: {first_line}") from None
+        # Torch's own words advise to execute the file.
+        raise TableError(
+            f"'{path}' cannot be read as a tensor ({type(error).__name__}). Nothing in it was executed. Write it with "
+            "torch.save, one tensor (levels, items)."
+        ) from None
     if not isinstance(codes, torch.Tensor) or codes.ndim != 2:
         raise TableError(f"'{path}' must hold a tensor (levels, items).")
     return _read_beside(path, codes.numpy().T)

@@ -738,10 +738,8 @@ class _Some:
 
 def _report_bad(job: Job, encoded: Encoded) -> None:
     if encoded.bad and job.strict:
-        raise EmbeddingError(
-            f"{encoded.first_bad}, as are {encoded.bad - 1} more rows. Every number must be finite: correct or remove "
-            "these rows."
-        )
+        more = f", as are {encoded.bad - 1} more" if encoded.bad > 1 else ""
+        raise EmbeddingError(f"{encoded.first_bad}{more}. Every number must be finite: correct or remove such rows.")
     if encoded.bad:
         tell(
             "bad_rows",

@@ -108,10 +108,11 @@ def check_vectors(
         vectors = np.require(matrix, np.float32, ["C", "W"])  # torch warns of arrays that it could not write to
     good = np.isfinite(vectors).all(axis=1)
     if not good.all():
-        row = int(np.argmin(good))
+        row, others = int(np.argmin(good)), int((~good).sum()) - 1
+        more = f", as are {others} more" if others else ""
         raise EmbeddingError(
-            f"'{where}', row {row} (item {keys[row]}): NaN or infinite, as are {int((~good).sum()) - 1} more rows. "
-            "Every number must be finite: correct or remove these rows."
+            f"'{where}', row {row} (item {keys[row]}): NaN or infinite{more}. Every number must be finite: correct or "
+            "remove such rows."
         )
     check_unique(keys, named)
     return keys, vectors

@@ -483,6 +483,38 @@ def test_a_place_that_takes_no_file_is_said_before_the_work(
     assert (done.code, done.err) == (3, f"semid: error: '{world}/ids.json': Permission denied\n")
 
 
+def test_a_data_directory_without_a_writable_cache_is_an_error_before_the_work(
+    semid: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """IDs that end with the process are no answer to a command; where they are there already, none need be written."""
+    data = make_data(tmp_path / "data", 60)
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Root, "takes_writes", lambda _: False)
+        patch.setattr(training, "train", None)
+        done = semid("generate", data, *QUICK)
+        assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
+        assert "No cache folder takes a write" in done.err
+        assert "Give -o DIR" in done.err
+        assert [path.name for path in data.iterdir()] == ["creative_emb"]
+    assert semid("generate", data, *QUICK).code == 0
+    monkeypatch.setattr(store.Root, "takes_writes", lambda _: False)
+    again = semid("generate", data, *QUICK)
+    assert (again.code, "Nothing was written" in again.out) == (0, True)
+    assert semid("generate", data, *QUICK, "--retrain").code == 3
+
+
+def test_files_without_a_quantizer_are_named_for_what_they_lack(semid: Any, world: Path, made: Path) -> None:
+    """A JSON or an export holds IDs; what encodes new items lies beside it. And no word of torch's on executing files."""
+    ids = made / "semantic_id_dict.json"
+    for line in (["encode", ids, "x.npy"], ["generate", "x.npy", "--parent", ids]):
+        done = semid(*line, "--ids", "x.txt", "-o", "new")
+        assert (done.code, "no quantizer" in done.err, "semid_table.safetensors" in done.err) == (3, True, True)
+    Path("bad.pt").write_bytes(b"nonsense")
+    done = semid("info", "bad.pt")
+    assert (done.code, "weights_only" in done.err, "torch.save" in done.err) == (3, False, True)
+    assert "semid export" in semid("verify", "bad.pt").out
+
+
 def test_a_failure_is_json_too_where_json_was_asked_for(semid: Any) -> None:
     """On stdout, with the line on stderr as ever."""
     done = semid("info", "/nowhere", "--json")
