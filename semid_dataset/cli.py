@@ -219,8 +219,8 @@ def _open_parent(path: Path) -> SemanticIdTable:
         if path.is_dir() or path.suffix == ".safetensors":
             raise
         raise ParentError(
-            f"'{path}' is no table, so there is no quantizer to encode new items with ({error}). Give the {TABLE} of a "
-            "generation, or the folder that holds it."
+            f"'{path}' is no table, so there is no quantizer to encode new items with. Give the {TABLE} of a "
+            f"generation, or the folder that holds it. ({str(error).rstrip('.')})"
         ) from None
 
 
@@ -574,7 +574,7 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
     from semid_dataset.sources import features_folder
 
     found: list[store.Root] = []
-    if target.is_file() or (features_folder(target) is None and _holds_table(target)):
+    if not target.is_dir() or (features_folder(target) is None and _holds_table(target)):
         table = _open_ids(target)
     else:
         ask = resolve.Ask(target, features or ("81",), config=_config(**settings), parent=parent)

@@ -504,7 +504,7 @@ def test_a_data_directory_without_a_writable_cache_is_an_error_before_the_work(
 
 
 def test_files_without_a_quantizer_are_named_for_what_they_lack(semid: Any, world: Path, made: Path) -> None:
-    """A JSON or an export holds IDs; what encodes new items lies beside it. And no word of torch's on executing files."""
+    """A JSON holds IDs; what encodes new items lies beside it. Torch's advice to execute files is not passed on."""
     ids = made / "semantic_id_dict.json"
     for line in (["encode", ids, "x.npy"], ["generate", "x.npy", "--parent", ids]):
         done = semid(*line, "--ids", "x.txt", "-o", "new")
@@ -513,6 +513,8 @@ def test_files_without_a_quantizer_are_named_for_what_they_lack(semid: Any, worl
     done = semid("info", "bad.pt")
     assert (done.code, "weights_only" in done.err, "torch.save" in done.err) == (3, False, True)
     assert "semid export" in semid("verify", "bad.pt").out
+    os.mkfifo("pipe.safetensors")
+    assert "not a regular file" in semid("info", "pipe.safetensors").err
 
 
 def test_a_failure_is_json_too_where_json_was_asked_for(semid: Any) -> None:
