@@ -9,6 +9,7 @@ Only items whose ids are integers come this way: eight bytes each, however many.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -124,9 +125,10 @@ def split_array(path: Path, ids: str, rows_per_part: int) -> list[Part] | None:
     Return the parts of a matrix in an .npy file; None where its layout has to be turned first.
 
     Raises:
+        StoreError: it is no regular file; a pipe would be waited for.
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with os.fdopen(files.open_regular(path, follow=True), "rb") as file:
         try:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

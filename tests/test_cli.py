@@ -513,8 +513,22 @@ def test_files_without_a_quantizer_are_named_for_what_they_lack(semid: Any, worl
     done = semid("info", "bad.pt")
     assert (done.code, "weights_only" in done.err, "torch.save" in done.err) == (3, False, True)
     assert "semid export" in semid("verify", "bad.pt").out
-    os.mkfifo("pipe.safetensors")
-    assert "not a regular file" in semid("info", "pipe.safetensors").err
+
+
+def test_a_pipe_is_refused_and_not_waited_for(semid: Any, world: Path, made: Path) -> None:
+    """Nobody may ever write into it."""
+    for name in ("pipe.safetensors", "pipe.npy", "pipe.txt"):
+        os.mkfifo(name)
+    lines: list[list[Any]] = [
+        ["info", "pipe.safetensors"],
+        ["generate", "pipe.npy", "--ids", "rows", "-o", "new"],
+        ["generate", "x.npy", "--ids", "pipe.txt", "-o", "new"],
+        ["encode", made, "pipe.npy", "--ids", "rows", "-o", "new"],
+        ["report", made, "--titles", "pipe.txt"],
+    ]
+    for line in lines:
+        done = semid(*line)
+        assert (done.code, "not a regular file" in done.err) == (3, True), line
 
 
 def test_a_failure_is_json_too_where_json_was_asked_for(semid: Any) -> None:
