@@ -94,7 +94,7 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
     """
     read: list[tuple[str, _Ids, NDArray[np.float32]]] = []
     digests: dict[Path, str] = {}
-    failures: list[EmbeddingError] = []
+    failures: dict[str, EmbeddingError] = {}
     bad = 0
     for source in progress_bar(sources, "Loading mm_emb"):
         rows = Rows(source.id, source.dim)
@@ -106,8 +106,7 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
                 first = f" ({rows.bad} were skipped; the first: {rows.first_bad})" if rows.bad else ""
                 raise EmbeddingError(f"'{source.path}' holds no usable row of {source.dim} numbers{first}.")
         except EmbeddingError as error:
-            failures.append(error)
-            tell("feature_unreadable", logging.WARNING, feature=source.id, error=error)
+            failures[source.id] = error
             continue
         digests.update(found)
         bad += _report(rows, len(ids))
@@ -115,10 +114,12 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
         tell("loaded_feature", feature=source.id)
     if not read:
         if len(failures) == 1:
-            raise failures[0]
+            raise next(iter(failures.values()))
         if failures:
-            raise EmbeddingError("No feature can be read: " + " ".join(str(error) for error in failures))
+            raise EmbeddingError("No feature can be read: " + " ".join(map(str, failures.values())))
         raise NoEmbeddingsError("There are no embeddings to read.")
+    for feature, failure in failures.items():
+        tell("feature_unreadable", logging.WARNING, feature=feature, error=failure)
     return _gather(read, files_digest(digests), digests, bad)
 
 

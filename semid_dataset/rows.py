@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
 
-__all__ = ["INT64", "ForwardFile", "Rows", "canonical_int"]
+__all__ = ["BAD_NUMBER", "INT64", "ForwardFile", "Rows", "canonical_int", "usable"]
 
 CHUNK = 4 << 20  # bytes per read
 INT64 = range(-(2**63), 2**63)
+LARGEST = 1e12  # of a number; squares of larger ones, added up, would be beyond float32
+BAD_NUMBER = "NaN or infinite, or beyond 1e12"
 SINGLES = 256  # rows that are checked together
 DIGITS = 20  # characters of the longest int64, sign included
 
@@ -150,6 +152,11 @@ def _kind(mode: int) -> str:
     return "a device"
 
 
+def usable(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return which rows (n, dim) hold only numbers that can be computed with: finite, and at most `LARGEST` in size."""
+    return np.asarray(((matrix <= LARGEST) & (matrix >= -LARGEST)).all(axis=1))
+
+
 def canonical_int(text: str) -> int | None:
     """Return the int64 that `text` is the canonical decimal of ("7", not "07" or "+7"), else None."""
     if len(text) > DIGITS or not text.isascii() or not text.removeprefix("-").isdigit():
@@ -212,14 +219,14 @@ class Rows:
         """Check the rows of `add_one`, many at once: numpy takes longer to be called than to look at a row."""
         count, self._singles = self._singles, 0
         first = self._count - count
-        good = np.isfinite(self._matrix[first : self._count]).all(axis=1)
+        good = usable(self._matrix[first : self._count])
         if bool(good.all()):
             return
         names: list[str | int] = [
             self._texts.pop(row) if row in self._texts else int(self._keys[row]) for row in range(first, self._count)
         ]
         bad = int(np.argmin(good))
-        self.reject(f"{self._single_where}, item {names[bad]}: NaN or infinite", int((~good).sum()))
+        self.reject(f"{self._single_where}, item {names[bad]}: {BAD_NUMBER}", int((~good).sum()))
         self._count = first
         for at in np.flatnonzero(good).tolist():  # rare, so one by one
             row, name = self._count, names[at]
@@ -231,7 +238,7 @@ class Rows:
 
     def add(self, keys: NDArray[np.int64], vectors: NDArray[Any], where: str | Sequence[str]) -> None:
         """
-        Add rows (k, dim) of k items; rows that are not finite in float32 are counted as bad.
+        Add rows (k, dim) of k items; rows with numbers that are not `usable` are counted as bad.
 
         Args:
             where: where each row is, or where all of them are.
@@ -240,7 +247,7 @@ class Rows:
         if good is not None:
             first = int(np.argmin(good))
             place = f"{where}, item {keys[first]}" if isinstance(where, str) else where[first]
-            self.reject(f"{place}: NaN or infinite", int((~good).sum()))
+            self.reject(f"{place}: {BAD_NUMBER}", int((~good).sum()))
 
     def add_named(self, keys: Sequence[int | str], vectors: NDArray[Any], where: Sequence[str]) -> None:
         """Add rows as `add` does, of ids of any kind."""
@@ -254,7 +261,7 @@ class Rows:
                     self._texts[row] = str(keys[at])
                 row += 1
         if good is not None:
-            self.reject(f"{where[int(np.argmin(good))]}: NaN or infinite", int((~good).sum()))
+            self.reject(f"{where[int(np.argmin(good))]}: {BAD_NUMBER}", int((~good).sum()))
 
     def _append(self, keys: NDArray[np.int64], vectors: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Append the finite rows. Return which they are, or None if all are."""
@@ -265,7 +272,7 @@ class Rows:
         block = self._matrix[count : count + len(keys)]
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf, and is then bad
             block[...] = vectors
-        good = np.asarray(np.isfinite(block).all(axis=1))
+        good = usable(block)
         if bool(good.all()):
             self._keys[count : count + len(keys)] = keys
             self._count += len(keys)

@@ -57,19 +57,17 @@ def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[Featu
             f"There is no folder of embeddings in '{data_dir}': looked for {' and '.join(FOLDERS)}. "
             "Put emb_<id>_<dim> files there, or pass the embeddings in memory."
         )
-    sources = []
-    for feature in ids:
-        source = next(filter(None, (_find(folder, feature) for folder in folders)), None)
-        if source is None:
-            tell("feature_missing", logging.WARNING, feature=feature, path=folders[0])
-        else:
-            sources.append(source)
+    found = {feature: next(filter(None, (_find(folder, feature) for folder in folders)), None) for feature in ids}
+    sources = [source for source in found.values() if source is not None]
     if not sources:
         there = sorted({path.name for folder in folders for path in folder.iterdir() if path.name.startswith("emb_")})
         raise NoEmbeddingsError(
             f"None of the features {', '.join(ids)} is in '{folders[0]}'. "
             f"There is: {', '.join(there[:12]) or 'nothing'}."
         )
+    for feature, source in found.items():
+        if source is None:
+            tell("feature_missing", logging.WARNING, feature=feature, path=folders[0])
     return sources
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from semid_dataset import files
 from semid_dataset.container import INT64_MAX, parse_decimal
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
+from semid_dataset.rows import BAD_NUMBER, usable
 
 __all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
 
@@ -106,12 +107,12 @@ def check_vectors(
     keys = _keys(items, named)
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf, and is then named
         vectors = np.require(matrix, np.float32, ["C", "W"])  # torch warns of arrays that it could not write to
-    good = np.isfinite(vectors).all(axis=1)
+    good = usable(vectors)
     if not good.all():
         row, others = int(np.argmin(good)), int((~good).sum()) - 1
         more = f", as are {others} more" if others else ""
         raise EmbeddingError(
-            f"'{where}', row {row} (item {keys[row]}): NaN or infinite{more}. Every number must be finite: correct or "
+            f"'{where}', row {row} (item {keys[row]}): {BAD_NUMBER}{more}. Every number must be finite: correct or "
             "remove such rows."
         )
     check_unique(keys, named)

@@ -51,7 +51,8 @@ def dump(path: Path, items: Any, protocol: int) -> Path:
 
 
 def matrix(items: int, dim: int, dtype: str = "<f4", seed: int = 0) -> NDArray[Any]:
-    return (np.random.default_rng(seed).standard_normal((items, dim)) * 50).astype(dtype)
+    drawn = np.random.default_rng(seed).standard_normal((items, dim)) * 50
+    return (np.abs(drawn) if np.dtype(dtype).kind == "u" else drawn).astype(dtype)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -54,7 +54,7 @@ def test_degrading_is_logged_and_warned_about(caplog: pytest.LogCaptureFixture) 
 def test_the_library_configures_no_logging() -> None:
     """Importing must leave handlers and levels to the program."""
     code = (
-        "import logging, semid_dataset as s; l = logging.getLogger('semid_dataset');"
+        "import logging, semid_dataset; semid_dataset.SemanticIdMixin; l = logging.getLogger('semid_dataset');"
         "assert [type(h).__name__ for h in l.handlers] == ['NullHandler'], l.handlers;"
         "assert not logging.getLogger().handlers and l.level == 0"
     )
