@@ -340,7 +340,11 @@ SETTINGS = options(
         help="Codes per level; one number or one per level.",
     ),
     click.option(
-        "--algorithm", default=DEFAULTS.algorithm, show_default=True, type=click.Choice(["rqvae", "rqkmeans"])
+        "--algorithm",
+        default=DEFAULTS.algorithm,
+        show_default=True,
+        type=click.Choice(["rqvae", "rqkmeans"]),
+        help="rqvae trains an autoencoder around the codebooks; rqkmeans does without, in less time.",
     ),
     click.option(
         "--fusion",
@@ -350,12 +354,14 @@ SETTINGS = options(
         help="How several features become one vector.",
     ),
     click.option("--epochs", type=int, default=DEFAULTS.num_epochs, show_default=True, help="Most epochs."),
-    click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True),
-    click.option("--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True),
+    click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True, help="Learning rate of the autoencoder."),
+    click.option(
+        "--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True, help="Items per training step."
+    ),
     click.option(
         "--device", default=DEFAULTS.device, show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
     ),
-    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True),
+    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of every random draw."),
     click.option("--shared", is_flag=True, help="Let items share an ID instead of making IDs unique."),
     click.option(
         "--memory-limit",
@@ -568,7 +574,8 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
     """
     Say which IDs answer, from where, and why.
 
-    TARGET is a data directory, or any file of IDs. Nothing is trained or extended, whatever the gate says.
+    TARGET is a data directory, or any file of IDs. Nothing is trained or extended, whatever the gate says. Settings
+    tell which IDs are asked for: give those that the dataset has.
     """
     from semid_dataset import resolve
     from semid_dataset.sources import features_folder

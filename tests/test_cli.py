@@ -589,31 +589,6 @@ def test_progress_is_for_terminals(world: Path) -> None:
     assert json.loads(done.stdout)["items"] == 80
 
 
-README = Path(__file__).parents[1] / "README.md"
-
-
-def commands_of(text: str) -> list[str]:
-    """Return the command lines in the README's part on the command line."""
-    part = text.split("## Command line", 1)[1].split("\n## ", 1)[0]
-    return re.findall(r"^(semid [^#\n]+)", part, re.MULTILINE)
-
-
-@pytest.mark.skipif(not README.exists(), reason="the README is not beside the tests")
-def test_the_commands_of_the_readme_run(semid: Any, world: Path) -> None:
-    """As they stand there, in their order, each of them with exit code 0."""
-    pytest.importorskip("semid_dataset.report")
-    lines = commands_of(README.read_text())
-    assert len(lines) >= 6
-    Path("new.npy").write_bytes(Path("more.npy").read_bytes())
-    Path("new.txt").write_text(Path("more.txt").read_text())
-    Path("ids.txt").write_text(Path("x.txt").read_text())
-    Path("titles.json").write_text("{}")
-    make_data(world / "data_dir", 60)
-    for line in lines:
-        done = semid(*shlex.split(line)[1:])
-        assert done.code == 0, (line, done.err, done.out)
-
-
 def test_the_settings_of_the_command_line_are_the_configuration(semid: Any) -> None:
     """A new field of the configuration has an option, or a reason to have none."""
     shown = semid("generate", "--help").out

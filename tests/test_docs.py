@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import types
@@ -153,26 +154,73 @@ def test_commands_exist_with_their_options(page: Path) -> None:
                 assert word.partition("=")[0] in options, f"{name_of(page)}: {command}"
 
 
-def test_the_five_minutes_work(tmp_path: Path) -> None:
-    """The three commands of the start page, on a matrix and a list of ids, word by word."""
+def shell_lines(page: Path, start: str) -> list[str]:
+    """Lines of shell on a page that begin so, without comments; not those of blocks that cannot run here."""
+    lines = [line for _, block, run in blocks(page, "") for line in block.splitlines() if run]
+    return [shlex.join(shlex.split(line, comments=True)) for line in lines if line.startswith(start)]
+
+
+@pytest.fixture
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the pages speak of."""
+    monkeypatch.chdir(tmp_path)
+    vectors = world.vectors_of(220)
+    for matrix, ids, count in (("x.npy", "ids.txt", 200), ("new.npy", "new.txt", 220)):
+        np.save(matrix, vectors[:count])
+        Path(ids).write_text("".join(f"product-{k}\n" for k in range(count)))
+    Path("titles.json").write_text('{"product-7": "A lamp"}')
+    for name in ("data_dir", "DATA_DIR", "D"):
+        world.make_data(tmp_path / name, 60)
+    world.write_embeddings(tmp_path / "D", world.vectors_of(60, seed=3), "82")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_run_as_they_stand(page: Path, own_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every `semid` line of every block, in its order: exit code 0, and a word on what to do next."""
     pytest.importorskip("click")
-    commands = [
-        shlex.split(line, comments=True)
-        for _, block, _ in blocks(DOCS / "index.md", "")
-        for line in block.splitlines()
-        if line.startswith("semid ")
-    ]
-    assert len(commands) == 3
-    np.save(tmp_path / "x.npy", world.vectors_of(200))
-    (tmp_path / "ids.txt").write_text("".join(f"product-{k}\n" for k in range(200)))
+    from semid_dataset.cli import run
+
+    for line in shell_lines(page, "semid "):
+        if "generate" in line:
+            shutil.rmtree("out", ignore_errors=True)  # the page shows another way to make it
+        elif "out" in line.split() and not Path("out").exists():
+            assert run(shlex.split("generate x.npy --ids ids.txt -o out --epochs 1")) == 0
+        capsys.readouterr()
+        code = run(shlex.split(line)[1:])
+        said = capsys.readouterr()
+        assert code == 0, f"{line}\n{said.out}{said.err}"
+        assert "Next: " in said.out, line
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/index.zh.md"])
+def test_the_five_minutes_work(page: str, own_files: Path) -> None:
+    """The first three commands of the start pages, on a matrix and a list of ids, each in a process of its own."""
+    pytest.importorskip("click")
+    commands = [shlex.split(line) for line in shell_lines(ROOT / page, "semid ")[:3]]
+    assert [command[1] for command in commands] == ["generate", "report", "export"]
     for command in commands:
         done = subprocess.run(
             [sys.executable, "-m", "semid_dataset", *command[1:]],
-            cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False,
+            capture_output=True, text=True, timeout=50, check=False,
         )  # fmt: skip
         assert done.returncode == 0, f"{shlex.join(command)}\n{done.stdout}{done.stderr}"
-    assert (tmp_path / "report.html").stat().st_size > 10_000
-    assert "product-7" in (tmp_path / "item.index.json").read_text()
+    assert Path("report.html").stat().st_size > 10_000
+    assert "product-7" in Path("item.index.json").read_text()
+
+
+def test_the_examples_are_called_as_the_readme_says(own_files: Path) -> None:
+    """Scripts with arguments run as they stand; those without are run by `test_examples`."""
+    lines = [shlex.split(line) for line in shell_lines(ROOT / "README.md", "python ")]
+    assert len(lines) >= 3
+    for _, script, *arguments in lines:
+        assert (ROOT / script).exists()
+        if arguments:
+            done = subprocess.run(
+                [sys.executable, ROOT / script, *arguments], capture_output=True, text=True, timeout=50, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            assert Path("O/semantic_id_dict.json").exists()
 
 
 def anchors_of(page: Path) -> set[str]:
