@@ -410,12 +410,19 @@ def _buckets(keys: NDArray[np.int64], core: tuple[int, int]) -> tuple[NDArray[np
     return np.array([base, shift], np.int64), starts
 
 
-def open_index(arrays: Mapping[str, NDArray[Any]], where: str) -> "IntIndex | StringIndex":
+def open_index(arrays: Mapping[str, NDArray[Any]], where: str, *, verify: bool = True) -> "IntIndex | StringIndex":
     """
-    Return the index in the arrays of a file. Looks at shapes, not at items: opening costs the same for any number.
+    Return the index in the arrays of a file.
+
+    Args:
+        arrays: of the file, by name.
+        where: its name in error messages.
+        verify: look whether every number in the index leads to somewhere in the file, so that no look-up can stumble
+            over one: it reads a byte an integer key, 8 to 12 a string, of which the checksum has read all. All else
+            looks at shapes, not at items, and costs the same for any number of them.
 
     Raises:
-        CorruptTableError: an array is missing or of another kind than `build_index` makes.
+        CorruptTableError: an array is missing or of another kind than `build_index` makes, or it leads astray.
     """
 
     def take(name: str, dtypes: str, size: int | None = None) -> NDArray[Any]:
@@ -429,12 +436,18 @@ def open_index(arrays: Mapping[str, NDArray[Any]], where: str) -> "IntIndex | St
     frame, starts = take("key_frame", "i8", 2).tolist(), take("key_starts", "u4")
     if len(starts) < 2 or not 0 <= frame[1] <= 64:
         raise CorruptTableError(f"'{where}' has no usable 'key_starts' in its index of keys.")
+    keys = take("keys", "i8") if "keys" in arrays else take("key_hashes", "u4")
+    if verify and (starts[-1] > len(keys) or (starts[1:] < starts[:-1]).any()):
+        raise CorruptTableError(f"'{where}' has 'key_starts' that lead beyond its {len(keys)} keys or back.")
     if "keys" in arrays:
-        return IntIndex(take("keys", "i8"), starts, frame[0], frame[1])
-    hashes = take("key_hashes", "u4")
-    rows, offsets = take("key_rows", "u4", len(hashes)), take("key_offsets", "u4 i8", len(hashes) + 1)
+        return IntIndex(keys, starts, frame[0], frame[1])
+    rows, offsets = take("key_rows", "u4", len(keys)), take("key_offsets", "u4 i8", len(keys) + 1)
     text = take("key_bytes", "u1", int(offsets[-1]))
-    return StringIndex(hashes, rows, offsets, text, starts, frame[0], frame[1])
+    if verify and (rows >= len(keys)).any():
+        raise CorruptTableError(f"'{where}' has 'key_rows' that lead beyond its {len(keys)} keys.")
+    if verify and (offsets[0] != 0 or (offsets[1:] < offsets[:-1]).any()):
+        raise CorruptTableError(f"'{where}' has 'key_offsets' that do not ascend from 0.")
+    return StringIndex(keys, rows, offsets, text, starts, frame[0], frame[1], where)
 
 
 class IntIndex:
@@ -539,6 +552,7 @@ class StringIndex:
         "shift",
         "starts",
         "text",
+        "where",
     )
 
     def __init__(
@@ -550,7 +564,9 @@ class StringIndex:
         starts: NDArray[np.uint32],
         base: int,
         shift: int,
+        where: str,
     ) -> None:
+        self.where = where
         self.hashes, self.rows, self.offsets = hashes, rows, offsets
         self.hashes_view, self.rows_view, self.offsets_view = hashes.data, rows.data, offsets.data
         self.text = text.data
@@ -626,13 +642,24 @@ class StringIndex:
         return equal
 
     def items(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """Return the strings of rows start…stop, decoded afresh."""
+        """
+        Return the strings of rows start…stop, decoded afresh.
+
+        Raises:
+            CorruptTableError: one of them is no UTF-8.
+        """
         start, stop, _ = slice(start, stop).indices(len(self.hashes))
         if stop <= start:
             return []
         ends = self.offsets[start : stop + 1].tolist()
         text = bytes(self.text[ends[0] : ends[-1]])
-        return [_decode(text[begin - ends[0] : end - ends[0]]) for begin, end in pairwise(ends)]
+        try:
+            return [_decode(text[begin - ends[0] : end - ends[0]]) for begin, end in pairwise(ends)]
+        except UnicodeDecodeError as error:
+            raise CorruptTableError(
+                f"'{self.where}' holds a key between rows {start} and {stop} that is no UTF-8: {error}. The file was "
+                "left untouched; its checksum is right, so it was written so. Write it anew, or remove it."
+            ) from error
 
 
 def parse_decimal(text: str) -> int | None:

@@ -150,7 +150,8 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             path: where it lies; tables with a path are pickled as the path.
             status, reason: see the class.
             strict: `table[unknown]` raises.
-            verify: compare the checksum, at some GB/s; all else costs the same for any number of items.
+            verify: compare the checksum, at some GB/s, and look the index over; all else costs the same for any
+                number of items.
 
         Raises:
             CorruptTableError, TableVersionError: as `container.parse`.
@@ -163,7 +164,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     def _read(self, buffer: Buffer, where: str, verify: bool) -> None:
         container = parse(buffer, where, verify=verify)
         arrays, info = container.arrays, container.info
-        index = open_index(arrays, where)
+        index = open_index(arrays, where, verify=verify)
         codes = arrays.get("codes")
         if codes is None or codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16) or len(codes) != len(index):
             raise CorruptTableError(f"'{where}' has no codes for its {len(index)} items.")

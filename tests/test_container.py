@@ -1,5 +1,6 @@
 """The file: what is written is read, what was damaged is refused, and every key is found."""
 
+import contextlib
 import json
 import zlib
 from pathlib import Path
@@ -438,3 +439,57 @@ def test_an_index_with_parts_missing_is_refused(items: list[Any], damage: str) -
             continue  # a table of no items
         with pytest.raises(CorruptTableError):
             open_index(arrays, "t")
+
+
+NUMBERS, TEXTS = list(range(40)), [f"item-{number:02}" for number in range(40)]
+LIES: dict[str, tuple[list[Any], str, Any]] = {
+    "starts beyond": (NUMBERS, "key_starts", lambda array: array + 1000),
+    "starts back": (NUMBERS, "key_starts", lambda array: array[::-1]),
+    "starts beyond, texts": (TEXTS, "key_starts", lambda array: array + 1000),
+    "rows beyond": (TEXTS, "key_rows", lambda array: array + 1),
+    "offsets back": (TEXTS, "key_offsets", lambda array: np.concatenate([array[:1], array[-2:0:-1], array[-1:]])),
+    "offsets later": (TEXTS, "key_offsets", lambda array: np.maximum(array, 1)),
+    "offsets below zero": (TEXTS, "key_offsets", lambda array: np.concatenate([[-1], array[1:]]).astype(np.int64)),
+}
+
+
+@pytest.mark.parametrize(("items", "name", "lie"), LIES.values(), ids=LIES)
+def test_an_index_that_leads_astray_is_refused(items: list[Any], name: str, lie: Any) -> None:
+    """A right checksum proves who wrote it, not that it fits: no look-up may end in an IndexError."""
+    whole, _ = build_index(items)
+    open_index(whole, "t")
+    lying = whole | {name: np.ascontiguousarray(lie(whole[name]))}
+    with pytest.raises(CorruptTableError, match=f"'t' has .*{name}"):
+        open_index(lying, "t")
+
+
+@UNHURRIED
+@given(
+    items=st.sampled_from([[], [7], [*range(0, 300, 3)], ["a"], ["a", "bc", "é", *map(str, range(60))]]),
+    data=st.data(),
+)
+def test_whatever_an_index_says_a_look_up_answers_or_calls_it_corrupt(items: list[Any], data: st.DataObject) -> None:
+    """Any numbers in any of its arrays, of the right shapes: known, unknown, or an error of ours."""
+    arrays = {name: array.copy() for name, array in build_index(items)[0].items()}
+    for name in data.draw(st.sets(st.sampled_from(sorted(arrays)), min_size=1)):
+        array = arrays[name]
+        least, most = int(np.iinfo(array.dtype).min), int(np.iinfo(array.dtype).max)
+        numbers = st.integers(0, 70) | st.sampled_from([least, most]) | st.integers(least, most)
+        for place in data.draw(st.sets(st.integers(0, max(len(array) - 1, 0)), max_size=4)):
+            if len(array):
+                array[place] = data.draw(numbers)
+    asked: list[Any] = [*items, 0, 7, -1, 2**63, "a", "", "zz", b"a"]
+    with contextlib.suppress(CorruptTableError):
+        index = open_index(parse(file_of(arrays), "t").arrays, "t")
+        rows = [index.row_of(item) for item in asked]
+        assert all(-1 <= row < len(index) for row in [*rows, *index.rows_of(asked).tolist()])
+        assert len(index.items()) == len(index)
+
+
+def test_a_key_that_is_no_text_is_named() -> None:
+    """Its bytes are compared as they are, so only who wants the keys back learns of it."""
+    arrays, _ = build_index(["aa", "bb"])
+    index = open_index(arrays | {"key_bytes": np.frombuffer(b"aa\xffb", np.uint8)}, "t")
+    assert index.row_of("aa") == 0
+    with pytest.raises(CorruptTableError, match="'t' holds a key between rows 0 and 2 that is no UTF-8"):
+        index.items()

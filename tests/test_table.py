@@ -573,6 +573,20 @@ def test_a_file_whose_codes_do_not_fit_is_refused(change: dict[str, Any]) -> Non
         SemanticIdTable.from_buffer(b"".join(serialize(arrays, {})))
 
 
+def test_a_table_whose_index_lies_is_refused_when_it_is_opened() -> None:
+    """Its checksum is right; without the check the first look-up would be an IndexError."""
+    from semid_dataset.container import build_index, serialize
+
+    arrays = build_index(list(range(40)))[0] | {"codes": np.zeros((40, 3), np.uint8)}
+    arrays["key_starts"] = arrays["key_starts"] + np.uint32(1000)
+    data = b"".join(serialize(arrays, {}))
+    with pytest.raises(CorruptTableError, match="'key_starts' that lead beyond its 40 keys"):
+        SemanticIdTable.from_buffer(data)
+    trusting = SemanticIdTable.from_buffer(data, verify=False)  # whoever asks for no check gets none
+    with pytest.raises(IndexError):
+        trusting.get(7)
+
+
 def test_it_is_not_made_by_its_class() -> None:
     """The error says how else."""
     with pytest.raises(TypeError, match=r"SemanticIdTable\.open"):

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import atheris
@@ -67,13 +66,11 @@ def fuzz_container(data: bytes) -> None:
     for buffer in buffers:
         try:
             opened = table.SemanticIdTable.from_buffer(buffer)
-        except TableError:
-            continue
-        # Whoever can put the checksum right can write any IDs; an index that lies may then raise, and nothing worse.
-        with suppress(IndexError, ValueError, OverflowError):
             for item in list(itertools.islice(opened, 50)):
                 assert len(opened[item]) == opened.levels
             opened.codes([1, "x"])
+        except TableError:
+            continue
 
 
 def _with_right_checksum(data: bytes) -> bytes:
