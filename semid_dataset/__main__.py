@@ -30,13 +30,16 @@ def main(arguments: "list[str] | None" = None) -> int:
 
         if arguments is None:
             config.let_threads_sleep()
-        code = cli.run(arguments)
-        if arguments is None:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is done; the interpreter only has to end
-        return code
+        return cli.run(arguments)
     except KeyboardInterrupt:
         print("semid: interrupted", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        if arguments is None:
+            import signal  # it may have been interrupted above
+
+            for number in (signal.SIGINT, signal.SIGALRM):  # it is done; the interpreter only has to end
+                signal.signal(number, signal.SIG_IGN)
 
 
 def _interrupt(number: int, frame: "FrameType | None") -> None:

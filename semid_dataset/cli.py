@@ -955,7 +955,7 @@ def export(path: Path, output: Path, form: str | None, style: str, first: int) -
     following = ["from semid_dataset.exports import read_export; read_export(path)     reads it again"]
     if set(names.values()) == {"tokens"}:
         following = [f"tokenizer.add_tokens(json.load(open({str(output)!r})))     before the model is trained"]
-    if "index" in names.values():
+    if "index" in names.values() and "tokens" not in names.values():
         tokens = output if output.is_dir() else output.parent
         following = [
             f"semid export {path} -o {tokens / 'item.tokens.json'} --style {style}     the tokenizer's new tokens"

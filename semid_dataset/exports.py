@@ -12,7 +12,6 @@ import math
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -288,19 +287,11 @@ def _items_file(path: Path) -> Path:
 
 
 def _write_beside(table: SemanticIdTable, path: Path, data: Iterable[bytes | memoryview]) -> list[Path]:
-    """
-    Write an array and the list of its items, in the order of its rows.
-
-    The old list goes first and the new one comes last: whoever interrupts this leaves an array without items, which
-    the reader refuses, never one with another's.
-    """
+    """Write an array and the list of its items, in the order of its rows; never does one lie beside another's."""
     beside = _items_file(path)
-    with suppress(FileNotFoundError):
-        beside.unlink()
-    files.replace_file(path, data)
     keys = table.keys_array
     items = keys.tolist() if isinstance(keys, np.ndarray) else keys
-    files.replace_file(beside, [json.dumps(items, separators=(",", ":")).encode()])
+    files.replace_pair((path, data), (beside, [json.dumps(items, separators=(",", ":")).encode()]))
     return [path, beside]
 
 

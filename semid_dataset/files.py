@@ -27,6 +27,7 @@ __all__ = [
     "publish_first",
     "real_folder",
     "replace_file",
+    "replace_pair",
     "set_aside",
     "sync_folder",
     "try_write",
@@ -159,6 +160,31 @@ def replace_file(path: Path, buffers: Iterable[Buffer], *, sync: bool = True, ba
         raise
     if sync:
         sync_folder(path.parent)
+
+
+def replace_pair(first: tuple[Path, Iterable[Buffer]], second: tuple[Path, Iterable[Buffer]]) -> None:
+    """
+    Write two files that belong together, in place of what was there.
+
+    Both are written in full before either takes its name: whoever is interrupted before leaves the old pair as it
+    was. In the moment of renaming, the second of the pair is missing; never does one lie beside another's.
+
+    Raises:
+        OSError: as `replace_file`.
+    """
+    temporaries: list[Path] = []
+    try:
+        for path, buffers in (first, second):
+            temporaries.append(_write_temporary(path.parent, path.name, buffers, sync=True))
+        second[0].unlink(missing_ok=True)
+        for temporary, (path, _) in zip(temporaries, (first, second), strict=True):
+            temporary.replace(path)
+    except BaseException:
+        for temporary in temporaries:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(first[0].parent)
 
 
 def try_write(folder: Path) -> None:

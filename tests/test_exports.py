@@ -167,22 +167,25 @@ def test_an_array_without_its_items_is_refused(tmp_path: Path) -> None:
         read_export(path)
 
 
-def test_an_export_cut_off_in_between_leaves_no_wrong_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An array is never found beside the items of the one before it."""
+def test_an_export_cut_off_in_between_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An array is never found beside the items of another; `test_files` cuts it off while names change."""
     from semid_dataset import files
 
-    path, beside = export(random_table(seed=1), tmp_path / "ids.npy")
-    real = files.replace_file
+    table = random_table(seed=1)
+    path, beside = export(table, tmp_path / "ids.npy")
+    real = files.os.fsync
 
-    def interrupted(target: Path, *args: object, **kwargs: object) -> None:
-        if target == beside:
+    def interrupted(descriptor: int) -> None:
+        real(descriptor)
+        if any(".items.json" in one.name and one.name.endswith(".tmp") for one in tmp_path.iterdir()):
             raise KeyboardInterrupt
-        real(target, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(files, "replace_file", interrupted)
+    monkeypatch.setattr(files.os, "fsync", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(random_table(seed=2), path)
-    assert not beside.exists()
+    monkeypatch.undo()
+    assert same(read_export(path), table)
+    assert sorted(one.name for one in tmp_path.iterdir()) == [path.name, beside.name]
 
 
 @pytest.mark.parametrize("form", READABLE)

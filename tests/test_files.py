@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,29 @@ def test_a_file_that_was_healed_meanwhile_is_not_set_aside(tmp_path: Path) -> No
     assert files.set_aside(path, inode) is None
     assert path.read_bytes() == b"good"
     assert files.set_aside(tmp_path / "gone", 1) is None
+
+
+def test_a_pair_is_replaced_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt before the renaming leaves the old pair; one within it leaves the first alone."""
+    one, two = tmp_path / "a.npy", tmp_path / "a.npy.items.json"
+    files.replace_pair((one, [b"old"]), (two, [b"old"]))
+
+    def interrupted() -> Iterator[bytes]:
+        yield b"new"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_pair((one, [b"new"]), (two, interrupted()))
+    assert (one.read_bytes(), two.read_bytes()) == (b"old", b"old")
+    real = Path.replace
+
+    def stopped(path: Path, target: Path) -> Path:
+        if target == two:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        files.replace_pair((one, [b"new"]), (two, [b"new"]))
+    assert (one.read_bytes(), two.exists()) == (b"new", False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
