@@ -259,6 +259,23 @@ def _check_writable(path: Path) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
+def _check_device(name: str) -> None:
+    """Raise for a device that was named and is not there; the default takes what is."""
+    if name in {"auto", "cpu"}:
+        return
+    import torch
+
+    try:
+        there = torch.device(name).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise click.BadParameter(
+            f"There is no device {name!r} here. auto takes CUDA where there is one, else the CPU.",
+            param_hint="--device",
+        )
+
+
 def _check_cache(
     source: Path, features: Sequence[str], config: SemanticIdConfig, parent: Path | None, retrain: bool
 ) -> None:
@@ -451,6 +468,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
         return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id)
     if sequences is not None and (source.is_dir() or parent is not None):
         raise click.UsageError("--sequences is for training on a file of vectors: give such a file, and no --parent.")
+    _check_device(config.device)
     started = time.perf_counter()
     new: int | None = None
     if source.is_dir():

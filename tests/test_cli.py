@@ -399,6 +399,7 @@ def test_bad_calls_are_one_line_and_exit_code_2(semid: Any, world: Path, made: P
         (["generate", "none.npy"], "'none.npy' does not exist"),
         (["generate", "x.npy", "--ids", "x.txt"], "-o DIR"),
         (["generate", "x.npy", "-o", "out", "--codes", "many"], "--codes"),
+        (["generate", "x.npy", "--ids", "x.txt", "-o", "out", "--device", "abacus"], "no device 'abacus'"),
         (["generate", "x.npy", "--ids", "x.txt", "-o", "out", "--levels", 99], "num_quantizers"),
         (["generate", "x.npy", "--ids", "x.txt", "-o", "out", "--codes", "4,4"], "codebook_size has 2 entries"),
         (["generate", world, "--ids", "x.txt"], "--ids belongs"),
