@@ -42,6 +42,7 @@ from quantizers import commit, drawing, machine, plain_rqvae, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from semid_dataset.behaviour import cooccurrence_vectors, pulled_together
 from semid_dataset.collisions import resolve_collisions
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.exports import PrefixTrie, flat_ids
@@ -117,8 +118,8 @@ class GenerativeRecipe:
     dropout: float = 0.1
     longest: int = 20
     batch: int = 128
-    steps: int = 1200
-    lr: float = 2e-3
+    steps: int = 600
+    lr: float = 3e-3
     beams: int = 20
     points: int = 4
     curve_users: int = 1000
@@ -326,16 +327,19 @@ def spec(world: World, cut: Split, seed: int) -> Codes:
 
 
 def behaviour(codes: dict[str, Any] | None = None, **settings: Any) -> Make:
-    """Return our IDs over text fused with who was bought near whom in training sequences; `settings` say how."""
+    """Return our IDs over text pulled together by the training sequences; `settings` say how, `codes` are ours."""
 
     def make(world: World, cut: Split, seed: int) -> Codes:
-        from semid_dataset.behaviour import cooccurrence_vectors
-
-        rows, near = cooccurrence_vectors(cut.train, seed=seed, **settings)
-        vectors = fused(world, cut, rows, near, seed)
+        vectors = pulled_together(world.text, cut.train, **settings)
         return encoded(world, cut, quantizer_of(world, cut, seed, vectors, **(codes or {})), vectors, unique=True)
 
     return make
+
+
+def cooccurrence(world: World, cut: Split, seed: int) -> Codes:
+    """Return our IDs over text fused with vectors of who was bought near whom in the training sequences."""
+    vectors = fused(world, cut, *cooccurrence_vectors(cut.train, seed=seed), seed)
+    return encoded(world, cut, quantizer_of(world, cut, seed, vectors), vectors, unique=True)
 
 
 def fused(world: World, cut: Split, rows: NDArray[np.int64], near: Vectors, seed: int) -> Vectors:
@@ -389,6 +393,7 @@ SETS = {
     "spec": IdSet("RQ-VAE from random weights", "the usual RQ-VAE", spec),
     "rqvae": IdSet('**ours, "rqvae"** (default)', "ours", ours()),
     "behaviour": IdSet("**ours, behaviour-aware**", "ours", behaviour()),
+    "cooccurrence": IdSet("ours, fused with co-occurrence", "ours", cooccurrence),
     "rqkmeans": IdSet('ours, "rqkmeans"', "ours", ours(algorithm="rqkmeans")),
     "shared": IdSet("ours, unique=False", "ours", ours(unique=False)),
     "three": IdSet("ours, 3 levels", "ours", ours(num_quantizers=3)),

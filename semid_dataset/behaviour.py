@@ -1,9 +1,11 @@
 """
-Vectors of what people do with items: who is taken near whom.
+What people do with items: who is taken near whom.
 
-Content says what an item is like, sequences say what it is taken for. `cooccurrence_vectors` makes a vector of each
-item that occurs in sequences; beside content it is one more feature, which `fusion="aligned"` brings into the
-space of the others. Items without behaviour, new ones above all, then get the vector to be expected from their content.
+Content says what an item is like, sequences say what it is taken for. `pulled_together` moves the vectors of items
+towards those of the items that they are taken near, the more the more often that was seen: so it needs no space of its
+own, and an item without behaviour, a new one above all, is encoded by its vector as it is.
+
+`cooccurrence_vectors` makes vectors of behaviour alone, for who wants to give them as a feature of a data directory.
 
 Give it the sequences that a recommender is trained on and no others: what happened later would leak into the IDs.
 """
@@ -19,12 +21,10 @@ from numpy.typing import NDArray
 
 from semid_dataset import files
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
-from semid_dataset.fusion import FeatureMatrix
 
-__all__ = ["BEHAVIOUR", "behaviour_feature", "cooccurrence_vectors", "read_sequences"]
+__all__ = ["cooccurrence_vectors", "known_sequences", "pulled_together", "read_sequences"]
 
-BEHAVIOUR = "behaviour"  # the feature's id
-
+WEIGHT = 10.0  # neighbours that an item's own vector counts as
 EXTRA = 16  # dims searched beyond those wanted
 ROUNDS = 6  # of subspace iteration
 TINY = 1e-6  # lengths below are rounding: roots of eigenvalues that are zero but for some 1e-16
@@ -62,15 +62,14 @@ def cooccurrence_vectors(
     if dim < 1 or window < 1:
         raise ConfigError(f"dim and window must be at least 1; got dim={dim}, window={window}.")
     events, ends = _flat(sequences)
-    left, right = _pairs(events, ends, window)
+    left, right, _ = _pairs(events, ends, window)
     if not len(left):
-        raise NoEmbeddingsError(
-            f"No two items of the {len(ends)} sequences ({len(events)} events) lie within {window} steps of each "
-            "other. Give longer sequences, or leave behaviour out."
-        )
+        raise _nobody_near(events, ends, window)
     items, at = np.unique(np.concatenate([left, right]), return_inverse=True)
     left, right = at.reshape(2, -1)
-    rows, columns, counts = _counted(np.concatenate([left, right]), np.concatenate([right, left]), len(items))
+    rows, columns, counts = _counted(
+        np.concatenate([left, right]), np.concatenate([right, left]), len(items), np.ones(2 * len(left))
+    )
     totals = np.bincount(rows, weights=counts, minlength=len(items))
     information = np.log(counts * totals.sum() / (totals[rows] * totals[columns]))
     kept = information > 0
@@ -82,19 +81,70 @@ def cooccurrence_vectors(
     return items[some], (vectors[some] / lengths[some]).astype(np.float32)
 
 
-def behaviour_feature(
-    items: NDArray[np.int64] | list[str], sequences: Iterable[Sequence[Any] | NDArray[Any]], *, seed: int = 0
-) -> FeatureMatrix:
+def pulled_together(
+    vectors: NDArray[np.floating],
+    sequences: Iterable[Sequence[int] | NDArray[np.integer]],
+    *,
+    weight: float = WEIGHT,
+    window: int = 3,
+) -> NDArray[np.float32]:
     """
-    Return the co-occurrence vectors of items as a feature beside others.
+    Return vectors (n, dim) drawn towards those of items that were taken near.
+
+    y_i = (w x_i + sum_j c_ij x_j) / (w + sum_j c_ij), where c_ij counts how often i and j lay within `window` steps of
+    each other, each time as 1 / steps. An item that was seen often is what its neighbours are; one that was seen once
+    hardly moves; one that was not stays.
+
+    Measured on 12,101 products (titles' embeddings; a tenth new, without behaviour), validation purchases among the
+    20 items nearest to the one before, all / at most five events / new:
+
+        titles alone                                   7.1 % / 7.6 % / 7.0 %
+        fused with co-occurrence vectors ("aligned")  10.0 % / 7.5 % / 5.0 %
+        w = 1                                         11.4 % / 5.2 % / 2.0 %
+        w = 3                                         12.2 % / 6.4 % / 2.9 %
+        w = 10                                        13.0 % / 7.3 % / 4.3 %
+        w = 20                                        12.3 % / 7.1 % / 4.4 %
+        w = 40                                        11.7 % / 7.2 % / 5.9 %
+        side by side with the titles, w = 10           7.8 % / 8.0 % / 5.6 %
 
     Args:
-        items: n distinct ints or strings, whose positions the feature's rows are.
-        sequences: of such items, in the order in which one user took them; others are skipped.
-        seed: see `cooccurrence_vectors`.
+        vectors: (n, dim), finite.
+        sequences: rows of `vectors` in the order in which one user took them; training events only.
+        weight: w, how many neighbours one's own vector counts as.
+        window: steps between two items of a pair, at most.
 
     Raises:
-        NoEmbeddingsError: no two of the items occur near each other; it says how many events are of known items.
+        ConfigError: weight is not above 0 or window less than 1.
+        NoEmbeddingsError: no two items occur near each other.
+
+    Memory: 40 bytes a pair, and twice the vectors in float64.
+    """
+    if not weight > 0 or window < 1:
+        raise ConfigError(f"weight must be above 0 and window at least 1; got weight={weight}, window={window}.")
+    events, ends = _flat(sequences)
+    left, right, steps = _pairs(events, ends, window)
+    if not len(left):
+        raise _nobody_near(events, ends, window)
+    rows, columns, counts = _counted(
+        np.concatenate([left, right]), np.concatenate([right, left]), len(vectors), np.tile(1.0 / steps, 2)
+    )
+    own = np.asarray(vectors, np.float64)
+    totals = weight + np.bincount(rows, weights=counts, minlength=len(own))[:, None]
+    return ((weight * own + _product(rows, columns, counts, own)) / totals).astype(np.float32)
+
+
+def known_sequences(
+    items: NDArray[np.int64] | list[str], sequences: Iterable[Sequence[Any] | NDArray[Any]]
+) -> list[list[int]]:
+    """
+    Return sequences of items as sequences of their positions in `items`; others are skipped.
+
+    Args:
+        items: n distinct ints or strings.
+        sequences: of such items, numbers or their spelling, in the order in which one user took them.
+
+    Raises:
+        NoEmbeddingsError: none of the items occurs.
     """
     row_of = {str(item): row for row, item in enumerate(items if isinstance(items, list) else items.tolist())}
     total, known = 0, []
@@ -102,13 +152,12 @@ def behaviour_feature(
         listed = sequence.tolist() if isinstance(sequence, np.ndarray) else sequence
         total += len(listed)
         known.append([row_of[str(item)] for item in listed if str(item) in row_of])
-    try:
-        rows, matrix = cooccurrence_vectors(known, seed=seed)
-    except NoEmbeddingsError as error:
+    if not any(known):
         raise NoEmbeddingsError(
-            f"{sum(map(len, known))} of {total} events are of items with vectors. {error}"
-        ) from None
-    return FeatureMatrix(BEHAVIOUR, rows, matrix)
+            f"None of the {total} events is of one of the {len(row_of)} items with vectors. Items in the sequences "
+            "must be spelled as those of the vectors; or leave behaviour out."
+        )
+    return known
 
 
 def read_sequences(path: str | Path) -> list[list[Any]]:
@@ -171,25 +220,33 @@ def _flat(sequences: Iterable[Sequence[int] | NDArray[np.integer]]) -> tuple[NDA
     return np.concatenate(parts) if parts else np.zeros(0, np.int64), ends
 
 
+def _nobody_near(events: NDArray[np.int64], ends: NDArray[np.int64], window: int) -> NoEmbeddingsError:
+    return NoEmbeddingsError(
+        f"No two items of the {len(ends)} sequences ({len(events)} events) lie within {window} steps of each "
+        "other. Give longer sequences, or leave behaviour out."
+    )
+
+
 def _pairs(
     events: NDArray[np.int64], ends: NDArray[np.int64], window: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the two items of every pair within a window of one sequence; an item is no pair of itself."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the two items of every pair within a window, and the steps between; an item is no pair of itself."""
     number = np.searchsorted(ends, np.arange(len(events)), side="right")
-    left, right = [], []
+    left, right, steps = [], [], []
     for step in range(1, window + 1):
         inside = (number[step:] == number[:-step]) & (events[step:] != events[:-step])
         left.append(events[:-step][inside])
         right.append(events[step:][inside])
-    return np.concatenate(left), np.concatenate(right)
+        steps.append(np.full(len(left[-1]), step))
+    return np.concatenate(left), np.concatenate(right), np.concatenate(steps)
 
 
 def _counted(
-    left: NDArray[np.int64], right: NDArray[np.int64], items: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows, columns and counts of distinct pairs, by rows."""
-    pairs, counts = np.unique(left * items + right, return_counts=True)
-    return pairs // items, pairs % items, counts
+    left: NDArray[np.int64], right: NDArray[np.int64], items: int, weights: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Return rows, columns and summed weights of distinct pairs, by rows."""
+    pairs, place = np.unique(left * items + right, return_inverse=True)
+    return pairs // items, pairs % items, np.bincount(place.reshape(-1), weights).astype(np.float64)
 
 
 def _leading(

@@ -20,7 +20,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -674,10 +674,12 @@ def _provenance_lines(table: SemanticIdTable) -> list[str]:
         parts.append(f"in {made['seconds']:.1f} s")
     if made.get("peak_rss_bytes"):
         parts.append(f"with {made['peak_rss_bytes'] / 2**20:,.0f} MB")
-    names = ", ".join(made["files"]) if made.get("files") else made.get("source", "")
+    sequences = _has_behaviour(table)
+    names = ", ".join(made["files"]) if made.get("files") and not sequences else made.get("source", "")
     identity = table.info.get("identity") or {}
     dims = " + ".join(f"{feature} ({dim} numbers)" for feature, dim in identity.get("features", []))
-    lines = [f"Made: {' '.join(parts)}" + (f", from {names or dims}" if names or dims else "")]
+    also = " and sequences" if sequences else ""
+    lines = [f"Made: {' '.join(parts)}" + (f", from {names or dims}{also}" if names or dims else "")]
     return lines + ([f"Skipped rows: {made['bad_rows']:,}"] if made.get("bad_rows") else [])
 
 
@@ -787,24 +789,25 @@ def _table_problems(table: SemanticIdTable, facts: dict[str, Any]) -> list[str]:
 
 def _has_behaviour(table: SemanticIdTable) -> bool:
     """Say whether sequences took part in the IDs."""
-    from semid_dataset.behaviour import BEHAVIOUR
+    from semid_dataset.commands import SEQUENCES
 
-    return table.has_quantizer and table.quantizer.fusion is not None and BEHAVIOUR in table.quantizer.fusion.dims
+    return SEQUENCES in ((table.info.get("provenance") or {}).get("files") or {})
 
 
 def _with_behaviour(table: SemanticIdTable, embeddings: "Embeddings", path: Path) -> "Embeddings":
-    """Return embeddings and, beside them, what the sequences say of the table's items, as when IDs were made."""
-    from semid_dataset.behaviour import behaviour_feature, read_sequences
-    from semid_dataset.fusion import FeatureMatrix
+    """Return embeddings pulled together by what sequences say of the table's items, as when IDs were made."""
+    from semid_dataset.behaviour import known_sequences, read_sequences
+    from semid_dataset.commands import with_sequences
 
-    seed = int((table.info.get("settings") or {}).get("seed", SemanticIdConfig.seed))
-    taken = behaviour_feature(table.keys_array, read_sequences(path), seed=seed)
-    place = np.full(len(table) + 1, -1)  # in `taken`, by the table's rows; the last for items that it does not know
-    place[taken.rows] = np.arange(len(taken.rows))
-    mine = place[table.rows_of(embeddings.items)]
-    some = np.flatnonzero(mine >= 0)
-    feature = FeatureMatrix(taken.id, some, taken.matrix[mine[some]])
-    return replace(embeddings, features=(*embeddings.features, feature))
+    found = int((table.rows_of(embeddings.items) >= 0).sum())
+    if found < len(table):
+        raise EmbeddingError(
+            f"{len(table) - found:,} of the table's {len(table):,} items have no vector here. With --sequences give "
+            "those of all: an item's ID was made with its neighbours' vectors too. Nothing was checked."
+        )
+    keys = table.keys_array
+    known = known_sequences(keys, read_sequences(path))
+    return with_sequences(embeddings, [[keys[row] for row in sequence] for sequence in known])
 
 
 def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[dict[str, Any], list[str], list[str]]:
@@ -817,10 +820,12 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
     problems = [f"{total - len(known):,} items with vectors have no ID"] if len(known) < total else []
     if not table.has_quantizer or not len(known):
         return facts, [*lines, "There is no quantizer to compare vectors with."] if len(known) else lines, problems
+    from semid_dataset.commands import SEQUENCES
     from semid_dataset.quality import relative_mse
 
     vectors = _vectors_for(table, embeddings)[known]
-    if _has_behaviour(table) and len(embeddings.features) == 1:
+    if _has_behaviour(table) and Path(SEQUENCES) not in embeddings.file_digests:
+        table.quantizer.encode(vectors[:1])  # an error where the width is not that of the table
         facts["not_compared"] = "sequences"
         lines.append(
             "The IDs were made with sequences too, so vectors alone do not give them again: whether each fits its "

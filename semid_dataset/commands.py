@@ -37,10 +37,12 @@ __all__ = [
     "generate_semantic_ids_on_demand",
     "generate_shard",
     "own_embeddings",
+    "with_sequences",
 ]
 
 WORK = ".semantic_ids_work"  # in an output folder, as long as something is made there
 OWN_FEATURE = "own"  # id of embeddings that have none
+SEQUENCES = "sequences"  # among the files of a table's provenance: they took part in its IDs
 ENGINES = ("local", "ray")  # names of `engines.ENGINES`, which need not be imported for them
 
 
@@ -230,8 +232,8 @@ def generate_from_vectors(
         output_dir: `semid_table.safetensors` and `semantic_id_dict.json` are written there, in place of older ones.
         config: how IDs are made.
         sequences: what users took, one after the other; the recommender's training events and no others. Items that
-            are taken near each other then get codes that are alike, too; items of which nothing is known yet get
-            those to be expected from their vectors. See `semid_dataset.behaviour`.
+            are taken near each other then get codes that are alike, too; items of which nothing is known yet are
+            encoded by their vectors. See `semid_dataset.behaviour.pulled_together`.
 
     Raises:
         NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things; no two of
@@ -242,12 +244,7 @@ def generate_from_vectors(
     embeddings = own_embeddings(items, vectors)
     config = config or SemanticIdConfig()
     if sequences is not None:
-        from semid_dataset.behaviour import behaviour_feature
-
-        taken = behaviour_feature(embeddings.items, sequences, seed=config.seed)
-        digest = hashlib.sha256(f"{embeddings.digest}\0{taken.id}\0".encode() + taken.rows.tobytes())
-        digest.update(taken.matrix.tobytes())
-        embeddings = replace(embeddings, features=(*embeddings.features, taken), digest=digest.hexdigest())
+        embeddings = with_sequences(embeddings, sequences)
     return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
 
 
@@ -279,6 +276,26 @@ def generate_from_array(
         return None
     embeddings = job.read()
     return _train_into(output, embeddings, config, Identity.of(config, embeddings.dims), started)
+
+
+def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]]) -> "Embeddings":
+    """
+    Return embeddings whose vectors are pulled together by sequences of their items.
+
+    Raises:
+        NoEmbeddingsError: no two of the items occur near each other.
+    """
+    from semid_dataset.behaviour import known_sequences, pulled_together
+
+    known = known_sequences(embeddings.items, sequences)
+    taken = hashlib.sha256()
+    for sequence in known:
+        taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
+    (feature,) = embeddings.features
+    pulled = replace(feature, matrix=pulled_together(feature.matrix, known))
+    digest = hashlib.sha256(f"{embeddings.digest}\0{SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
+    files = {**embeddings.file_digests, Path(SEQUENCES): taken.hexdigest()}
+    return replace(embeddings, features=(pulled,), digest=digest, file_digests=files)
 
 
 def extend_with_vectors(

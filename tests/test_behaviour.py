@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from semid_dataset import SemanticIdConfig, SemanticIdTable, behaviour
-from semid_dataset.behaviour import behaviour_feature, cooccurrence_vectors, read_sequences
+from semid_dataset.behaviour import cooccurrence_vectors, known_sequences, pulled_together, read_sequences
 from semid_dataset.commands import extend_with_vectors, generate_from_vectors
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
 
@@ -111,15 +111,44 @@ def test_nobody_near_anybody_is_an_error(sequences: list[list[int]]) -> None:
 
 
 def test_items_are_found_whether_numbers_or_strings() -> None:
-    """JSON and text bring "20" where a table has 20; items without vectors are skipped, and so leave no gap."""
+    """Sequences may spell items as strings, and hold items without vectors."""
     sequences: list[list[Any]] = [["20", 999, "30"], [10, 30], np.array([20, 10]).tolist()]
-    feature = behaviour_feature(np.array([10, 20, 30]), sequences)
-    assert feature.id == "behaviour"
-    assert feature.rows.tolist() == [0, 1, 2]
-    named = behaviour_feature(["10", "20", "30"], sequences)
-    assert (named.matrix == feature.matrix).all()
-    with pytest.raises(NoEmbeddingsError, match="0 of 6 events are of items with vectors"):
-        behaviour_feature(np.array([1, 2]), [[7, 8, 9], [7, 8, 9]])
+    assert known_sequences(np.array([10, 20, 30]), sequences) == [[1, 2], [0, 2], [1, 0]]
+    assert known_sequences(["10", "20", "30"], map(np.array, sequences)) == [[1, 2], [0, 2], [1, 0]]
+    with pytest.raises(NoEmbeddingsError, match="None of the 6 events is of one of the 2 items"):
+        known_sequences(np.array([1, 2]), [[7, 8, 9], [7, 8, 9]])
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=9, unique=True), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.floats(0.1, 50.0),
+)
+def test_vectors_are_pulled_as_the_formula_says(sequences: list[list[int]], window: int, weight: float) -> None:
+    """Computed pair by pair; items that are in no sequence stay where they are."""
+    vectors = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
+    sums, totals = weight * vectors.astype(np.float64), np.full(12, weight)
+    for sequence in sequences:
+        for at, item in enumerate(sequence):
+            for step, other in enumerate(sequence[at + 1 : at + 1 + window], start=1):
+                for mine, theirs in ((item, other), (other, item)):
+                    sums[mine] += vectors[theirs] / step
+                    totals[mine] += 1 / step
+    pulled = pulled_together(vectors, sequences, weight=weight, window=window)
+    assert pulled.dtype == np.float32
+    np.testing.assert_allclose(pulled, sums / totals[:, None], rtol=1e-4, atol=1e-5)
+    assert (pulled[10:] == vectors[10:]).all()
+
+
+def test_a_pull_without_pairs_or_weight_is_refused() -> None:
+    """The errors say what is wanted."""
+    vectors = np.eye(3, dtype=np.float32)
+    with pytest.raises(NoEmbeddingsError, match="within 3 steps"):
+        pulled_together(vectors, [[0], [1]])
+    for settings_ in ({"weight": 0.0}, {"weight": float("nan")}, {"window": 0}):
+        with pytest.raises(ConfigError, match="must be above 0"):
+            pulled_together(vectors, [[0, 1]], **settings_)
 
 
 SETTINGS = SemanticIdConfig(num_quantizers=2, codebook_size=8, algorithm="rqkmeans", device="cpu")
@@ -222,6 +251,8 @@ def test_the_command_line_takes_sequences(tmp_path: Path, capsys: pytest.Capture
     made = SemanticIdTable.open(tmp_path / "out" / "semid_table.safetensors")
     wanted = generate_from_vectors(items, vectors, output_dir=tmp_path / "same", config=SETTINGS, sequences=sequences)
     assert (made.codes(items) == wanted.codes(items)).all()
+    assert run(["info", str(tmp_path / "out")]) == 0
+    assert "own (6 numbers) and sequences" in capsys.readouterr().out
     assert run([*line, "--parent", str(tmp_path / "out")]) == 2
     assert "no --parent" in capsys.readouterr().err
 
@@ -253,13 +284,15 @@ def test_verify_checks_ids_with_the_sequences_and_says_what_vectors_alone_leave_
     assert "whether each fits its vector was not checked. Give --sequences" in said
     assert "Everything that was checked is as it should be" in said
     with_sequences = ("--sequences", "taken.jsonl")
-    for embeddings in ("x.npz", "some.npz"):
-        code, said = verified("--embeddings", embeddings, *with_sequences)
-        assert code == 0, said
-        assert "come out again" in said
+    code, said = verified("--embeddings", "x.npz", *with_sequences)
+    assert code == 0, said
+    assert "come out again" in said
+    code, said = verified("--embeddings", "some.npz", *with_sequences)
+    assert code == 3
+    assert "33 of the table's 48 items have no vector here" in said
     assert verified("--embeddings", "other.npz", *with_sequences)[0] == 1
     assert verified("--embeddings", "x.npz", "--sequences", "others.jsonl")[0] == 1
     code, said = verified("--embeddings", "narrow.npz")
-    assert (code, "3 dims here; 6 were fitted" in said) == (3, True), (code, said)
+    assert (code, "do not fit a quantizer of 6 dims" in said) == (3, True), (code, said)
     assert "goes with --embeddings" in verified(*with_sequences)[1]
     assert "made without sequences" in verified("--embeddings", "x.npz", *with_sequences, table="plain")[1]
