@@ -86,6 +86,9 @@ LLOYD, LLOYD_PROGRESSIVE = 25, 6
 # 53 / 10 %, beam 5: 45 / 11 %).
 PREFIX_WEIGHT = 0.3
 
+# torch.OutOfMemoryError came with 2.5; it is the same class where both are.
+OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+
 Epoch = Callable[[int, int, float], None]
 
 
@@ -144,7 +147,7 @@ def train(
     for number, (where, batch) in enumerate(attempts):
         try:
             return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
-        except torch.OutOfMemoryError as error:
+        except OutOfMemory as error:
             message = str(error)
         # Outside of the handler: the error's traceback holds the tensors of the failed attempt.
         if number + 1 < len(attempts):

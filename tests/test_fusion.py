@@ -120,7 +120,8 @@ def test_scale_and_place_of_a_feature_do_not_matter() -> None:
     other = [matrices[0] * 1_000 - 7, matrices[1]]
     for kind in ("aligned", "concat"):
         fused = [Fusion.fit(everything(each), 1_200, kind).apply(everything(each), 1_200) for each in (matrices, other)]
-        np.testing.assert_allclose(fused[0], fused[1], atol=2e-3)
+        # Products, not coordinates: axes of nearly equal spread turn with the last bit, distances do not.
+        np.testing.assert_allclose(fused[0] @ fused[0].T, fused[1] @ fused[1].T, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

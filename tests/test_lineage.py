@@ -71,7 +71,7 @@ def test_processes_that_append_at_once_never_give_one_item_two_ids(
     born = resolve_quietly(tmp_path / "base").to_dict()
     start, answers = tmp_path / "start", tmp_path / "answers"
     answers.mkdir()
-    folders = [tmp_path / f"data{k}" for k in range(6)]
+    folders = [tmp_path / f"data{k}" for k in range(8)]
     for k, folder in enumerate(folders):
         write_items(folder, [*range(200), *range(300, 310), *range(400 + 10 * k, 410 + 10 * k)])
     context = multiprocessing.get_context("fork")
@@ -91,10 +91,14 @@ def test_processes_that_append_at_once_never_give_one_item_two_ids(
         for line in lines:
             item, codes = line.split(" ", 1)
             ids.setdefault(int(item), set()).add(codes)
-    assert len(ids) == 270
+    assert len(ids) == 290
     assert all(len(codes) == 1 for codes in ids.values())
-    assert len({next(iter(codes)) for codes in ids.values()}) == 270
+    assert len({next(iter(codes)) for codes in ids.values()}) == 290
     assert all(ids[int(item)] == {str(codes)} for item, codes in born.items())
+    newest = resolve_quietly(folders[0])
+    history = newest.info["history"]
+    assert [step["generation"] for step in history] == list(range(newest.generation + 1))
+    assert sum(step["new"] for step in history) == len(newest) == history[-1]["items"]
 
 
 def test_a_table_published_between_look_and_write_is_not_passed_over(

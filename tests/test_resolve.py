@@ -1,18 +1,22 @@
 """Who answers a dataset, in which order, and what is said about it."""
 
+import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from faultkit import mounted, read_only, tmpfs
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, options, vectors_of, write_embeddings
 
 from semid_dataset import (
@@ -87,6 +91,37 @@ def test_a_copied_directory_is_recognised_by_sampled_blocks(data: Path, tmp_path
     shutil.copytree(data, tmp_path / "copy", copy_function=shutil.copy2)
     table = table_of(tmp_path / "copy")
     assert (table.status, table.digest) == ("cached", trained.digest)
+
+
+@pytest.mark.parametrize("cache", ["inside", "elsewhere"])
+@pytest.mark.parametrize("how", ["renamed", "linked", "bound", "read-only", "another device"])
+def test_a_directory_by_another_name_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, cache: str
+) -> None:
+    """Names are no identity: no embedding is read, nobody trains, and the IDs are the same."""
+    if cache == "elsewhere":
+        monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
+    data, other = make_data(tmp_path / "data"), tmp_path / "other"
+    os.utime(data / "creative_emb" / "emb_81_8.pkl", (1e9, 1e9))
+    trained = table_of(data)
+    with contextlib.ExitStack() as stack:
+        if how == "renamed":
+            data.rename(other)
+        elif how == "linked":
+            other.symlink_to(data)
+        elif how == "bound":
+            stack.enter_context(mounted(other, "--bind", str(data)))
+        elif how == "read-only":
+            stack.enter_context(mounted(other, "--bind", str(data)))
+            stack.enter_context(read_only(other))
+        else:
+            stack.enter_context(tmpfs(other, "size=4m"))
+            shutil.copytree(data, other, copy_function=shutil.copy2, dirs_exist_ok=True)
+        monkeypatch.setattr(features, "read_sources", no_reading)
+        monkeypatch.setattr(birth, "train_table", no_reading)
+        table = table_of(other)
+        assert (table.status, table.digest, table.lineage) == ("cached", trained.digest, trained.lineage)
+        del table
 
 
 def test_a_file_replaced_under_the_same_size_and_time_is_noticed(data: Path) -> None:
@@ -187,27 +222,60 @@ def test_a_parent_wins_over_what_the_directory_had(data: Path, tmp_path: Path, l
     assert table_of(data).digest == own.digest
 
 
-@pytest.mark.parametrize("kind", ["missing", "dims", "features", "levels", "damaged"])
-def test_a_wrong_parent_is_said_and_never_replaced_by_training(data: Path, tmp_path: Path, kind: str) -> None:
-    """Default IDs answer, with what was found and what is wanted."""
-    parent: Any = tmp_path / "semid_table.safetensors"
-    other = tmp_path / "other"
+def make_two(data_dir: Path, dim: int = 12) -> Path:
+    write_embeddings(make_data(data_dir), vectors_of(200, dim, seed=4), feature="82")
+    return data_dir
+
+
+WRONG_PARENTS: dict[str, tuple[tuple[str, ...], str]] = {  # features of the dataset, and what the error must show
+    "missing": (("81",), "does not exist"),
+    "dims": (("81",), "81.*6.*asks for.*81.*8"),
+    "features": (("81",), "82.*asks for.*81"),
+    "dims of one of two": (("81", "82"), "82.*10.*asks for.*82.*12"),
+    "levels": (("81",), "256.*256.*asks for.*16.*16.*16"),
+    "codes": (("81",), "16.*16.*8.*asks for.*16.*16.*16"),
+    "fusion": (("81", "82"), "concat.*asks for.*aligned"),
+    "damaged": (("81",), "damaged or cut off"),
+    "newer": (("81",), "Install a newer semid_dataset"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_PARENTS)
+def test_a_wrong_parent_is_said_and_never_replaced_by_training(
+    data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Default IDs answer, with what was found and what is wanted; parent and directory are as they were."""
+    asked, message = WRONG_PARENTS[kind]
+    parent, other, theirs = tmp_path / "semid_table.safetensors", tmp_path / "other", asked
+    config = SMALL
+    if kind == "levels":
+        config = SemanticIdConfig(num_quantizers=2, num_epochs=1)
+    elif kind == "codes":
+        config = replace(SMALL, codebook_size=(16, 16, 8))
+    elif kind == "fusion":
+        config = replace(SMALL, fusion="concat")
+    if kind == "features":
+        theirs = ("82",)
     if kind == "dims":
-        table_of(make_data(other, dim=6)).save(parent)
-    elif kind == "features":
-        write_embeddings(other, vectors_of(100), feature="82")
-        dataset = SmallDataset(other, ("82",))
-        dataset.semantic_id_dict.save(parent)
-    elif kind == "levels":
-        table_of(make_data(other), config=SemanticIdConfig(num_quantizers=2, num_epochs=1)).save(parent)
-    elif kind == "damaged":
-        table_of(make_data(other)).save(parent)
+        make_data(other, dim=6)
+    else:
+        make_two(other, dim=10 if kind == "dims of one of two" else 12)
+    with monkeypatch.context() as patch:
+        if kind == "newer":
+            patch.setattr(container, "FORMAT_VERSION", 9)
+        SmallMixinDataset(other, theirs).prepare_semantic_ids(config=config).save(parent)
+    if kind == "damaged":
         parent.write_bytes(parent.read_bytes()[:-40])
+    if kind == "missing":
+        parent.unlink()
+    make_two(data)
+    before = files_below(tmp_path)
     with pytest.warns(SemanticIdWarning) as seen:
-        table = SmallMixinDataset(data).prepare_semantic_ids(parent=parent)
+        table = SmallMixinDataset(data, asked).prepare_semantic_ids(parent=parent)
     assert table.status == "default"
-    assert str(tmp_path) in str(seen[0].message) or "parent" in str(seen[0].message)
-    assert not (data / "semantic_id_dict.json").exists()
+    assert re.search(message, str(seen[0].message)), str(seen[0].message)
+    assert str(parent) in str(seen[0].message)
+    assert files_below(tmp_path) == before
 
 
 def test_a_parent_without_a_quantizer_serves_what_it_knows(data: Path) -> None:

@@ -189,7 +189,7 @@ def out_of_memory(times: int, seen: list[tuple[str, int]]) -> Callable[..., Any]
     def attempt(*args: Any, **settings: Any) -> Any:
         seen.append((settings["device"], settings["batch"]))
         if len(seen) <= times:
-            raise torch.OutOfMemoryError("injected")
+            raise room.OutOfMemory("injected")
         return real(*args, **settings)
 
     return attempt

@@ -1,10 +1,12 @@
 """Rows 14 to 16: damaged tables, other formats, embeddings that changed unseen. No ID moves if it can be helped."""
 
 import logging
+import multiprocessing
 import os
 import pickle
 import shutil
 import subprocess
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -146,6 +148,55 @@ def test_the_newest_table_heals_from_the_one_before(
     assert "Healed" in lines.text
     assert not errors(lines)
     assert checksums(grown) == user
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_newest_table_damaged_under_load_heals_and_moves_no_id(grown: Path, tmp_path: Path) -> None:
+    """Row 14: three processes ask on and on while it is damaged, five times; every answer is the one before."""
+    before = ids_of(grown)
+    ids, born = before.to_dict(), before.generation
+    del before
+    end = tmp_path / "end"
+
+    def ask(answer: Path) -> None:
+        reads, wrong = 0, 0
+        while not end.exists():
+            table = ids_of(grown)
+            reads += 1
+            wrong += table.to_dict() != ids or table.status not in {"cached", "extended"}
+        answer.write_text(f"{reads} {wrong}")
+
+    def healed() -> bool:
+        """Under the number that it had, or the next where it is damaged again while it heals."""
+        try:
+            newest = store.open_table(tables(grown)[-1], mmap=True)
+        except (CorruptTableError, FileNotFoundError):
+            return False
+        return newest.generation >= born and newest.to_dict() == ids
+
+    fork = multiprocessing.get_context("fork")
+    answers = [tmp_path / f"answer{number}" for number in range(3)]
+    askers = [fork.Process(target=ask, args=(answer,)) for answer in answers]
+    for asker in askers:
+        asker.start()
+    try:
+        for spoil in DAMAGES.values():
+            newest = tables(grown)[-1]
+            spoilt = newest.with_name("spoilt")
+            spoilt.write_bytes(spoil(newest.read_bytes()))
+            spoilt.replace(newest)  # in one step: the maps of those who read stay valid
+            deadline = time.monotonic() + 20
+            while not healed():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+    finally:
+        end.touch()
+    for asker in askers:
+        asker.join(50)
+        assert asker.exitcode == 0
+    counts = [tuple(map(int, answer.read_text().split())) for answer in answers]
+    assert all(reads > 0 and wrong == 0 for reads, wrong in counts), counts
+    assert len(asides(grown)) == len(DAMAGES)
 
 
 def test_items_that_have_gone_since_keep_their_ids_through_the_export(grown: Path) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from faultkit import checksums
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, vectors_of, write_embeddings
 
@@ -31,7 +30,7 @@ def test_out_of_memory_halves_the_batch_then_takes_the_cpu_and_says_so(
     def scarce(*args: Any, device: str, batch: int, **kwargs: Any) -> Any:
         attempts.append((device, batch))
         if len(attempts) <= failures:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+            raise training.OutOfMemory("CUDA out of memory. Tried to allocate 20 GiB")
         return train(*args, device="cpu", batch=batch, **kwargs)
 
     monkeypatch.setattr(training, "_device", lambda wanted: "cuda")
