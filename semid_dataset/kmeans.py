@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from semid_dataset.threads import in_blocks
+
 __all__ = ["assign", "kmeans", "nearest", "sums"]
 
 PROGRESSIVE_ABOVE = 64  # dims; see the module's docstring
@@ -21,6 +23,9 @@ STEPS = 10  # dimensions grow as dims^(i/10), as in faiss
 SEED_POINTS_PER_CODE = 16  # k-means++ draws from this many points a code: its cost is codes x points
 TRIALS = 3  # candidates of each k-means++ draw, of which the best is kept
 BLOCK = 1 << 20  # distances computed at once
+MULTIPLIED = 4096  # points that are multiplied at once
+QUARTERS = 4  # parts of a covariance
+CODES_SUMMED = 32  # codes whose points one thread adds up at a time
 FEW = 1 / 16  # share of the points of an average code at which a code counts as idle
 SETTLE = 3  # rounds at the end in which only a code without points moves elsewhere
 NUDGE = 1 / 64  # of the way to a point
@@ -39,7 +44,7 @@ def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 
     Returns:
         (size, dim) float32, on the device of `points`.
 
-    Memory: a copy of the used points, and 4 MB of distances.
+    Memory: two copies of the used points, and 4 MB of distances for each thread.
     """
     points = sample(points, POINTS_PER_CODE * size, generator)
     dim = points.shape[1]
@@ -47,8 +52,14 @@ def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 
         return _lloyd(points, _plus_plus(points, size, generator), rounds, generator)
 
     mean = points.mean(0)
-    rotation = _principal_axes(points - mean)
-    rotated = (points - mean) @ rotation
+    centred = points - mean
+    rotation = _principal_axes(centred)
+    rotated = torch.empty_like(centred)
+
+    def one(begin: int) -> None:
+        torch.mm(centred[begin : begin + MULTIPLIED], rotation, out=rotated[begin : begin + MULTIPLIED])
+
+    in_blocks(one, range(0, len(centred), MULTIPLIED), centred.device)
     widths = sorted({int(dim ** ((step + 1) / STEPS)) for step in range(STEPS)} | {dim})
     chosen = torch.randint(len(points), (size,), generator=generator).to(points.device)
     centroids = rotated[chosen]
@@ -71,14 +82,17 @@ def assign(points: Tensor, centroids: Tensor) -> Tensor:
     """
     Return the nearest centroid of every point, (n,) int64; of equal distances the lowest.
 
-    Memory: 4 MB of distances at a time.
+    Memory: 4 MB of distances for each thread.
     """
     codes = torch.empty(len(points), dtype=torch.int64, device=points.device)
     norms = centroids.square().sum(1)
     rows = max(BLOCK // len(centroids), 16)
-    for begin in range(0, len(points), rows):
+
+    def one(begin: int) -> None:
         block = points[begin : begin + rows]
         codes[begin : begin + rows] = nearest(torch.addmm(norms, block, centroids.T, alpha=-2))
+
+    in_blocks(one, range(0, len(points), rows), points.device)
     return codes
 
 
@@ -94,12 +108,31 @@ def sums(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     Return the sum of the points of every code, (size, dim), and how many they are, (size,) float32.
 
+    Args:
+        points: (n, dim).
+        codes: (n * k,), those of the first point, then those of the second, and so on.
+        size: codes in all.
+
     Each sum is taken by one thread in the order of the points: the number of threads does not change it.
     """
     counts = torch.bincount(codes, minlength=size)
     order = torch.argsort(codes, stable=True)
-    starts = counts.cumsum(0) - counts
-    return embedding_bag(order, points, starts, mode="sum"), counts.to(points.dtype)
+    if len(codes) > len(points):
+        order = order // (len(codes) // len(points))
+    ends = counts.cumsum(0)
+    total = points.new_empty(size, points.shape[1])
+    share = size if points.device.type != "cpu" else CODES_SUMMED
+
+    def one(begin: int) -> None:
+        starts = ends[begin : begin + share] - counts[begin : begin + share]
+        some = order
+        if share < size:
+            some = order[int(starts[0]) : int(ends[begin : begin + share][-1])]
+            starts = starts - starts[0]
+        total[begin : begin + share] = embedding_bag(some, points, starts, mode="sum")
+
+    in_blocks(one, range(0, size, share), points.device)
+    return total, counts.to(points.dtype)
 
 
 def _lloyd(points: Tensor, centroids: Tensor, rounds: int, generator: torch.Generator) -> Tensor:
@@ -151,6 +184,14 @@ def _plus_plus(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
 
 def _principal_axes(centred: Tensor) -> Tensor:
     """Return the principal axes as columns, (dim, dim), the widest first."""
-    covariance = (centred.T @ centred).double()
+    rows = -(-len(centred) // QUARTERS)  # few parts: each is dim x dim
+    parts = centred.new_zeros(QUARTERS, centred.shape[1], centred.shape[1])
+
+    def one(begin: int) -> None:
+        block = centred[begin : begin + rows]
+        torch.mm(block.T, block, out=parts[begin // rows])
+
+    in_blocks(one, range(0, len(centred), rows), centred.device)
+    covariance = parts.sum(0, dtype=torch.float64)
     axes: Tensor = torch.linalg.eigh(covariance).eigenvectors
     return axes.flip(1).to(centred.dtype)

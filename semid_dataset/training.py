@@ -24,19 +24,21 @@ from semid_dataset.errors import EmbeddingError, TrainingError
 from semid_dataset.kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmeans, sample, sums
 from semid_dataset.messages import tell
 from semid_dataset.quantizer import BeamSearch, ResidualMLP, ResidualQuantizer
+from semid_dataset.threads import in_blocks, one_thread_each
 
 __all__ = ["Trained", "train"]
 
 MOST_ITEMS = 262_144  # a sample that size costs 1.2 % of error against 5 million items
 HELD_OUT = 2048  # items that judge, at most; at most a twentieth of all
-REFIT_FLOATS = 1 << 26  # 256 MB: most that a refit's residuals may take; beyond, one sum an item stands for it
-SWEEPS = 3
+REFIT_ITEMS = 1 << 16  # that a round of least squares looks at; only the last correction takes them all
+EPOCH_ITEMS = 1 << 16  # that an epoch looks at, drawn anew for each
+SWEEPS = 3  # of Gauss-Seidel: what is found after ten is no better
+ERROR_ROWS = 4096  # items whose error is added up by one thread
 PATIENCE = 3  # epochs without a better state
-# Shares of config.lr. Codewords start at their least-squares optimum: full steps only shake them (50,000 x 32, held
-# out, from 0.04208 in 20 epochs: to 0.04198 with 0.1, the same with 0.5). The encoder follows the decoder: 0.04204 with
-# 1, 0.04200 with 0.1.
-WORDS_LR = 0.1
+# Share of config.lr: the encoder follows the decoder (50,000 x 32, held out, from 0.04208 in 20 epochs: to 0.04204 with
+# 1, to 0.04200 with 0.1).
 ENCODER_LR = 0.1
+SLICE_PRODUCTS, SLICE_ROWS = 1 << 24, 128  # a slice of a batch: multiplications of one layer, and rows, at least
 PROGRESS = 0.001  # an epoch that lowers the held-out error by a smaller share does not count as better
 WORTH = 0.005  # what the last correction, which takes in the held-out items, brings: networks must bring more
 
@@ -47,17 +49,21 @@ class Recipe:
     How codebooks are fitted.
 
     Attributes:
+        rounds: of k-means at every step of dimensions, where they grow; else it takes LLOYD.
         start_sums: best sums of an item whose residuals a new level is fitted on; that search is as wide, at least 4.
         beams: width of the search in every round of least squares.
         more_beams: the same of rounds that "rqvae" adds: it may take longer.
-        beam: width of the quantizer's search, and of the last correction's.
+        last_beam: the same of the last correction, which takes in all items.
+        beam: width of the quantizer's search.
         refit_sums: best sums of an item that enter these.
         ridge: items' worth of resistance to correction.
     """
 
+    rounds: int
     start_sums: int
     beams: tuple[int, ...]
     more_beams: tuple[int, ...]
+    last_beam: int
     beam: int
     refit_sums: int
     ridge: float
@@ -68,17 +74,21 @@ class Recipe:
 # beam of 8 at the end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time (faiss, beam 1, 0.0404 / 0.0452 in 4.2
 # s). Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a coarser mixture.
 # A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x 128:
-# 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742 (faiss, beam 1, 0.0768 / 0.0781).
-DENSE = Recipe(start_sums=1, beams=(4, 4), more_beams=(16, 16), beam=16, refit_sums=2, ridge=0.0)
+# 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742 (faiss, beam 1, 0.0768 / 0.0781); with rounds of all items instead of
+# REFIT_ITEMS, and 16 sums in the last correction, less by 0.0001 in a third more time.
+DENSE = Recipe(rounds=4, start_sums=1, beams=(4, 4), more_beams=(16, 16), last_beam=8, beam=16, refit_sums=2, ridge=0.0)
 # Few items a codeword: codebooks learn the noise of single items. 10,891 x 384: one sum throughout 0.367 / 0.449;
 # starts on five sums 0.324 / 0.399; refits on four sums too 0.323 / 0.389. Starts on 16 sums 0.332 / 0.404 with
 # perplexity 134. Half the points a code 0.324 / 0.405. 10,891 x 32: 0.1071 / 0.1457, with DENSE 0.1069 / 0.1504 (faiss
 # 0.1214 / 0.1533).
-SPARSE = Recipe(start_sums=5, beams=(16, 16, 16), more_beams=(), beam=16, refit_sums=4, ridge=3.0)
+SPARSE = Recipe(
+    rounds=6, start_sums=5, beams=(16, 16, 16), more_beams=(), last_beam=16, beam=16, refit_sums=4, ridge=3.0
+)
 ITEMS_PER_WORD = 24  # between the 12 of the second sets and the 44 of the first
-# Rounds of k-means. 45,000 x 32: 10 0.0376 / 0.0422, 25 0.0372 / 0.0418, 40 no less. Above 64 dims they are taken at
-# every step of dimensions. 10,891 x 384: 4 0.326 / 0.410 in 7 s, 6 0.321 / 0.402 in 8 s, 10 0.318 / 0.400 in 13 s.
-LLOYD, LLOYD_PROGRESSIVE = 25, 6
+# Rounds of k-means. 45,000 x 32: 10 0.0376 / 0.0422, 25 0.0372 / 0.0418, 40 no less; 25 for the first level and 15, 10,
+# 10 for the others 0.0376 / 0.0420. At every step of dimensions, 10,891 x 384: 4 0.326 / 0.410 in 7 s, 6 0.321 / 0.402
+# in 8 s, 10 0.318 / 0.400 in 13 s; 180,000 x 128: 4 0.0709 / 0.0721, 6 0.0703 / 0.0716 in a quarter more time.
+LLOYD = 25
 # How much the first code's error counts in the search; a third of it at each further level. Error in sample / held out,
 # share of neighbours that have the first / the first two codes in common. 45,000 x 32: 0 0.0370 / 0.0417, 85 / 31 %;
 # 0.3 0.0371 / 0.0419, 87 / 33 %; 1 0.0376 / 0.0422, 87 / 34 % (faiss, beam 1: 88 / 33 %, beam 5: 77 / 15 %).
@@ -136,8 +146,8 @@ def train(
         EmbeddingError: no vectors, not two axes, or a row that is not finite; the message names the first.
         TrainingError: memory did not suffice, not even on the CPU and with smaller batches.
 
-    Equal seeds give equal codebooks on one machine. Memory: two float32 copies of the vectors used
-    (at most 262,144), the codebooks, and some 10 MB.
+    Equal seeds give equal codebooks on one machine, however many threads torch has there. Memory: two float32 copies of
+    the vectors used (at most 262,144), the codebooks, and some 10 MB a thread.
     """
     points = _checked(vectors)
     beat = on_progress or (lambda: None)
@@ -146,7 +156,8 @@ def train(
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
+            with one_thread_each():
+                return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
         except OutOfMemory as error:
             message = str(error)
         # Outside of the handler: the error's traceback holds the tensors of the failed attempt.
@@ -202,7 +213,8 @@ def _train(
     trains = config.algorithm == "rqvae" and config.num_epochs > 0
     beams = recipe.beams + (recipe.more_beams if trains else ())
     for number, beam in enumerate(beams, start=1):
-        codebooks, error = _refit(fit, codebooks, beam, recipe.refit_sums, recipe.ridge)
+        some = sample(fit, REFIT_ITEMS, generator)
+        codebooks, error = _refit(some, codebooks, beam, recipe.refit_sums, recipe.ridge)
         curve.append(error)
         beat()
         if config.algorithm == "rqkmeans" and on_epoch is not None:
@@ -226,7 +238,7 @@ def _train(
         if best is not start:
             return Trained(best, curve, len(curve), device, held_out)
     # Judging is over: a last correction takes in the items that were held out, and only the best sums.
-    codebooks, _ = _refit(points, codebooks, recipe.beam, 1, recipe.ridge)
+    codebooks, _ = _refit(points, codebooks, recipe.last_beam, 1, recipe.ridge)
     final = ResidualQuantizer(codebooks, beam=recipe.beam, prefix_weight=PREFIX_WEIGHT, mean=mean, scale=scale)
     return Trained(final, curve, len(curve), device, held_out)
 
@@ -244,17 +256,18 @@ def _start(
     Source: faiss, ResidualQuantizer::train.
     """
     codebooks: list[Tensor] = []
-    rounds = LLOYD if points.shape[1] <= PROGRESSIVE_ABOVE else LLOYD_PROGRESSIVE
+    rounds = LLOYD if points.shape[1] <= PROGRESSIVE_ABOVE else recipe.rounds
     for size in sizes:
-        residuals = points
+        # No more points than k-means will use: neither is a search for all of them needed, nor may the residuals of a
+        # wide beam fit into memory.
+        most = POINTS_PER_CODE * size
+        residuals = sample(points, most, generator)
         if codebooks:
             search = BeamSearch(codebooks, max(recipe.start_sums, 4), PREFIX_WEIGHT)
-            codes = search.blocks(points, recipe.start_sums)
+            codes = search.blocks(residuals, recipe.start_sums)
             width = codes.shape[1]
-            # No more than k-means will use: all residuals of a wide beam may not fit into memory.
-            chosen = torch.arange(len(points) * width)
-            chosen = sample(chosen, POINTS_PER_CODE * size, generator).to(points.device)
-            residuals = points[chosen // width] - search.sums(codes.flatten(0, 1)[chosen])
+            chosen = sample(torch.arange(len(residuals) * width), most, generator).to(points.device)
+            residuals = residuals[chosen // width] - search.sums(codes.flatten(0, 1)[chosen])
         codebooks.append(kmeans(residuals, size, generator, rounds))
         beat()
     return codebooks
@@ -266,59 +279,85 @@ def _refit(
     """
     Correct codebooks by least squares for the codes that the search gives now.
 
-    Minimizes Σ‖x − Σ_l (c_l + δ_l)‖² + ridge Σ‖δ‖² over the corrections δ, where each point is there with its `wanted`
-    best sums, one level after the other (Gauss-Seidel, which is indistinguishable from an exact solution after
-    three sweeps): every step is the exact minimum of its level, so the error for these codes never grows.
+    Minimizes Σ‖x − Σ_l c'_l‖² + ridge Σ‖c' − c‖², where each point is there with its `wanted` best sums and the ridge
+    counts as many-fold. With B, the matrix that says which codewords a sum is made of, only BᵀX and BᵀB enter: sums of
+    points and counts of pairs of codes. Gauss-Seidel goes through the levels; every step is the exact minimum of its
+    level, so the error for these codes never grows.
 
     Returns:
         The codebooks, and the relative error of the best sums before the correction.
     """
-    wanted = max(min(wanted, beam, REFIT_FLOATS // points.numel()), 1)
     search = BeamSearch(codebooks, beam, PREFIX_WEIGHT)
-    codes = search.blocks(points, wanted)
+    codes = search.blocks(points, max(min(wanted, beam), 1))
     width = codes.shape[1]
-    error = _relative(points, points - search.sums(codes[:, 0]))
-    best = codes[:, 0]
-    codes = codes.flatten(0, 1)
-    residuals = points.repeat_interleave(width, 0) - search.sums(codes)
-    corrections = [torch.zeros_like(book) for book in codebooks]
+    best = codes[:, 0].contiguous()
+    error = _relative(points, search, best)
+    chosen = codes.flatten(0, 1).unbind(1)
+    books = [book.double() for book in codebooks]
+    sizes = [len(book) for book in books]
+    levels = range(len(books))
+    targets = [sums(points, chosen[level], sizes[level])[0].double() + ridge * width * books[level] for level in levels]
+    pairs = {
+        (level, other): torch.bincount(
+            chosen[level] * sizes[other] + chosen[other], minlength=sizes[level] * sizes[other]
+        ).view(sizes[level], sizes[other])
+        for level in levels
+        for other in levels
+        if level <= other
+    }
     for _ in range(SWEEPS):
-        for level, book in enumerate(codebooks):
-            chosen = codes[:, level].contiguous()
-            total, counts = sums(residuals, chosen, len(book))
-            weights = (counts + ridge * width).clamp(min=1e-9)[:, None]
-            better = (total + counts[:, None] * corrections[level]) / weights
-            residuals += (corrections[level] - better)[chosen]
-            corrections[level] = better
-    refitted = [book + correction for book, correction in zip(codebooks, corrections, strict=True)]
-    return _revive(refitted, best, residuals[::width]), error
+        for level in levels:
+            left = targets[level]
+            for other in levels:
+                if other != level:
+                    counts = pairs[level, other] if level < other else pairs[other, level].T
+                    left = left - counts.double() @ books[other]
+            weights = pairs[level, level].diagonal() + ridge * width
+            books[level] = torch.where(weights[:, None] > 0, left / weights.clamp(min=1e-9)[:, None], books[level])
+    refitted = [book.float() for book in books]
+    return _revive(refitted, best, points), error
 
 
-def _revive(codebooks: Sequence[Tensor], codes: Tensor, residuals: Tensor) -> list[Tensor]:
+def _revive(codebooks: Sequence[Tensor], codes: Tensor, points: Tensor) -> list[Tensor]:
     """
     Return the codebooks with words in place of those that no item uses: each makes one ill-written item exact.
 
     Args:
         codebooks: one (codes, dim) a level.
         codes: (n, levels), the items'.
-        residuals: (n, dim), what they leave.
+        points: (n, dim), the items.
     """
+    used = [torch.bincount(codes[:, level], minlength=len(book)) > 0 for level, book in enumerate(codebooks)]
+    if bool(torch.cat(used).all()):
+        return list(codebooks)
+    residuals = points - BeamSearch(codebooks, 1).sums(codes)
     ill = residuals.square().sum(1).argsort(descending=True, stable=True)
     served = torch.zeros((), dtype=torch.int64, device=codes.device)  # an item asks for one word only
     revived = []
     for level, book in enumerate(codebooks):
-        chosen = codes[:, level]
-        dead = torch.bincount(chosen, minlength=len(book)) == 0
+        dead = ~used[level]
         item = ill[(served + dead.cumsum(0) - 1).clamp(0, len(ill) - 1)]
-        revived.append(torch.where(dead[:, None], book[chosen[item]] + residuals[item], book))
+        revived.append(torch.where(dead[:, None], book[codes[item, level]] + residuals[item], book))
         served = served + dead.sum()
     return revived
 
 
-def _relative(points: Tensor, residuals: Tensor) -> float:
-    """Return the error over the variance, both about the origin."""
-    variance = points.square().sum(dtype=torch.float64).clamp(min=1e-30)
-    return float(residuals.square().sum(dtype=torch.float64) / variance)
+def _relative(points: Tensor, search: BeamSearch, codes: Tensor, decoder: ResidualMLP | None = None) -> float:
+    """Return the error of what codes stand for over the variance, both about the origin."""
+    begins = range(0, len(points), ERROR_ROWS)
+    parts = points.new_zeros(len(begins), 2, dtype=torch.float64)
+
+    def one(begin: int) -> None:
+        block = points[begin : begin + ERROR_ROWS]
+        rebuilt = search.sums(codes[begin : begin + ERROR_ROWS])
+        if decoder is not None:
+            rebuilt = decoder(rebuilt)
+        parts[begin // ERROR_ROWS, 0] = (block - rebuilt).square().sum(dtype=torch.float64)
+        parts[begin // ERROR_ROWS, 1] = block.square().sum(dtype=torch.float64)
+
+    in_blocks(one, begins, points.device)
+    error, variance = parts.sum(0)
+    return float(error / variance.clamp(min=1e-30))
 
 
 def _epochs(
@@ -345,32 +384,34 @@ def _epochs(
     encoder = ResidualMLP(start.dim, width, generator).to(fit.device)
     decoder = ResidualMLP(start.dim, width, generator).to(fit.device)
     words = torch.nn.Parameter(torch.cat(start.codebooks))
-    steps = max(len(fit) // batch, 1)
+    steps = max(min(len(fit), EPOCH_ITEMS) // batch, 1)
     descent = _Adam(
-        [(words, config.lr * WORDS_LR)]
+        [(words, config.lr)]
         + [(weight, config.lr * ENCODER_LR) for weight in encoder.parameters()]
         + [(weight, config.lr) for weight in decoder.parameters()]
     )
     best, best_error, since = start, start_error, 0
     curve: list[float] = []
     for epoch in range(1, config.num_epochs + 1):
-        codes = _state(words, start, encoder, decoder, beam).codes_of(fit) + start.search.offsets
+        some = sample(fit, EPOCH_ITEMS, generator)
+        codes = _state(words, start, encoder, decoder, beam).codes_of(some) + start.search.offsets
         total = torch.zeros((), device=fit.device)
-        order = torch.randperm(len(fit), generator=generator).to(fit.device)
+        order = torch.randperm(len(some), generator=generator).to(fit.device)
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
-            loss = _loss(
-                fit[chosen],
+            loss, gradients = _gradients(
+                some[chosen],
                 codes[chosen],
                 words,
                 encoder=encoder,
                 decoder=decoder,
                 commitment=config.commitment_cost,
+                weights=descent.weights,
             )
             done = (epoch - 1 + step / steps) / config.num_epochs
             warm = min((step + 1) / steps if epoch == 1 else 1.0, 1.0)
-            descent.step(loss, share=warm * (1 + math.cos(math.pi * done)) / 2)
-            total += loss.detach()
+            descent.step(gradients, share=warm * (1 + math.cos(math.pi * done)) / 2)
+            total += loss
         curve.append(float(total / steps))
         beat()
         state = _state(words, start, encoder, decoder, start.beam)
@@ -385,6 +426,41 @@ def _epochs(
     if best_error > start_error * (1 - WORTH):
         return start, curve, start_error
     return best, curve, best_error
+
+
+def _gradients(
+    points: Tensor,
+    codes: Tensor,
+    words: Tensor,
+    *,
+    encoder: ResidualMLP,
+    decoder: ResidualMLP,
+    commitment: float,
+    weights: Sequence[Tensor],
+) -> tuple[Tensor, list[Tensor]]:
+    """
+    Return a batch's loss and its gradients.
+
+    Where networks are large the batch is cut, for threads to share it out. Into how many slices depends on the sizes
+    alone, and slices are added in their order, so that the number of threads does not change a bit.
+    """
+    slices = 1
+    if points.device.type == "cpu":
+        slices = max(min(len(points) * encoder.first.numel() // SLICE_PRODUCTS, len(points) // SLICE_ROWS), 1)
+    rows = -(-len(points) // slices)
+    found: list[tuple[Tensor, ...]] = [()] * slices
+
+    def one(begin: int) -> None:
+        block = points[begin : begin + rows]
+        with torch.enable_grad():
+            loss = _loss(
+                block, codes[begin : begin + rows], words, encoder=encoder, decoder=decoder, commitment=commitment
+            ) * (len(block) / len(points))
+            found[begin // rows] = (loss.detach(), *torch.autograd.grad(loss, weights))
+
+    in_blocks(one, range(0, len(points), rows), points.device)
+    loss, *gradients = [torch.stack(parts).sum(0) if slices > 1 else parts[0] for parts in zip(*found, strict=True)]
+    return loss, gradients
 
 
 def _loss(
@@ -428,10 +504,7 @@ def _state(
 
 def _judged(points: Tensor, state: ResidualQuantizer) -> float:
     """Return the error of normalized points over their variance, through encoder and decoder."""
-    with torch.inference_mode():
-        sums_ = state.search.sums(state.codes_of(points))
-        rebuilt = sums_ if state.decoder is None else state.decoder(sums_)
-        return _relative(points, points - rebuilt)
+    return _relative(points, state.search, state.codes_of(points), state.decoder)
 
 
 class _Adam:
@@ -448,9 +521,8 @@ class _Adam:
         self.squares = [torch.zeros_like(weight) for weight in self.weights]
         self.steps = 0
 
-    def step(self, loss: Tensor, share: float) -> None:
+    def step(self, gradients: Sequence[Tensor], share: float) -> None:
         """Go one step down, `share` of the full length."""
-        gradients = torch.autograd.grad(loss, self.weights)
         self.steps += 1
         with torch.no_grad():
             for weight, length, mean, square, gradient in zip(

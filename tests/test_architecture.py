@@ -17,6 +17,7 @@ ROOMS = [
     "files",
     "container",
     "id_json",
+    "threads",
     "kmeans",
     "fusion",
     "quantizer",
@@ -48,7 +49,7 @@ ROOMS = [
     "report",
     "cli",
 ]
-TORCH_ROOMS = {"kmeans", "quantizer", "collisions", "training", "quality"}
+TORCH_ROOMS = {"threads", "kmeans", "quantizer", "collisions", "training", "quality"}
 
 
 def imports(room: str, *, top: bool) -> set[str]:

@@ -238,10 +238,47 @@ def test_a_code_that_nobody_uses_gets_an_item_to_serve() -> None:
 
 
 def test_more_items_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sample of them is trained on, drawn by the seed."""
+    """A sample of them is trained on, drawn by the seed; so is what a round and an epoch look at."""
     monkeypatch.setattr(room, "MOST_ITEMS", 300)
-    monkeypatch.setattr(room, "REFIT_FLOATS", 1000)
+    monkeypatch.setattr(room, "REFIT_ITEMS", 200)
+    monkeypatch.setattr(room, "EPOCH_ITEMS", 100)
     vectors = mixture(1000)
     first, second = train(vectors, small()), train(vectors, small())
     assert digest(first.quantizer) == digest(second.quantizer)
     assert relative_error(first.quantizer, vectors) < 0.3
+
+
+def test_a_refit_is_the_least_squares_solution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With enough sweeps the error for the codes that were found is the least that any codebooks reach."""
+    monkeypatch.setattr(room, "SWEEPS", 200)
+    points = torch.from_numpy(mixture(400))
+    generator = torch.Generator().manual_seed(0)
+    codebooks = [points[torch.randperm(len(points), generator=generator)[:8]] / (level + 1) for level in range(3)]
+    codes = room.BeamSearch(codebooks, 4, room.PREFIX_WEIGHT).blocks(points, 1)[:, 0]
+    refitted, _ = room._refit(points, codebooks, 4, 1, ridge=0.0)
+    chosen = torch.nn.functional.one_hot(codes + torch.tensor([0, 8, 16]), 24).sum(1).double()
+    best = torch.linalg.lstsq(chosen, points.double(), driver="gelsd").solution
+    least = (points - chosen @ best).square().sum()
+    found = (points - room.BeamSearch(refitted, 1).sums(codes)).square().sum()
+    assert float(found) == pytest.approx(float(least), rel=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["rqvae", "rqkmeans"])
+@pytest.mark.parametrize("dims", [12, 80])
+def test_the_number_of_threads_does_not_change_a_bit(
+    algorithm: str, dims: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal seeds give equal digests with one thread and with three: nothing is split by how many there are."""
+    monkeypatch.setattr(room, "SLICE_PRODUCTS", 1 << 12)
+    monkeypatch.setattr(room, "WORTH", -1.0)  # the networks' state counts, better or not
+    vectors = mixture(3000, dim=dims)
+    digests = set()
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            trained = train(vectors, small(algorithm=algorithm, batch_size=512, num_epochs=2))
+            digests.add((digest(trained.quantizer), trained.quantizer.encode(vectors).tobytes()))
+    finally:
+        torch.set_num_threads(before)
+    assert len(digests) == 1
