@@ -22,8 +22,8 @@ __all__ = ["BAD_NUMBER", "INT64", "ForwardFile", "Rows", "canonical_int", "usabl
 
 CHUNK = 4 << 20  # bytes per read
 INT64 = range(-(2**63), 2**63)
-LARGEST = 1e12  # of a number; squares of larger ones, added up, would be beyond float32
-BAD_NUMBER = "NaN or infinite, or beyond 1e12"
+LARGEST = 1e19  # of a number; the squares of those a little larger are beyond float32
+BAD_NUMBER = "NaN or infinite, or beyond 1e19"
 SINGLES = 256  # rows that are checked together
 DIGITS = 20  # characters of the longest int64, sign included
 
