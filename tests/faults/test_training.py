@@ -51,7 +51,7 @@ LITTLE = {
     "all zero": np.zeros((30, 4)),
     "one dimension": np.linspace(0, 1, 40)[:, None],
     "one dimension, all equal": np.ones((3, 1)),
-    "enormous": vectors_of(20) * 1e11,
+    "enormous": vectors_of(20) * 1e18,
     "tiny": vectors_of(20) * 1e-30,
 }
 
