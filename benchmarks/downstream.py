@@ -1078,13 +1078,16 @@ def report(results: dict[str, Any]) -> str:
         runs = results["runs"].get(model, {})
         if not runs:
             continue
-        seconds = [run["cpu_seconds"] for some in runs.values() for run in some.values()]
+        measured_runs = [run for some in runs.values() for run in some.values()]
+        seconds = [run["cpu_seconds"] for run in measured_runs]
+        commits = ", ".join(sorted({f"{run['commit']}" for run in measured_runs}))
         settings = ", ".join(f"{key} {value:g}" for key, value in results["recipes"][model].items())
         lines += [
             "",
             f"## {title}",
             "",
-            f"`{model}`: {settings}. {min(seconds):.0f} to {max(seconds):.0f} CPU seconds a run.",
+            f"`{model}`: {settings}. {len(seconds)} runs, {min(seconds):.0f} to {max(seconds):.0f} CPU seconds each; "
+            f"commits {commits}.",
         ]
         users = {part: next(iter(next(iter(runs.values())).values()))["test"][part]["users"] for part in SLICES}
         lines += [f"Test users, first seed: {', '.join(f'{part} {count:,}' for part, count in users.items())}."]
