@@ -76,7 +76,7 @@ class Recipe:
 # A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x 128:
 # 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742 (faiss, beam 1, 0.0768 / 0.0781); with rounds of all items instead of
 # REFIT_ITEMS, and 16 sums in the last correction, less by 0.0001 in a third more time.
-DENSE = Recipe(rounds=4, start_sums=1, beams=(4, 4), more_beams=(16, 16), last_beam=8, beam=16, refit_sums=2, ridge=0.0)
+DENSE = Recipe(rounds=4, start_sums=1, beams=(4, 4, 4), more_beams=(4, 4, 4, 16, 16), last_beam=8, beam=16, refit_sums=2, ridge=0.0)
 # Few items a codeword: codebooks learn the noise of single items. 10,891 x 384: one sum throughout 0.367 / 0.449;
 # starts on five sums 0.324 / 0.399; refits on four sums too 0.323 / 0.389. Starts on 16 sums 0.332 / 0.404 with
 # perplexity 134. Half the points a code 0.324 / 0.405. 10,891 x 32: 0.1071 / 0.1457, with DENSE 0.1069 / 0.1504 (faiss
