@@ -1,7 +1,7 @@
 """
 How near an item that lacks a feature comes to where it would lie with all of them.
 
-    SEMID_REAL_DATA=FOLDER python benchmarks/fusion.py
+    SEMID_REAL_DATA=FOLDER python benchmarks/fusion.py        # writes results/fusion.md
 
 Beauty products with two features: 384-dim embeddings of their titles, and 64-dim vectors of who bought
 what after what (positive PMI in a window of three, factorized; the last purchase of everybody is left
@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -24,7 +25,19 @@ from semid_dataset import fusion
 from semid_dataset.fusion import FeatureMatrix, Fusion
 
 Matrix = NDArray[np.float32]
-CODES, LEVELS, HIDDEN, NEAR = 256, 4, 0.3, 50
+CODES, LEVELS, HIDDEN, NEAR, DRAWS = 256, 4, 0.3, 50, 3
+RESULTS = Path(__file__).resolve().parent / "results"
+HEAD = """# Several features in one space
+
+Embeddings of titles (384 dims) and vectors of who bought what after what (64 dims), of {items:,} products, {both:,} of
+which have both. One of the two is hidden from a random 30 % of those: which share of them keeps its first code, and
+its first two? Means and standard deviations of {draws} draws; codes of a residual k-means of 4 x 256. By chance: the
+share of first codes that would agree if they were dealt out at random, as often as they are used. Error: what four
+levels leave of the variance of the fused vectors; more dims are more to explain. Next: purchases left out that are
+among the 50 items nearest to the one before. Seconds: fit and apply.
+
+| fusion | dims | keep the first code | keep the first two | first by chance | error | next | seconds |
+|---|---|---|---|---|---|---|---|"""
 
 
 def load(folder: Path) -> tuple[Matrix, list[list[int]]]:
@@ -91,34 +104,62 @@ def next_purchases(vectors: Matrix, sequences: list[list[int]]) -> float:
     return float(((likeness > wanted[:, None]).sum(axis=1) <= NEAR).mean())
 
 
+class Figures(NamedTuple):
+    """Of one fusion: shares of hidden items that keep their codes, chance, error over variance, next purchases."""
+
+    dims: int
+    first: list[float]  # one a draw
+    first_two: list[float]
+    chance: float
+    error: float
+    next: float
+    seconds: float
+
+
 def measure(
     kind: str, features: dict[str, Matrix], has: dict[str, NDArray[np.bool_]], sequences: list[list[int]]
-) -> str:
+) -> Figures:
+    """Hide a feature from some items, DRAWS times; fit on what is left, and look where those items went."""
     items = len(next(iter(features.values())))
-    draw = np.random.default_rng(0)
     both = np.flatnonzero(np.logical_and.reduce(list(has.values())))
-    hidden = draw.choice(both, int(HIDDEN * len(both)), replace=False)
-    which = draw.random(len(hidden)) < 0.5
-    seen = {name: mask.copy() for name, mask in has.items()}
-    for name, theirs in zip(seen, (which, ~which), strict=True):
-        seen[name][hidden[theirs]] = False
 
     def given(masks: dict[str, NDArray[np.bool_]]) -> list[FeatureMatrix]:
         return [FeatureMatrix(name, np.flatnonzero(masks[name]), features[name][masks[name]]) for name in features]
 
-    started = time.perf_counter()
-    fitted = Fusion.fit(given(seen), items, kind)
-    partial = fitted.apply(given(seen), items)
-    seconds = time.perf_counter() - started
-    full = fitted.apply(given(has), items)
-    codebooks = codebooks_of(partial)
-    codes, residual = encode(partial, codebooks)
-    wanted, _ = encode(full, codebooks)
-    same = codes[hidden] == wanted[hidden]
-    error = np.square(residual).sum() / np.square(partial - partial.mean(axis=0)).sum()
+    first, first_two, chances, errors, seconds, found = [], [], [], [], [], 0.0
+    for number in range(DRAWS):
+        draw = np.random.default_rng(number)
+        hidden = draw.choice(both, int(HIDDEN * len(both)), replace=False)
+        which = draw.random(len(hidden)) < 0.5
+        seen = {name: mask.copy() for name, mask in has.items()}
+        for name, theirs in zip(seen, (which, ~which), strict=True):
+            seen[name][hidden[theirs]] = False
+        started = time.perf_counter()
+        fitted = Fusion.fit(given(seen), items, kind)
+        partial = fitted.apply(given(seen), items)
+        seconds.append(time.perf_counter() - started)
+        full = fitted.apply(given(has), items)
+        codebooks = codebooks_of(partial)
+        codes, residual = encode(partial, codebooks)
+        wanted, _ = encode(full, codebooks)
+        same = codes[hidden] == wanted[hidden]
+        first.append(float(same[:, 0].mean()))
+        first_two.append(float(same[:, :2].all(axis=1).mean()))
+        shares = [np.bincount(each[hidden, 0], minlength=CODES) / len(hidden) for each in (codes, wanted)]
+        chances.append(float(shares[0] @ shares[1]))
+        errors.append(float(np.square(residual).sum() / np.square(partial - partial.mean(axis=0)).sum()))
+        if number == 0:
+            found = next_purchases(full, sequences)
+    mean = [float(np.mean(each)) for each in (chances, errors, seconds)]
+    return Figures(fitted.dim, first, first_two, mean[0], mean[1], found, mean[2])
+
+
+def line(name: str, figures: Figures) -> str:
+    """Return a row of the table."""
+    keeps = [f"{np.mean(each):.1%} ± {np.std(each, ddof=1):.1%}" for each in (figures.first, figures.first_two)]
     return (
-        f"{kind:8s} {fitted.dim:4d} dims   keeps {same[:, 0].mean():6.1%} / {same[:, :2].all(axis=1).mean():6.1%}   "
-        f"rel MSE {error:.3f}   next {next_purchases(full, sequences):6.1%}   {seconds:.1f} s"
+        f"| {name} | {figures.dims} | {keeps[0]} | {keeps[1]} | {figures.chance:.1%} | {figures.error:.3f} | "
+        f"{figures.next:.1%} | {figures.seconds:.1f} |"
     )
 
 
@@ -129,18 +170,26 @@ def main() -> None:
     text, sequences = load(Path(folder))
     bought = co_occurrence(sequences, len(text))
     has = {"text": np.ones(len(text), bool), "bought": bought.any(axis=1)}
+    lines = HEAD.format(both=int(has["bought"].sum()), items=len(text), draws=DRAWS).splitlines()
+    print("\n".join(lines), flush=True)
+
+    def row(name: str, kind: str, features: dict[str, Matrix]) -> None:
+        lines.append(line(name, measure(kind, features, has, sequences)))
+        print(lines[-1], flush=True)
+
+    used = fusion.WIDTH
     features = {"text": text, "bought": bought}
     for width in (64, 128, 256):
         fusion.WIDTH = width
-        print(measure("aligned", features, has, sequences), flush=True)
-    fusion.WIDTH = 128
-    print(measure("concat", features, has, sequences))
+        row("aligned, as it is used" if width == used else f"aligned, {width} dims at most", "aligned", features)
+    fusion.WIDTH = used
+    row("concat", "concat", features)
     centred = text - text.mean(axis=0)
     _, axes = np.linalg.eigh(centred.T @ centred)
-    print("titles cut to 64 dims:")
     features = {"text": np.ascontiguousarray(centred @ axes[:, ::-1][:, :64], np.float32), "bought": bought}
     for kind in ("aligned", "mean", "concat"):
-        print(measure(kind, features, has, sequences), flush=True)
+        row(f"titles cut to 64 dims: {kind}", kind, features)
+    (RESULTS / "fusion.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

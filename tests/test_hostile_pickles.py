@@ -8,6 +8,7 @@ import io
 import operator
 import os
 import pickle
+import re
 import resource
 import struct
 import subprocess
@@ -310,7 +311,7 @@ def test_a_type_that_numpy_has_not_is_no_number(code: bytes, tmp_path: Path) -> 
 def test_reading_imports_nothing(tmp_path: Path) -> None:
     """A name in the file is a word: no module is looked up for it."""
     path = tmp_path / "emb_81_4.pkl"
-    path.write_bytes(pickle.dumps({1: ARRAY}, 2).replace(b"numpy._core.multiarray", b"antigravity.submodule."))
+    path.write_bytes(re.sub(rb"numpy\._?core\.multiarray", b"antigravity.submodule", pickle.dumps({1: ARRAY}, 2)))
     before = set(sys.modules)
     with pytest.raises(UnsafePickleError, match="antigravity"):
         read(path)
