@@ -2,8 +2,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
-# Threads that wait sleep: where other programs compute too, spinning ones make a training ten times as long.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test check docs bench package stress stress-short clean
 

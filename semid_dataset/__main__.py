@@ -14,7 +14,7 @@ AGAIN = 0.02  # seconds until an interrupt that fell into an import is tried aga
 
 
 def main(arguments: "list[str] | None" = None) -> int:
-    """Run the command line and return its exit code; without arguments, that of this process, which it then sets up."""
+    """Run the command line and return its exit code. Without arguments: with those of this process, and its signals."""
     try:
         if arguments is None:
             import signal
@@ -26,10 +26,8 @@ def main(arguments: "list[str] | None" = None) -> int:
         except ModuleNotFoundError:
             print('semid: error: the command line needs click: pip install "semid_dataset[cli]"', file=sys.stderr)
             return FAILED
-        from semid_dataset import cli, config
+        from semid_dataset import cli
 
-        if arguments is None:
-            config.let_threads_sleep()
         return cli.run(arguments)
     except KeyboardInterrupt:
         print("semid: interrupted", file=sys.stderr)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from semid_dataset.errors import ConfigError
 
-__all__ = ["Environment", "Gate", "Identity", "SemanticIdConfig", "let_threads_sleep", "parse_bytes"]
+__all__ = ["Environment", "Gate", "Identity", "SemanticIdConfig", "parse_bytes"]
 
 MAX_LEVELS = 16
 MAX_CODES = 65_536  # codes are stored as uint16 at most
@@ -41,7 +41,7 @@ class SemanticIdConfig:
         fusion: how several features become one vector: "aligned", "mean" (equal dims only), "concat".
         unique: give no two items the same ID, while codes last.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …
-        seed: of every random draw; equal seeds, data and numbers of threads give equal IDs.
+        seed: of every random draw; equal seeds and data give equal IDs on one kind of machine.
         lock_timeout: seconds without progress of the process that generates, after which waiting ends.
         memory_limit: bytes that making IDs may take, about; vectors that would take more than half of it are streamed
             instead of read into memory. Torch alone takes some 200 MB.
@@ -230,17 +230,6 @@ class Environment:
             lock_timeout=_seconds("SEMID_LOCK_TIMEOUT", env.get("SEMID_LOCK_TIMEOUT")),
             memory_limit=_memory("SEMID_MEMORY_LIMIT", env.get("SEMID_MEMORY_LIMIT")),
         )
-
-
-def let_threads_sleep() -> None:
-    """
-    Let this process's OpenMP threads sleep while they wait, unless somebody has said how they shall wait.
-
-    Spinning ones are a little quicker on an idle machine; on a busy one they take the very cores that the others of the
-    team need, and a training takes ten times as long. For programs, not for a library: OpenMP reads the variable
-    once, when torch is imported.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _language(env: Mapping[str, str]) -> str:

@@ -69,14 +69,24 @@ class Recipe:
     ridge: float
 
 
-# Error in sample / on a tenth of the items that was not trained on, two threads. 45,000 x 32: two narrow rounds and one
-# last correction with a wide beam 0.0372 / 0.0418 in 2.9 s, two wide rounds between them 0.0370 / 0.0417 in 4.5 s; a
-# beam of 8 at the end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time (faiss, beam 1, 0.0404 / 0.0452 in 4.2
-# s). Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a coarser mixture.
-# A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x 128:
-# 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742 (faiss, beam 1, 0.0768 / 0.0781); with rounds of all items instead of
+# Error in sample (raw codes) / on a tenth of the items that was not trained on. 45,000 x 32 (faiss, beam 1: 0.0404 /
+# 0.0452): one narrow round 0.0375 / 0.0420, two 0.0374 / 0.0420, three 0.0373 / 0.0419, two and a wide one 0.0373 /
+# 0.0419; and two wide ones more 0.0372 / 0.0419, three narrow and two wide ones more 0.0370 / 0.0418. A beam of 8 at the
+# end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time; the last correction with 16 sums instead of 8 0.0001
+# less. Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a coarser
+# mixture. A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x
+# 128 (faiss, beam 1: 0.0768 / 0.0781): 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742; with rounds of all items instead of
 # REFIT_ITEMS, and 16 sums in the last correction, less by 0.0001 in a third more time.
-DENSE = Recipe(rounds=4, start_sums=1, beams=(4, 4, 4), more_beams=(4, 4, 4, 16, 16), last_beam=8, beam=16, refit_sums=2, ridge=0.0)
+DENSE = Recipe(
+    rounds=4,
+    start_sums=1,
+    beams=(4, 4, 4),
+    more_beams=(4, 4, 4, 16, 16),
+    last_beam=8,
+    beam=16,
+    refit_sums=2,
+    ridge=0.0,
+)
 # Few items a codeword: codebooks learn the noise of single items. 10,891 x 384: one sum throughout 0.367 / 0.449;
 # starts on five sums 0.324 / 0.399; refits on four sums too 0.323 / 0.389. Starts on 16 sums 0.332 / 0.404 with
 # perplexity 134. Half the points a code 0.324 / 0.405. 10,891 x 32: 0.1071 / 0.1457, with DENSE 0.1069 / 0.1504 (faiss

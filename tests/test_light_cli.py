@@ -65,14 +65,3 @@ def test_an_interrupt_waits_for_the_end_of_an_import(tmp_path: Path) -> None:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, env=env)
     assert (done.returncode, done.stdout, done.stderr) == (130, "imported\n", "semid: interrupted\n")
-
-
-@pytest.mark.parametrize(("given", "wanted"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_the_command_does_not_let_threads_spin(given: str | None, wanted: str) -> None:
-    """On a busy machine that makes ten minutes of one; who sets the variable knows better."""
-    env = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    env |= {} if given is None else {"OMP_WAIT_POLICY": given}
-    code = "import os, sys; from semid_dataset import __main__, cli\n"
-    code += "cli.run = lambda _: print(os.environ['OMP_WAIT_POLICY']); sys.exit(__main__.main())"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=env)
-    assert done.stdout.strip() == wanted
