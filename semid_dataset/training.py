@@ -71,12 +71,12 @@ class Recipe:
 
 # Error in sample (raw codes) / on a tenth of the items that was not trained on. 45,000 x 32 (faiss, beam 1: 0.0404 /
 # 0.0452): one narrow round 0.0375 / 0.0420, two 0.0374 / 0.0420, three 0.0373 / 0.0419, two and a wide one 0.0373 /
-# 0.0419; and two wide ones more 0.0372 / 0.0419, three narrow and two wide ones more 0.0370 / 0.0418. A beam of 8 at the
-# end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time; the last correction with 16 sums instead of 8 0.0001
+# 0.0419; and two wide ones more 0.0372 / 0.0419, three narrow and two wide ones more 0.0370 / 0.0418. A beam of 8 at
+# the end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time; the last correction with 16 sums instead of 8 0.0001
 # less. Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a coarser
 # mixture. A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x
-# 128 (faiss, beam 1: 0.0768 / 0.0781): 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742; with rounds of all items instead of
-# REFIT_ITEMS, and 16 sums in the last correction, less by 0.0001 in a third more time.
+# 128 (faiss, beam 1: 0.0768 / 0.0781): 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742; with rounds of all items instead
+# of REFIT_ITEMS, and 16 sums in the last correction, less by 0.0001 in a third more time.
 DENSE = Recipe(
     rounds=4,
     start_sums=1,
