@@ -117,13 +117,13 @@ class GenerativeRecipe:
     heads: int = 4
     dropout: float = 0.1
     longest: int = 20
-    batch: int = 128
-    steps: int = 600
-    lr: float = 3e-3
+    batch: int = 32
+    steps: int = 1000
+    lr: float = 2e-3
     beams: int = 20
     points: int = 4
     curve_users: int = 1000
-    test_users: int = 8000
+    test_users: int = 6000
 
 
 # --- The data. ------------------------------------------------------------------------------------------------------
