@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,28 +227,37 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
 
     Raises:
         ConfigError: ray is not installed.
+        TrainingError: Ray lost a part's workers again and again.
         As `perform`.
     """
     try:
         ray = importlib.import_module("ray")
     except ImportError:
         raise ConfigError('The engine "ray" needs ray: pip install "semid_dataset[ray]".') from None
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False, include_dashboard=False)
-    remote = ray.remote(num_cpus=1, max_retries=5)(_perform_remote)
-    waiting = {remote.remote(str(folder), dict(task)): task for task in tasks}
-    while waiting:
-        ready, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_SECONDS)
-        for reference in ready:
-            task = waiting.pop(reference)
-            said = ray.get(reference)
-            if said is not None:
-                for other in waiting:
-                    ray.cancel(other)
-                raise _error_of(said)
-            progress(task["bytes"])
-        if not ready:
-            progress(0)
+    with redirect_stdout(sys.stderr):  # Ray prints what it does about lost workers
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        remote = ray.remote(num_cpus=1, max_retries=5)(_perform_remote)
+        waiting = {remote.remote(str(folder), dict(task)): task for task in tasks}
+        while waiting:
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_SECONDS)
+            for reference in ready:
+                task = waiting.pop(reference)
+                try:
+                    said = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    said = {
+                        "error": "TrainingError",
+                        "message": f"Ray gave up on part {task.get('part', 0)} of the stage '{task['stage']}': {error} "
+                        f"Finished parts stay in '{folder}': run again.",
+                    }
+                if said is not None:
+                    for other in waiting:
+                        ray.cancel(other)
+                    raise _error_of(said)
+                progress(task["bytes"])
+            if not ready:
+                progress(0)
 
 
 def _perform_remote(folder: str, task: Task) -> dict[str, Any] | None:

@@ -156,6 +156,8 @@ def test_few_bytes_or_one_core_need_no_process(folder: Path, monkeypatch: pytest
 class FakeRay:
     """As much of Ray as is used: tasks run when they are waited for; the first is lost once and done again."""
 
+    exceptions = types.SimpleNamespace(RayError=LookupError)
+
     def __init__(self) -> None:
         self.started = 0
         self.retries = 0
@@ -216,6 +218,20 @@ def test_an_error_under_ray_ends_the_others(folder: Path, monkeypatch: pytest.Mo
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError, match="part-0' cannot be opened"):
+        engines.run_on_ray(folder, samples(folder), lambda done: None, LIMIT)
+    assert len(fake.cancelled) == 5
+
+
+def test_a_part_that_ray_gives_up_ends_the_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray tries again by itself; when it stops, the message names the part and where the others lie."""
+    fake = FakeRay()
+    monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
+
+    def lost(reference: Any) -> None:
+        raise LookupError("the worker died.")
+
+    monkeypatch.setattr(fake, "get", lost)
+    with pytest.raises(TrainingError, match=r"gave up on part 0 of the stage 'sample': the worker died\. Finished"):
         engines.run_on_ray(folder, samples(folder), lambda done: None, LIMIT)
     assert len(fake.cancelled) == 5
 
