@@ -111,6 +111,7 @@ def run(items: int, dim: int, form: str, limit: str, where: Path) -> dict[str, A
     data_dir = Path(tempfile.mkdtemp(dir=where))
     try:
         size = write(data_dir, form, items, dim)
+        load = os.getloadavg()[0]
         command = [sys.executable, __file__, "--child", str(data_dir), "--limit", limit]
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         most = [0, 0]
@@ -140,6 +141,7 @@ def run(items: int, dim: int, form: str, limit: str, where: Path) -> dict[str, A
             "dim": dim,
             "form": form,
             "limit": limit,
+            "load": load,
             "input": size,
             "table": table,
             "work": most[1],
@@ -196,17 +198,20 @@ def report(runs: list[dict[str, Any]]) -> str:
         "main process (VmHWM) / of the largest of its workers / of all together, shared pages counted once. Work is",
         "what lay in the work folder at most.",
         "",
-        f"{os.cpu_count()} cores.",
+        f"{os.cpu_count()} cores. Load is that of other programs when a run began: where it is high, seconds are an",
+        "upper bound, and CPU seconds, of all processes together, are the figure to go by.",
         "",
-        "| items | dims | form | limit | input | seconds | CPU s | reading, training, encoding, uniqueness, measuring "
-        "| memory | work | table | rel MSE | raw collisions | moved | shared |",
-        "|" + "---|" * 15,
+        "| items | dims | form | limit | input | load | seconds | CPU s "
+        "| reading, training, encoding, uniqueness, measuring | memory | work | table "
+        "| rel MSE | raw collisions | moved | shared |",
+        "|" + "---|" * 16,
     ]
     for done in sorted(runs, key=lambda done: (done["form"], done["dim"], done["items"])):
         stages = ", ".join(f"{done['stages'].get(stage, 0.0):.1f}" for stage in STAGES)
         lines.append(
             f"| {done['items']:,}{'' if done['streamed'] else ' (in memory)'} | {done['dim']} | {done['form']} "
-            f"| {done['limit']} | {done['input'] / 1e6:,.0f} MB | {done['seconds']:.1f} | {done['cpu']:.1f} | {stages} "
+            f"| {done['limit']} | {done['input'] / 1e6:,.0f} MB | {done['load']:.1f} "
+            f"| {done['seconds']:.1f} | {done['cpu']:.1f} | {stages} "
             f"| {done['memory'] / 1e6:,.0f} / {done['memory_worker'] / 1e6:,.0f} "
             f"/ {done['memory_together'] / 1e6:,.0f} MB "
             f"| {done['work'] / 1e6:,.0f} MB | {done['table'] / 1e6:,.0f} MB | {done['relative_mse']:.4f} "
@@ -226,14 +231,16 @@ def model(runs: list[dict[str, Any]]) -> list[str]:
     last = max(linear, key=lambda run: run["items"])
     for stage in STAGES:
         per_item[stage] = last["stages"].get(stage, 0.0) / last["items"]
-    slope = exponent(linear, "seconds")
+    slope, slope_cpu = exponent(linear, "seconds"), exponent(linear, "cpu")
+    moved = last["moved"] / last["items"]
     work = sum(per_item[stage] for stage in STAGES if stage != "training")
     lines = [
         "## Model",
         "",
-        f"From 100,000 items on, seconds grow as items^{slope:.2f} (32 dims, parquet). Training is the same for all",
-        f"sizes beyond the sample: {last['stages']['training']:.0f} s. At {last['items']:,} items a million takes, "
-        "in seconds:",
+        f"From 100,000 items on, CPU seconds grow as items^{slope_cpu:.2f}, seconds as items^{slope:.2f} (32 dims,",
+        f"parquet, up to {last['items']:,} items in {last['cpu']:.0f} CPU seconds). Training is the same for all sizes",
+        f"beyond the sample: {last['stages']['training']:.0f} s. At {last['items']:,} items a million takes, in "
+        "seconds:",
         "",
         "| " + " | ".join(stage for stage in STAGES if stage != "training") + " | together |",
         "|" + "---|" * len(STAGES),
@@ -265,12 +272,17 @@ def model(runs: list[dict[str, Any]]) -> list[str]:
             # Encoding is a product with the codebooks and a search: the one grows with the dims, the other does not.
             grown = (widest["stages"]["encoding"] / widest["items"] - per_item["encoding"]) / (widest["dim"] - 32)
             encode = (per_item["encoding"] + max(0.0, grown) * (dim - 32)) * items
+        said = f"encoding {encode / 3600:.1f} h"
+        if dim > 32 and widest is None:
+            said = "encoding not reckoned, since no wider vectors were measured"
         merge = (per_item["uniqueness"] + per_item["measuring"]) * items
         lines.append(
             f"- {name}, {items:,} x {dim:,} ({items * dim * 4 / 1e9:,.0f} GB as float32): "
-            f"encoding {encode / 3600:.1f} h, uniqueness and measuring {merge / 3600:.2f} h; "
+            f"{said}; uniqueness and measuring {merge / 3600:.2f} h; "
             f"{items * 29 / 1e9:.1f} GB of memory while parts are merged (29 bytes an item); "
-            f"a table of {items * 13 / 1e9:.1f} GB."
+            f"a table of {items * 13 / 1e9:.1f} GB; "
+            f"{items * (24 + 4 * dim * moved) / 1e9:,.0f} GB of work folder where {moved:.0%} have to "
+            "yield, as here."
         )
     return lines
 
