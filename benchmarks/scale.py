@@ -170,7 +170,6 @@ def child(data_dir: Path, limit: str) -> None:
                 "cpu": own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime,
                 "stages": table.info["provenance"]["stages"],
                 "memory": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024,
-                "memory_worker": below.ru_maxrss * 1024,
                 "streamed": "sampled" in quality,
                 "relative_mse": quality["relative_mse"],
                 "moved": quality["moved"],
@@ -195,7 +194,7 @@ def report(runs: list[dict[str, Any]]) -> str:
         "# Scale",
         "",
         "From `benchmarks/scale.py`: cold to published, every size in a process of its own. Memory is the peak of the",
-        "main process (VmHWM) / of the largest of its workers / of all together, shared pages counted once. Work is",
+        "main process (VmHWM) / of all together, shared pages counted once. Work is",
         "what lay in the work folder at most.",
         "",
         f"{os.cpu_count()} cores. Load is that of other programs when a run began: where it is high, seconds are an",
@@ -212,8 +211,7 @@ def report(runs: list[dict[str, Any]]) -> str:
             f"| {done['items']:,}{'' if done['streamed'] else ' (in memory)'} | {done['dim']} | {done['form']} "
             f"| {done['limit']} | {done['input'] / 1e6:,.0f} MB | {done['load']:.1f} "
             f"| {done['seconds']:.1f} | {done['cpu']:.1f} | {stages} "
-            f"| {done['memory'] / 1e6:,.0f} / {done['memory_worker'] / 1e6:,.0f} "
-            f"/ {done['memory_together'] / 1e6:,.0f} MB "
+            f"| {done['memory'] / 1e6:,.0f} / {done['memory_together'] / 1e6:,.0f} MB "
             f"| {done['work'] / 1e6:,.0f} MB | {done['table'] / 1e6:,.0f} MB | {done['relative_mse']:.4f} "
             f"| {done['collision_rate_raw']:.2%} | {done['moved']:,} | {done['shared']:,} |"
         )

@@ -234,7 +234,7 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
         ray = importlib.import_module("ray")
     except ImportError:
         raise ConfigError('The engine "ray" needs ray: pip install "semid_dataset[ray]".') from None
-    with redirect_stdout(sys.stderr):  # Ray prints what it does about lost workers
+    with redirect_stdout(sys.stderr):  # where Ray prints what it does about lost workers; late, it still may
         if not ray.is_initialized():
             ray.init(log_to_driver=False, include_dashboard=False)
         remote = ray.remote(num_cpus=1, max_retries=5)(_perform_remote)

@@ -77,5 +77,5 @@ def test_ray_makes_the_same_ids_and_survives_its_workers(tmp_path: Path) -> None
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout == whole.digest + "\n"
+    assert whole.digest in done.stdout.splitlines()  # Ray writes there too, about the workers that died
     assert {path.name for path in tmp_path.glob("killed-*")} >= {"killed-sample", "killed-encode"}
