@@ -68,20 +68,6 @@ def train_table(
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
     """
-    from semid_dataset.threads import one_thread_each
-
-    with one_thread_each():
-        return _train_table(embeddings, config, identity, name, turn, started)
-
-
-def _train_table(
-    embeddings: "Embeddings",
-    config: SemanticIdConfig,
-    identity: Identity,
-    name: str,
-    turn: Turn,
-    started: float,
-) -> list[Any]:
     from semid_dataset.fusion import Fusion
     from semid_dataset.quality import measure
 

@@ -294,8 +294,8 @@ def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] |
     (feature,) = embeddings.features
     pulled = replace(feature, matrix=pulled_together(feature.matrix, known))
     digest = hashlib.sha256(f"{embeddings.digest}\0{SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
-    files = {**embeddings.file_digests, Path(SEQUENCES): taken.hexdigest()}
-    return replace(embeddings, features=(pulled,), digest=digest, file_digests=files)
+    digests = {**embeddings.file_digests, Path(SEQUENCES): taken.hexdigest()}
+    return replace(embeddings, features=(pulled,), digest=digest, file_digests=digests)
 
 
 def extend_with_vectors(

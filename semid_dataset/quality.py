@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.collisions import Resolution, group_sizes
 from semid_dataset.quantizer import ResidualQuantizer
+from semid_dataset.threads import one_thread_each
 
 if TYPE_CHECKING:
     from semid_dataset.training import Trained
@@ -94,6 +95,7 @@ def measure(
     }
 
 
+@one_thread_each()
 def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> float:
     """
     Return Σ‖x − decode(code)‖² / Σ‖x − mean‖²; 0 where both are 0.
@@ -114,6 +116,7 @@ def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDA
     return error / variance if variance > 0 else 0.0
 
 
+@one_thread_each()
 def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> list[float]:
     """
     Return the relative error with the first 1, 2, ... codes of every ID; of every k-th item, at most 65,536.
@@ -144,6 +147,7 @@ def _decode_prefix(quantizer: ResidualQuantizer, codes: NDArray[Any]) -> NDArray
     return vectors
 
 
+@one_thread_each()
 def neighbour_fidelity(
     vectors: NDArray[Any], codes: NDArray[Any], *, queries: int = QUERIES, corpus: int = CORPUS, seed: int = 0
 ) -> dict[str, list[float]]:

@@ -138,17 +138,15 @@ def _measured(table: SemanticIdTable, quality: Quality, vectors: NDArray[Any]) -
     if not missing or not len(table):
         return quality
     from semid_dataset import quality as measures  # torch: seconds
-    from semid_dataset.threads import one_thread_each
 
     quantizer, codes = table.quantizer, table.codes_array
     anew: dict[str, Any] = {}
-    with one_thread_each():
-        if "relative_mse" in missing:
-            anew["relative_mse"] = measures.relative_mse(quantizer, vectors, codes)
-        if "relative_mse_levels" in missing:
-            anew["relative_mse_levels"] = measures.relative_mse_levels(quantizer, vectors, codes)
-        if "neighbour_fidelity" in missing:
-            anew["neighbour_fidelity"] = measures.neighbour_fidelity(vectors, codes)
+    if "relative_mse" in missing:
+        anew["relative_mse"] = measures.relative_mse(quantizer, vectors, codes)
+    if "relative_mse_levels" in missing:
+        anew["relative_mse_levels"] = measures.relative_mse_levels(quantizer, vectors, codes)
+    if "neighbour_fidelity" in missing:
+        anew["neighbour_fidelity"] = measures.neighbour_fidelity(vectors, codes)
     return Quality({**quality, **anew})
 
 
