@@ -13,8 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +223,8 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
     Do tasks on a Ray cluster, or on a local Ray where none is named by RAY_ADDRESS or running here.
 
     The work folder and the embeddings must be reachable under the same paths from every node. Ray does the parts of a
-    lost worker again.
+    lost worker again. A Ray that was not there before is gone afterwards: as long as it is, its threads may print to
+    standard output, at any time, what became of a worker.
 
     Raises:
         ConfigError: ray is not installed.
@@ -234,9 +235,7 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
         ray = importlib.import_module("ray")
     except ImportError:
         raise ConfigError('The engine "ray" needs ray: pip install "semid_dataset[ray]".') from None
-    with redirect_stdout(sys.stderr):  # where Ray prints what it does about lost workers; late, it still may
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
+    with redirect_stdout(sys.stderr), _ray_here(ray):
         remote = ray.remote(num_cpus=1, max_retries=5)(_perform_remote)
         waiting = {remote.remote(str(folder), dict(task)): task for task in tasks}
         while waiting:
@@ -258,6 +257,19 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
                 progress(task["bytes"])
             if not ready:
                 progress(0)
+
+
+@contextmanager
+def _ray_here(ray: Any) -> Iterator[None]:
+    """Join a cluster or start a local Ray, and leave it again; one that the program has joined itself stays."""
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(log_to_driver=False, include_dashboard=False)
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 def _perform_remote(folder: str, task: Task) -> dict[str, Any] | None:

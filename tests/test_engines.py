@@ -160,15 +160,20 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.started = 0
+        self.here = False
         self.retries = 0
         self.cancelled: list[Any] = []
 
     def is_initialized(self) -> bool:
-        return self.started > 0
+        return self.here
 
     def init(self, **options: Any) -> None:
         assert options["include_dashboard"] is False
         self.started += 1
+        self.here = True
+
+    def shutdown(self) -> None:
+        self.here = False
 
     def remote(self, **options: Any) -> Any:
         assert options["max_retries"] > 0
@@ -199,7 +204,7 @@ class Reference:
 
 
 def test_ray_makes_what_this_process_makes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A local Ray is started where there is none; a task may be done twice."""
+    """A local Ray is started where there is none, and ended; a task may be done twice."""
     engines.run_here(folder, samples(folder), lambda done: None, LIMIT)
     wanted = made(folder)
     fake = FakeRay()
@@ -208,7 +213,17 @@ def test_ray_makes_what_this_process_makes(folder: Path, monkeypatch: pytest.Mon
     engines.run_on_ray(folder, samples(folder), progress.append, LIMIT)
     assert made(folder) == wanted
     assert sum(progress) == sum(task["bytes"] for task in samples(folder))
-    assert (fake.started, fake.retries, fake.cancelled) == (1, 1, [])
+    assert (fake.started, fake.here, fake.retries, fake.cancelled) == (1, False, 1, [])
+
+
+def test_a_ray_that_the_program_has_joined_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is used, not left: other work may run there."""
+    fake = FakeRay()
+    fake.init(include_dashboard=False)
+    monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
+    engines.run_on_ray(folder, samples(folder), lambda done: None, LIMIT)
+    assert (fake.started, fake.here) == (1, True)
+    assert len(made(folder)) == 6
 
 
 def test_an_error_under_ray_ends_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,13 @@ from semid_dataset import commands
 DIM = 8
 ITEMS = 600
 PROGRAM = """
+import functools
 import sys
 
 sys.path[:] = {path!r}
 import ray
 
-from semid_dataset import SemanticIdConfig, engines, generate_semantic_ids
+from semid_dataset import cli, engines
 
 
 def doomed(folder, task):
@@ -36,12 +37,11 @@ def doomed(folder, task):
 
 
 engines._perform_remote = doomed
-ray.init(
-    num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20, _node_ip_address="127.0.0.1"
-)
-config = {config}
-digest = generate_semantic_ids({data!r}, config=config, engine="ray").digest
-print(digest)
+ray.init = functools.partial(ray.init, num_cpus=2, object_store_memory=80 << 20, _node_ip_address="127.0.0.1")
+failure = cli.run({arguments!r})
+if ray.is_initialized():
+    sys.exit("Ray is still there.")
+sys.exit(failure)
 """
 
 
@@ -60,22 +60,19 @@ def write(data_dir: Path) -> Path:
 
 @pytest.mark.timeout(300)  # workers are processes that import torch, each anew after a kill
 def test_ray_makes_the_same_ids_and_survives_its_workers(tmp_path: Path) -> None:
-    """A worker of every stage is killed once; the table is that of one machine."""
+    """A worker of every stage is killed once; the table is that of one machine, and standard output is JSON alone."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("ray is not installed: its engine runs on a stand-in only (test_engines.py)")
     whole = commands.generate_semantic_ids(write(tmp_path / "whole"), config=SMALL, engine="local")
-    data_dir = write(tmp_path / "ray")
-    program = PROGRAM.format(
-        path=sys.path,
-        marker=str(tmp_path / "killed-"),
-        config=repr(SMALL),
-        data=str(data_dir),
-    )
+    arguments = ["generate", str(write(tmp_path / "ray")), "--engine", "ray", "--json", "--device", "cpu"]
+    arguments += ["--levels", "3", "--codes", "16", "--epochs", "2"]
+    program = PROGRAM.format(path=sys.path, marker=str(tmp_path / "killed-"), arguments=arguments)
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert whole.digest in done.stdout.splitlines()  # Ray writes there too, about the workers that died
+    assert json.loads(done.stdout)["digest"] == whole.digest
     assert {path.name for path in tmp_path.glob("killed-*")} >= {"killed-sample", "killed-encode"}
+    assert "died" in done.stderr  # Ray's own line about a worker, which it means for standard output
