@@ -502,7 +502,7 @@ def squared_errors(
     with torch.inference_mode():
         latents = quantizer.latents(vectors)
         sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
-        return np.asarray((latents - sums).square().sum(1).cpu().numpy())
+        return np.asarray((latents - sums.to(latents.device)).square().sum(1).cpu().numpy())
 
 
 def vector_hashes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from semid_dataset.threads import in_blocks
+from semid_dataset.threads import in_blocks, sent
 
-__all__ = ["assign", "kmeans", "nearest", "sums"]
+__all__ = ["assign", "kmeans", "nearest", "sums", "tally"]
 
 PROGRESSIVE_ABOVE = 64  # dims; see the module's docstring
 POINTS_PER_CODE = 256  # more points do not move a centroid noticeably; faiss uses the same figure
@@ -61,7 +61,7 @@ def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 
 
     in_blocks(one, range(0, len(centred), MULTIPLIED), centred.device)
     widths = sorted({int(dim ** ((step + 1) / STEPS)) for step in range(STEPS)} | {dim})
-    chosen = torch.randint(len(points), (size,), generator=generator).to(points.device)
+    chosen = sent(torch.randint(len(points), (size,), generator=generator), points.device)
     centroids = rotated[chosen]
     for width in widths:
         narrow = _lloyd(rotated[:, :width].contiguous(), centroids[:, :width].contiguous(), rounds, generator)
@@ -75,7 +75,7 @@ def sample(points: Tensor, most: int, generator: torch.Generator) -> Tensor:
     if len(points) <= most:
         return points
     chosen = torch.randperm(len(points), generator=generator)[:most].sort().values
-    return points[chosen.to(points.device)]
+    return points[sent(chosen, points.device)]
 
 
 def assign(points: Tensor, centroids: Tensor) -> Tensor:
@@ -104,6 +104,18 @@ def nearest(distances: Tensor) -> Tensor:
     return torch.from_numpy(distances.numpy().argmin(1))
 
 
+def tally(codes: Tensor, size: int) -> Tensor:
+    """Return how often each of the codes (n,) from 0 to size - 1 occurs, (size,) int64."""
+    if codes.device.type == "cpu":
+        return torch.bincount(codes, minlength=size)
+    return _scattered(codes, size)  # a GPU's bincount waits until the host has seen the largest code
+
+
+def _scattered(codes: Tensor, size: int) -> Tensor:
+    """Return what `tally` does; whole numbers add up alike in any order."""
+    return codes.new_zeros(size).scatter_add_(0, codes, torch.ones_like(codes))
+
+
 def sums(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """
     Return the sum of the points of every code, (size, dim), and how many they are, (size,) float32.
@@ -115,7 +127,7 @@ def sums(points: Tensor, codes: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Each sum is taken by one thread in the order of the points: the number of threads does not change it.
     """
-    counts = torch.bincount(codes, minlength=size)
+    counts = tally(codes, size)
     order = torch.argsort(codes, stable=True)
     if len(codes) > len(points):
         order = order // (len(codes) // len(points))
@@ -147,7 +159,7 @@ def _lloyd(points: Tensor, centroids: Tensor, rounds: int, generator: torch.Gene
     for number in range(rounds):
         total, counts = sums(points, assign(points, centroids), size)
         means = total / counts.clamp(min=1)[:, None]
-        towards = torch.randint(len(points), (size,), generator=generator).to(points.device)
+        towards = sent(torch.randint(len(points), (size,), generator=generator), points.device)
         few = 0.0 if number >= rounds - SETTLE else FEW * len(points) / size
         idle = counts <= few
         # The first idle code goes to the largest cluster, the second to the next one, and so on.
@@ -165,7 +177,7 @@ def _plus_plus(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     Source: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007.
     """
     points = sample(points, SEED_POINTS_PER_CODE * size, generator)
-    draws = torch.rand(size, TRIALS, generator=generator, dtype=torch.float64).to(points.device)
+    draws = sent(torch.rand(size, TRIALS, generator=generator, dtype=torch.float64), points.device)
     norms = points.square().sum(1)
     chosen = torch.empty(size, dtype=torch.int64, device=points.device)
     distances = torch.ones_like(norms)
@@ -176,9 +188,9 @@ def _plus_plus(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
         new = (norms + norms[candidates, None] - 2 * points[candidates] @ points.T).clamp(min=0)
         if code > 0:
             new = torch.minimum(new, distances)
-        best = new.double().sum(1).argmin()
-        distances = new[best]
-        chosen[code] = candidates[best]
+        best = new.double().sum(1).argmin(0, keepdim=True)  # of no axis it would be read by the host
+        distances = new[best][0]
+        chosen[code : code + 1] = candidates[best]
     return points[chosen]
 
 

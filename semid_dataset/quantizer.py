@@ -9,9 +9,12 @@ There is one search in this package, here. Training, extending a table and strea
 items all use it, because two searches would give one item two IDs.
 """
 
+import copy
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,7 +27,8 @@ from torch.nn.functional import embedding_bag
 from semid_dataset import container, files
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.kmeans import nearest
-from semid_dataset.threads import in_blocks
+from semid_dataset.messages import tell
+from semid_dataset.threads import OutOfMemory, in_blocks, sent, without_autocast
 
 if TYPE_CHECKING:
     from semid_dataset.fusion import FeatureMatrix, Fusion
@@ -35,6 +39,7 @@ QUANTIZER_FILE = "quantizer.safetensors"  # a bare quantizer's name in its folde
 PREFIX = "quantizer."  # of its arrays' names, there and in a table
 
 Array = TypeVar("Array", NDArray[Any], Tensor)
+T = TypeVar("T")
 
 TABLE_FLOATS = 1 << 25  # 128 MB: most that tables of codeword products may take; else products are computed as needed
 BLOCK_CPU = 1 << 20  # scores held at once: 4 MB stay in the cache of a core
@@ -243,7 +248,8 @@ class ResidualQuantizer:
         fusion: what made one vector of several features; None where there was one.
 
     An item's codes depend neither on the items encoded with it nor on how many they are: vectors go
-    through in blocks of one shape.
+    through in blocks of one shape. So where a GPU's memory does not suffice the CPU does the work, and not a GPU with
+    smaller blocks; a line says so.
     """
 
     def __init__(
@@ -269,7 +275,8 @@ class ResidualQuantizer:
         self.encoder = encoder
         self.decoder = decoder
         self.fusion = fusion
-        self.search = BeamSearch(self.codebooks, beam, prefix_weight)
+        with without_autocast(self.device):
+            self.search = BeamSearch(self.codebooks, beam, prefix_weight)
 
     def encode(self, vectors: Array) -> Array:
         """
@@ -294,15 +301,23 @@ class ResidualQuantizer:
     def candidates(self, vectors: NDArray[Any] | Tensor, keep: int) -> Tensor:
         """Return the codes of the `keep` <= beam best sums of each vector, (n, kept, levels) int64."""
         self._check(vectors)
+        return self._where_room_is(lambda quantizer: quantizer._candidates(vectors, keep))
+
+    def _candidates(self, vectors: NDArray[Any] | Tensor, keep: int) -> Tensor:
         # One tensor from the beginning, as in `BeamSearch.blocks`: holes in the heap took 400 MB for 500,000 items.
         width = min(keep, math.prod(self.codebook_sizes))
         codes = torch.empty(len(vectors), width, len(self.codebooks), dtype=torch.int64, device=self.device)
+        rows = self.search.rows
+        begins = range(0, len(vectors), rows)
+        finite = torch.ones(len(begins), dtype=torch.bool, device=self.device)  # looked at once, not after every block
 
         def one(begin: int) -> None:
-            block = self._latents(vectors[begin : begin + self.search.rows], begin)
-            codes[begin : begin + len(block)] = self.search(pad(block, self.search.rows), keep)[: len(block)]
+            block = _tensor(vectors[begin : begin + rows], self.device)
+            finite[begin // rows] = torch.isfinite(block).all()
+            codes[begin : begin + len(block)] = self.search(pad(self._latents(block), rows), keep)[: len(block)]
 
-        in_blocks(one, range(0, len(vectors), self.search.rows), self.device)
+        in_blocks(one, begins, self.device)
+        _check_finite(vectors, finite, rows)
         return codes
 
     def codes_of(self, normalized: Tensor) -> Tensor:
@@ -330,20 +345,23 @@ class ResidualQuantizer:
             raise EmbeddingError(
                 f"Codes of shape {tuple(codes.shape)} do not fit a quantizer of {len(self.codebooks)} levels."
             )
-        sizes = torch.tensor(self.codebook_sizes, device=self.device)
-        found = []
-        with torch.inference_mode():
-            for begin in range(0, len(codes), BLOCK_CPU):
-                part = codes[begin : begin + BLOCK_CPU]
-                block = torch.as_tensor(part.astype(np.int64) if isinstance(part, np.ndarray) else part)
-                block = block.to(self.device, torch.int64)
-                if len(block) and not bool(((block >= 0) & (block < sizes)).all()):
+        vectors = self._where_room_is(lambda quantizer: quantizer._decode(codes))
+        return vectors if isinstance(codes, Tensor) else vectors.numpy()
+
+    def _decode(self, codes: NDArray[Any] | Tensor) -> Tensor:
+        """Return the vectors where the codes are: a GPU holds those of one block only."""
+        there = codes.device if isinstance(codes, Tensor) else torch.device("cpu")
+        sizes = torch.tensor(self.codebook_sizes, device=there)
+        vectors = torch.empty(len(codes), self.dim, device=there)
+        rows = BLOCK_CPU if self.device.type == "cpu" else max(BLOCK_GPU // self.dim, 1)
+        with torch.inference_mode(), without_autocast(self.device):
+            for begin in range(0, len(codes), rows):
+                part = codes[begin : begin + rows]
+                block = torch.as_tensor(part.astype(np.int64) if isinstance(part, np.ndarray) else part).long()
+                if not bool(((block >= 0) & (block < sizes)).all()):
                     raise EmbeddingError(f"A code lies outside its codebook; the sizes are {self.codebook_sizes}.")
-                found.append(self._vectors(self.search.sums(block)))
-        vectors = torch.cat(found) if found else torch.empty(0, self.dim, device=self.device)
-        if isinstance(codes, Tensor):
-            return vectors.to(codes.device)
-        return vectors.cpu().numpy()
+                vectors[begin : begin + rows] = self._vectors(self.search.sums(sent(block, self.device)))
+        return vectors
 
     def encode_features(self, features: "Sequence[FeatureMatrix]", items: int) -> NDArray[Any]:
         """Return the codes, (items, levels), of items with any of the features this quantizer knows."""
@@ -473,22 +491,53 @@ class ResidualQuantizer:
     def latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
         """Return the latents of vectors, (n, dim) float32 on the quantizer's device; as in `encode`."""
         self._check(vectors)
+        return self._where_room_is(lambda quantizer: quantizer._all_latents(vectors))
+
+    def _all_latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
         rows = self.search.rows
-        with torch.inference_mode():
-            found = [self._latents(vectors[begin : begin + rows], begin) for begin in range(0, len(vectors), rows)]
-        return torch.cat(found) if found else torch.empty(0, self.dim, device=self.device)
+        begins = range(0, len(vectors), rows)
+        latents = torch.empty(len(vectors), self.dim, device=self.device)
+        finite = torch.ones(len(begins), dtype=torch.bool, device=self.device)
+        with torch.inference_mode(), without_autocast(self.device):
+            for number, begin in enumerate(begins):
+                block = _tensor(vectors[begin : begin + rows], self.device)
+                finite[number] = torch.isfinite(block).all()
+                latents[begin : begin + rows] = self._latents(block)
+        _check_finite(vectors, finite, rows)
+        return latents
 
     def _check(self, vectors: NDArray[Any] | Tensor) -> None:
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise EmbeddingError(f"Vectors of shape {tuple(vectors.shape)} do not fit a quantizer of {self.dim} dims.")
 
-    def _latents(self, vectors: NDArray[Any] | Tensor, first: int) -> Tensor:
-        """Return the latents of a block whose first row is number `first`; the last step may add rows."""
-        raw = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
-        block = raw.to(self.device, torch.float32)
-        if not bool(torch.isfinite(block).all()):
-            bad = int((~torch.isfinite(block).all(1)).nonzero()[0])
-            raise EmbeddingError(f"Row {first + bad} of the vectors is not finite (NaN, inf, or beyond float32).")
+    def _where_room_is(self, work: "Callable[[ResidualQuantizer], T]") -> T:
+        """Have work done on this device, or on the CPU where its memory does not suffice."""
+        try:
+            return work(self)
+        except OutOfMemory:
+            if self.device.type == "cpu":
+                raise
+        # Outside of the handler: the error's traceback holds the tensors of the failed attempt.
+        tell("out_of_memory", logging.WARNING, device=self.device, how="on cpu")
+        return work(self._on_cpu)
+
+    @cached_property
+    def _on_cpu(self) -> "ResidualQuantizer":
+        networks = [
+            module if module is None else copy.deepcopy(module).cpu() for module in (self.encoder, self.decoder)
+        ]
+        return ResidualQuantizer(
+            [book.cpu() for book in self.codebooks],
+            beam=self.beam,
+            prefix_weight=self.prefix_weight,
+            mean=self.mean.cpu(),
+            scale=self.scale,
+            encoder=networks[0],
+            decoder=networks[1],
+        )
+
+    def _latents(self, block: Tensor) -> Tensor:
+        """Return the latents of a block of at most `search.rows` vectors on this device."""
         normalized = (block - self.mean) / self.scale
         if self.encoder is None:
             return normalized
@@ -498,6 +547,22 @@ class ResidualQuantizer:
         if self.decoder is not None:
             sums = self.decoder(sums)
         return sums * self.scale + self.mean
+
+
+def _tensor(vectors: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+    """Return vectors as float32 on a device."""
+    raw = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
+    return sent(raw, device).to(torch.float32)
+
+
+def _check_finite(vectors: NDArray[Any] | Tensor, finite: Tensor, rows: int) -> None:
+    """Raise for the first row that is not finite, of blocks of `rows` of which `finite` says whether all of it is."""
+    if bool(finite.all()):
+        return
+    first = int(finite.int().argmin()) * rows
+    block = _tensor(vectors[first : first + rows], torch.device("cpu"))
+    bad = first + int((~torch.isfinite(block).all(1)).nonzero()[0])
+    raise EmbeddingError(f"Row {bad} of the vectors is not finite (NaN, inf, or beyond float32).")
 
 
 def _module(arrays: Mapping[str, NDArray[Any]], name: str, dim: int) -> ResidualMLP | None:

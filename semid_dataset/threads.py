@@ -5,17 +5,25 @@ torch splits every operation among threads that wait for each other. Where other
 always late while the others spin: a training then takes ten times as long. And how a product is split decides how it
 is rounded. So the heavy loops of this package hand whole blocks to threads that do not meet, and torch's own threads
 rest meanwhile: what comes out does not depend on how many threads there are.
+
+On a GPU blocks queue up instead, and so does what is sent to it.
 """
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import torch
 
-__all__ = ["in_blocks", "one_thread_each"]
+__all__ = ["OutOfMemory", "in_blocks", "one_thread_each", "sent", "without_autocast"]
+
+AHEAD = 2  # blocks that may wait for a GPU: what was sent for them lies in memory that is not swapped
+
+# torch.OutOfMemoryError came with 2.5; it is the same class where both are.
+OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
 
 
 class _Crew:
@@ -78,21 +86,40 @@ def one_thread_each() -> Iterator[None]:
         crew.leave()
 
 
+def without_autocast(device: torch.device) -> torch.autocast:
+    """Return a context that computes in the types it is given: a caller's torch.autocast would round codes."""
+    return torch.autocast(device.type, enabled=False)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device; on its way to a GPU nobody waits for it, so it goes from pinned memory."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def in_blocks(one: Callable[[int], None], begins: Sequence[int], device: torch.device) -> None:
     """
     Call `one` for every beginning of a block, without gradients; on the CPU in as many threads as torch has.
+
+    On a GPU a block is asked for while those before it are computed, `AHEAD` of them at most.
 
     Raises:
         What `one` raises, for the first block of those for which it does.
     """
     if device.type != "cpu":
-        with torch.no_grad():
+        asked: deque[torch.cuda.Event] = deque()
+        with torch.no_grad(), without_autocast(device):
             for begin in begins:
                 one(begin)
+                if device.type == "cuda":
+                    asked.append(torch.cuda.current_stream(device).record_event())
+                    if len(asked) > AHEAD:
+                        asked.popleft().synchronize()
         return
 
     def work(begin: int) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), without_autocast(device):
             one(begin)
 
     def work_here(begin: int) -> None:

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from semid_dataset.config import SemanticIdConfig
-from semid_dataset.errors import EmbeddingError, TrainingError
-from semid_dataset.kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmeans, sample, sums
+from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
+from semid_dataset.kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmeans, sample, sums, tally
 from semid_dataset.messages import tell
 from semid_dataset.quantizer import BeamSearch, ResidualMLP, ResidualQuantizer
-from semid_dataset.threads import in_blocks, one_thread_each
+from semid_dataset.threads import OutOfMemory, in_blocks, one_thread_each, sent, without_autocast
 
 __all__ = ["Trained", "train"]
 
@@ -106,9 +106,6 @@ LLOYD = 25
 # 53 / 10 %, beam 5: 45 / 11 %).
 PREFIX_WEIGHT = 0.3
 
-# torch.OutOfMemoryError came with 2.5; it is the same class where both are.
-OutOfMemory: type[Exception] = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-
 Epoch = Callable[[int, int, float], None]
 
 
@@ -154,6 +151,7 @@ def train(
 
     Raises:
         EmbeddingError: no vectors, not two axes, or a row that is not finite; the message names the first.
+        ConfigError: there is no such device.
         TrainingError: memory did not suffice, not even on the CPU and with smaller batches.
 
     Equal seeds give equal codebooks on one machine, however many threads torch has there. Memory: two float32 copies of
@@ -166,7 +164,8 @@ def train(
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            with one_thread_each():
+            _check_device(where)
+            with one_thread_each(), without_autocast(torch.device(where)):
                 return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
         except OutOfMemory as error:
             message = str(error)
@@ -193,6 +192,15 @@ def _device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+def _check_device(name: str) -> None:
+    try:
+        there = torch.device(name).type != "cuda" or torch.cuda.is_available()
+    except RuntimeError:  # no such word
+        there = False
+    if not there:
+        raise ConfigError(f'There is no device {name!r} here. "auto" takes CUDA where there is one, else the CPU.')
 
 
 def _train(
@@ -276,7 +284,7 @@ def _start(
             search = BeamSearch(codebooks, max(recipe.start_sums, 4), PREFIX_WEIGHT)
             codes = search.blocks(residuals, recipe.start_sums)
             width = codes.shape[1]
-            chosen = sample(torch.arange(len(residuals) * width), most, generator).to(points.device)
+            chosen = sent(sample(torch.arange(len(residuals) * width), most, generator), points.device)
             residuals = residuals[chosen // width] - search.sums(codes.flatten(0, 1)[chosen])
         codebooks.append(kmeans(residuals, size, generator, rounds))
         beat()
@@ -308,9 +316,9 @@ def _refit(
     levels = range(len(books))
     targets = [sums(points, chosen[level], sizes[level])[0].double() + ridge * width * books[level] for level in levels]
     pairs = {
-        (level, other): torch.bincount(
-            chosen[level] * sizes[other] + chosen[other], minlength=sizes[level] * sizes[other]
-        ).view(sizes[level], sizes[other])
+        (level, other): tally(chosen[level] * sizes[other] + chosen[other], sizes[level] * sizes[other]).view(
+            sizes[level], sizes[other]
+        )
         for level in levels
         for other in levels
         if level <= other
@@ -337,7 +345,7 @@ def _revive(codebooks: Sequence[Tensor], codes: Tensor, points: Tensor) -> list[
         codes: (n, levels), the items'.
         points: (n, dim), the items.
     """
-    used = [torch.bincount(codes[:, level], minlength=len(book)) > 0 for level, book in enumerate(codebooks)]
+    used = [tally(codes[:, level], len(book)) > 0 for level, book in enumerate(codebooks)]
     if bool(torch.cat(used).all()):
         return list(codebooks)
     residuals = points - BeamSearch(codebooks, 1).sums(codes)
@@ -406,7 +414,7 @@ def _epochs(
         some = sample(fit, EPOCH_ITEMS, generator)
         codes = _state(words, start, encoder, decoder, beam).codes_of(some) + start.search.offsets
         total = torch.zeros((), device=fit.device)
-        order = torch.randperm(len(some), generator=generator).to(fit.device)
+        order = sent(torch.randperm(len(some), generator=generator), fit.device)
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             loss, gradients = _gradients(
@@ -453,16 +461,22 @@ def _gradients(
 
     Where networks are large the batch is cut, for threads to share it out. Into how many slices depends on the sizes
     alone, and slices are added in their order, so that the number of threads does not change a bit.
+
+    On a GPU that has it the networks' products are taken in bfloat16: they only say where to go. What becomes a code,
+    or judges, stays in float32.
     """
     slices = 1
     if points.device.type == "cpu":
         slices = max(min(len(points) * encoder.first.numel() // SLICE_PRODUCTS, len(points) // SLICE_ROWS), 1)
     rows = -(-len(points) // slices)
+    low = _has_bfloat16(points.device)
     found: list[tuple[Tensor, ...]] = [()] * slices
 
     def one(begin: int) -> None:
         block = points[begin : begin + rows]
-        with torch.enable_grad():
+        # Its cache is emptied by the outermost of nested contexts only: weights would stay those of the first step.
+        lower = torch.autocast(points.device.type, torch.bfloat16, enabled=low, cache_enabled=False)
+        with torch.enable_grad(), lower:
             loss = _loss(
                 block, codes[begin : begin + rows], words, encoder=encoder, decoder=decoder, commitment=commitment
             ) * (len(block) / len(points))
@@ -471,6 +485,11 @@ def _gradients(
     in_blocks(one, range(0, len(points), rows), points.device)
     loss, *gradients = [torch.stack(parts).sum(0) if slices > 1 else parts[0] for parts in zip(*found, strict=True)]
     return loss, gradients
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there: on GPUs from Ampere on; on CPUs they may be emulated."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def _loss(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from semid_dataset.kmeans import assign, kmeans, sample, sums
+from semid_dataset.kmeans import _scattered, assign, kmeans, sample, sums, tally
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -89,3 +89,11 @@ def test_sample_draws_without_repetition_in_order() -> None:
     drawn = sample(points, 10, generator())[:, 0]
     assert len(set(drawn.tolist())) == 10
     assert torch.equal(drawn, drawn.sort().values)
+
+
+def test_codes_are_counted_alike_on_every_device() -> None:
+    """A GPU adds ones up where the CPU has a function of its own; codes that nobody has count zero."""
+    codes = torch.randint(0, 40, (1000,), generator=generator())
+    assert torch.equal(_scattered(codes, 50), tally(codes, 50))
+    assert int(tally(codes, 50).sum()) == 1000
+    assert torch.equal(_scattered(codes[:0], 3), torch.zeros(3, dtype=torch.int64))

@@ -288,3 +288,52 @@ def test_a_table_without_a_quantizer_cannot_be_read_as_one(tmp_path: Path) -> No
     SemanticIdTable.from_mapping({1: [1, 2]}).save(tmp_path / "t")
     with pytest.raises(TableError, match="holds no quantizer"):
         ResidualQuantizer.from_pretrained(tmp_path / "t")
+
+
+@pytest.mark.parametrize("networks", [False, True])
+def test_a_gpu_without_room_leaves_the_work_to_the_cpu(
+    networks: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the same blocks, and so the same codes; a warning says so."""
+    quantizer = random_quantizer(networks=networks)
+    vectors = random_vectors(300)
+    wanted = quantizer.encode(vectors)
+    rebuilt, latents = quantizer.decode(wanted), quantizer.latents(vectors)
+    quantizer.device = torch.device("cuda")
+    for name in ("_candidates", "_decode", "_all_latents"):
+        real = getattr(ResidualQuantizer, name)
+
+        def full(self: ResidualQuantizer, *given: Any, real: Any = real) -> Any:
+            if self.device.type == "cuda":
+                raise room.OutOfMemory("injected")
+            return real(self, *given)
+
+        monkeypatch.setattr(ResidualQuantizer, name, full)
+    assert np.array_equal(quantizer.encode(vectors), wanted)
+    assert np.array_equal(quantizer.decode(wanted), rebuilt)
+    assert torch.equal(quantizer.latents(vectors), latents)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert "Out of memory on cuda" in caplog.text
+
+
+def test_no_room_on_the_cpu_is_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is nowhere else to go."""
+
+    def full(*given: Any) -> Any:
+        raise room.OutOfMemory("injected")
+
+    monkeypatch.setattr(ResidualQuantizer, "_candidates", full)
+    with pytest.raises(room.OutOfMemory):
+        random_quantizer().encode(random_vectors(3))
+
+
+def test_the_first_bad_row_is_named_wherever_its_block_is() -> None:
+    """Blocks are looked at when all are done; the message is about the first row all the same."""
+    quantizer = random_quantizer()
+    vectors = random_vectors(5 * quantizer.search.rows)
+    first = 2 * quantizer.search.rows + 3
+    for row in (4 * quantizer.search.rows, first + 2, first):
+        vectors[row, 1] = np.nan
+    for work in (quantizer.encode, quantizer.latents):
+        with pytest.raises(EmbeddingError, match=f"Row {first} "):
+            work(vectors)

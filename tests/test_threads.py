@@ -2,11 +2,13 @@
 
 import multiprocessing
 import threading
+import types
+from typing import Any
 
 import pytest
 import torch
 
-from semid_dataset.threads import in_blocks, one_thread_each
+from semid_dataset.threads import AHEAD, in_blocks, one_thread_each, sent
 
 CPU = torch.device("cpu")
 
@@ -98,3 +100,45 @@ def test_a_child_forked_meanwhile_does_not_wait_for_its_parents_threads() -> Non
         child.start()
         assert queue.get(timeout=15) == [0, 1, 2, 3]
         child.join(10)
+
+
+class HostTensor:
+    """What `sent` needs of a tensor; writes down what is asked of it."""
+
+    device = CPU
+
+    def __init__(self, asked: list[Any]) -> None:
+        self.asked = asked
+
+    def pin_memory(self) -> "HostTensor":
+        self.asked.append("pinned")
+        return self
+
+    def to(self, device: torch.device, **options: Any) -> "HostTensor":
+        self.asked.append((device.type, options))
+        return self
+
+
+def test_nobody_waits_for_what_is_sent_to_a_gpu() -> None:
+    """It goes from pinned memory, without waiting; to the CPU it simply goes."""
+    asked: list[Any] = []
+    sent(HostTensor(asked), torch.device("cuda"))  # type: ignore[arg-type]
+    assert asked == ["pinned", ("cuda", {"non_blocking": True})]
+    asked.clear()
+    sent(HostTensor(asked), CPU)  # type: ignore[arg-type]
+    assert asked == [("cpu", {})]
+
+
+def test_a_gpu_is_asked_for_few_blocks_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block is asked for before those before it are done, but what was sent for them must not pile up."""
+    done: list[str] = []
+
+    def record_event() -> Any:
+        number = len([what for what in done if what.startswith("asked")]) - 1
+        return types.SimpleNamespace(synchronize=lambda: done.append(f"waited {number}"))
+
+    stream = types.SimpleNamespace(record_event=record_event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    in_blocks(lambda begin: done.append(f"asked {begin}"), range(5), torch.device("cuda"))
+    assert AHEAD == 2
+    assert done == ["asked 0", "asked 1", "asked 2", "waited 0", "asked 3", "waited 1", "asked 4", "waited 2"]

@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from semid_dataset import kmeans as kmeans_room
 from semid_dataset import training as room
 from semid_dataset.config import SemanticIdConfig
-from semid_dataset.errors import EmbeddingError, TrainingError
+from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
 from semid_dataset.quantizer import ResidualQuantizer
+from semid_dataset.threads import one_thread_each
 from semid_dataset.training import train
 
 
@@ -209,6 +212,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, caplog:
 def test_out_of_memory_on_the_gpu_ends_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller batch first, then the CPU with the whole one."""
     seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(room, "_check_device", lambda name: None)
     monkeypatch.setattr(room, "_train", out_of_memory(2, seen))
     assert train(mixture(100), small(batch_size=64, device="cuda:0")).device == "cpu"
     assert seen == [("cuda:0", 64), ("cuda:0", 32), ("cpu", 64)]
@@ -219,6 +223,96 @@ def test_out_of_memory_everywhere_is_a_training_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(room, "_train", out_of_memory(99, []))
     with pytest.raises(TrainingError, match="ran out of memory"):
         train(mixture(100), small())
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_named(device: str) -> None:
+    """Before anything is trained; torch's own words differ from case to case."""
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("there is CUDA here")
+    with pytest.raises(ConfigError, match=f"no device '{device}'"):
+        train(mixture(50), small(device=device))
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a GPU: numbers read, and results whose size depends on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket._qualified_op_name
+        masked = name.startswith("aten::index") and any(
+            isinstance(index, torch.Tensor) and index.dtype is torch.bool for index in (args[1] if args[1:] else ())
+        )
+        if masked or name in {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal"}:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def waits(monkeypatch: pytest.MonkeyPatch, vectors: NDArray[np.float32], config: SemanticIdConfig) -> int:
+    """Return how often a training would make the host wait for a GPU."""
+    monkeypatch.setattr(kmeans_room, "CODES_SUMMED", 1 << 30)  # as on a GPU: all codes at once
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # modes are seen by their own thread only
+    try:
+        with Waits() as mode:
+            train(vectors, config)
+        return mode.count
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_no_step_of_an_epoch_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen steps an epoch read as few numbers back as one does."""
+    monkeypatch.setattr(room, "WORTH", -1.0)
+    monkeypatch.setattr(room, "PATIENCE", 99)
+    vectors = mixture(1000)
+    few = waits(monkeypatch, vectors, small(batch_size=950))
+    assert waits(monkeypatch, vectors, small(batch_size=59)) == few
+    assert waits(monkeypatch, vectors, small(batch_size=950, num_epochs=6)) > few  # the loss of every epoch is read
+
+
+@pytest.mark.parametrize("dim", [8, 70])
+def test_no_step_of_k_means_waits_for_the_device(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a draw of the first codewords nor a round of Lloyd's reads a number back."""
+    points = torch.from_numpy(mixture(600, dim))
+    monkeypatch.setattr(kmeans_room, "CODES_SUMMED", 1 << 30)
+    with one_thread_each(), Waits() as mode:
+        kmeans_room.kmeans(points, 32, torch.Generator().manual_seed(0), 3)
+    assert mode.count == 0
+
+
+def test_a_callers_autocast_changes_no_bit() -> None:
+    """Datasets are made within it, too: neither codebooks nor codes are rounded, nor is it an error."""
+    vectors = mixture(500)
+    plain = train(vectors, small()).quantizer
+    with torch.autocast("cpu", torch.bfloat16):
+        within = train(vectors, small()).quantizer
+        codes = within.encode(vectors)
+        rebuilt = within.decode(codes)
+        again = ResidualQuantizer.from_arrays(*plain.to_arrays())
+    assert digest(within) == digest(plain)
+    assert np.array_equal(codes, plain.encode(vectors))
+    assert np.array_equal(rebuilt, plain.decode(codes))
+    assert np.array_equal(again.encode(vectors), codes)
+
+
+def test_networks_learn_in_bfloat16_and_codes_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU that has it: networks pay as in float32, and codes are those of the search in float32."""
+    vectors = curved(1500)
+    config = small(codebook_size=8, num_quantizers=2, num_epochs=60, lr=1e-2, batch_size=128)
+    whole = train(vectors, config).held_out
+    monkeypatch.setattr(room, "_has_bfloat16", lambda device: True)
+    trained = train(vectors, config)
+    assert trained.quantizer.encoder is not None
+    assert trained.held_out["end"] < whole["start"] * 0.995
+    assert trained.held_out["end"] < whole["end"] * 1.02
+    arrays, description = trained.quantizer.to_arrays()
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    again = ResidualQuantizer.from_arrays(arrays, description)
+    assert np.array_equal(again.encode(vectors), trained.quantizer.encode(vectors))
 
 
 def test_a_refit_never_raises_the_error_for_its_codes() -> None:
