@@ -69,6 +69,7 @@ NAMES = {text: name for name, text in DTYPES.items()}
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 LONGEST_INT64 = 20  # characters
 ITEMS_PER_BUCKET = 4  # of 4 bytes each: the index costs a byte an item
+COUNTED = 1 << 20  # keys whose buckets are counted at once
 SORT_FROM = 1024  # keys; ordered queries walk through the table instead of jumping
 
 
@@ -335,14 +336,14 @@ def _as_strings(items: NDArray[Any] | Sequence[str | int]) -> list[str]:
 
 
 def _int_arrays(keys: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
-    order: NDArray[np.int64] = np.arange(len(keys))
+    order: NDArray[np.int64] | None = None
     if not (keys[1:] > keys[:-1]).all():
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         if (twice := np.flatnonzero(keys[1:] == keys[:-1])).size:
             raise TableError(f"Item {keys[twice[0]]} is given twice.")
     frame, starts = _buckets(keys, _core(keys))
-    return {"keys": keys, "key_frame": frame, "key_starts": starts}, order
+    return {"keys": keys, "key_frame": frame, "key_starts": starts}, np.arange(len(keys)) if order is None else order
 
 
 def _string_arrays(texts: list[str]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
@@ -403,10 +404,15 @@ def _buckets(keys: NDArray[np.int64], core: tuple[int, int]) -> tuple[NDArray[np
     count = (span >> shift) + 1
     beyond = int(base) + (count << shift)  # the last bucket may reach further than `core`
     last = len(keys) if beyond > INT64_MAX else int(np.searchsorted(keys, beyond))
-    # As uint64, where the difference of two int64 always fits.
-    bucket = (keys[first:last].view(np.uint64) - base.view(np.uint64)) >> np.uint64(shift)
-    starts = np.full(count + 1, first, np.uint32)
-    starts[1:] += np.cumsum(np.bincount(bucket.astype(np.int64), minlength=count)).astype(np.uint32)
+    starts = np.zeros(count + 1, np.uint32)
+    starts[0] = first
+    for begin in range(first, last, COUNTED):
+        # As uint64, where the difference of two int64 always fits.
+        bucket = (keys[begin : min(begin + COUNTED, last)].view(np.uint64) - base.view(np.uint64)) >> np.uint64(shift)
+        lowest = int(bucket[0])
+        counts = np.bincount((bucket - bucket[0]).astype(np.int64))
+        starts[lowest + 1 : lowest + 1 + len(counts)] += counts.astype(np.uint32)
+    np.cumsum(starts, out=starts)
     return np.array([base, shift], np.int64), starts
 
 

@@ -66,7 +66,8 @@ def measure(
     sizes = quantizer.codebook_sizes
     usage, perplexity, gini, entropy_ratio = _use(final, sizes)
     usage_raw, perplexity_raw, _, _ = _use(raw_codes, sizes)
-    groups, groups_raw = group_sizes(final), group_sizes(raw_codes)
+    rate, unique_rate, largest = _grouping(final)
+    rate_raw, unique_rate_raw, largest_raw = _grouping(raw_codes)
     return {
         "items": len(final),
         "relative_mse": relative_mse(quantizer, vectors, codes),
@@ -79,15 +80,15 @@ def measure(
         "usage_raw": usage_raw,
         "perplexity": perplexity,
         "perplexity_raw": perplexity_raw,
-        "collision_rate": _not_alone(groups),
-        "collision_rate_raw": _not_alone(groups_raw),
-        "unique_rate": len(groups) / max(len(final), 1),
-        "unique_rate_raw": len(groups_raw) / max(len(raw_codes), 1),
+        "collision_rate": rate,
+        "collision_rate_raw": rate_raw,
+        "unique_rate": unique_rate,
+        "unique_rate_raw": unique_rate_raw,
         "moved": resolution.moved,
         "exact_duplicates": resolution.exact_duplicates,
         "shared": resolution.shared,
-        "largest_group": int(groups.max(initial=0)),
-        "largest_group_raw": int(groups_raw.max(initial=0)),
+        "largest_group": largest,
+        "largest_group_raw": largest_raw,
         "gini": gini,
         "entropy_ratio": entropy_ratio,
         "neighbour_fidelity": neighbour_fidelity(vectors, codes),
@@ -187,7 +188,9 @@ def _use(codes: NDArray[Any], sizes: tuple[int, ...]) -> tuple[list[float], list
     """Return usage, perplexity, Gini and entropy ratio of every level."""
     usage, perplexity, gini, ratio = [], [], [], []
     for level, size in enumerate(sizes):
-        counts = np.bincount(codes[:, level], minlength=size).astype(np.float64)
+        counts = np.zeros(size)
+        for begin in range(0, len(codes), BLOCK):
+            counts += np.bincount(codes[begin : begin + BLOCK, level], minlength=size)
         shares = counts[counts > 0] / max(counts.sum(), 1)
         entropy = float(-(shares * np.log(shares)).sum())
         usage.append(len(shares) / size)
@@ -198,5 +201,8 @@ def _use(codes: NDArray[Any], sizes: tuple[int, ...]) -> tuple[list[float], list
     return usage, perplexity, gini, ratio
 
 
-def _not_alone(groups: NDArray[np.int64]) -> float:
-    return float(groups[groups > 1].sum() / max(groups.sum(), 1))
+def _grouping(codes: NDArray[Any]) -> tuple[float, float, int]:
+    """Return the share of items that share their tuple, distinct tuples over items, and the items of the commonest."""
+    groups = group_sizes(codes)
+    alone = int((groups == 1).sum())
+    return (len(codes) - alone) / max(len(codes), 1), len(groups) / max(len(codes), 1), int(groups.max(initial=0))

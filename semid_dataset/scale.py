@@ -22,8 +22,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ from semid_dataset.messages import meter, tell
 from semid_dataset.parts import Part, hash_ids
 from semid_dataset.rows import canonical_int
 from semid_dataset.sources import FeatureSource
-from semid_dataset.stages import LAYOUT, Plan, Task, need_file, read_file, task_file, write_file
+from semid_dataset.stages import LAYOUT, Plan, Task, need_file, read_file, read_into, task_file, write_file
 from semid_dataset.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ LEAST_SAMPLED = 16_384  # whatever the limit: with fewer, codebooks are noise
 TRAINING_COPIES = 8  # float32 copies of the sample that training may hold at its peak
 PART_BYTES = 64 << 20  # of float32 vectors, at most
 LEAST_PART = 1024  # rows
-LOSERS_SHARE = 4  # what part of the limit vectors that are read again may take in memory
+LOSERS_SHARE = 32  # what part of the limit vectors that are read again may take in memory
+LEAST_LOSERS = 4096  # of them at once, whatever the limit
+ROWS = 1 << 20  # that are looked at together
 NAMED = "an item is no integer"
 MOST_OPEN = 256  # files; a process may open 1,024, often
 EVERYTHING = (1 << 64) - 1
@@ -389,14 +392,15 @@ class Job:
         """Return what `encode` made, of all parts."""
         return Encoded(self, basis)
 
-    def gather(self, wanted: Sequence[NDArray[np.int64]]) -> None:
-        """Have the vectors of items (of every part its own, ascending) written down as `gather-<part>`."""
+    def gather(self, wanted: Iterable[NDArray[np.int64]]) -> None:
+        """Have the vectors of items (of every part its own, in any order) written down as `gather-<part>`."""
         tasks = []
-        for task in self._tasks("gather"):
-            ids = wanted[task["part"]]
+        for task, ids in zip(self._tasks("gather"), wanted, strict=True):
             if len(ids):
                 basis = hashlib.sha256(ids.tobytes()).hexdigest()
-                write_file(self.folder, f"wanted-{task['part']}", {"ids": ids}, {})
+                order = np.argsort(ids)
+                arrays: dict[str, NDArray[Any]] = {"ids": ids[order], "places": order.astype(np.uint32)}
+                write_file(self.folder, f"wanted-{task['part']}", arrays, {})
                 tasks.append({**task, "basis": basis})
         if tasks:
             self._stage(tasks, "Reading again")
@@ -445,19 +449,26 @@ class Encoded:
         self.rows = rows = int(self.begins[-1])
         self.error, self.variance = error, max(0.0, squares - float(np.square(total).sum()) / max(1, rows))
         ids = self._column("ids", np.empty(rows, np.int64))
-        self.ids, places = _first_of_each(ids)
+        self.places: NDArray[np.integer[Any]] | None = None  # where rows stand; None: as in the parts
+        if bool((ids[1:] > ids[:-1]).all()):
+            self.ids = ids
+        else:
+            self.ids, places = _first_of_each(ids)
+            self.places = places.astype(np.uint32 if rows < 1 << 32 else np.int64)
+            del places
         del ids
-        self.places = places.astype(np.uint32 if rows < 1 << 32 else np.int64)
-        del places
         again = rows - len(self.ids)
         self.bad = bad + again
         self.first_bad = first_bad or (f"{again} items come again" if again else "")
         first = need_file(job.folder, self._names[0]).arrays["codes"]
         codes = self._column("codes", np.empty((rows, first.shape[1]), first.dtype))
-        moved = bool((self.places[1:] < self.places[:-1]).any()) or again > 0
-        self.codes = codes[self.places] if moved else codes
-        self._vectors: NDArray[np.float32] | None = None
-        self._at: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+        self.codes = codes if self.places is None else codes[self.places]
+        # Losers, in the order in which they are served: their parts, the vectors of some, how many come before these,
+        # which of these is next, and how many were read of every part.
+        self._owner: NDArray[Any] = np.empty(0, np.uint16)
+        self._held = np.empty((0, job.plan.dim), np.float32)
+        self._first = self._next = 0
+        self._taken = np.zeros(len(self._names), np.int64)
         self._opened: dict[int, IO[bytes]] = {}
 
     def _column(self, name: str, out: NDArray[Any]) -> NDArray[Any]:
@@ -466,13 +477,19 @@ class Encoded:
             self._job.beat()
         return out
 
+    def _places_of(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Return where rows stand in all parts side by side, and in which part."""
+        places = (rows if self.places is None else self.places[rows]).astype(np.int64)
+        owner = np.searchsorted(self.begins, places, side="right") - 1
+        return places, owner.astype(np.uint16 if len(self._names) <= 1 << 16 else np.uint32)  # 16 bits sort fast
+
     def _pick(self, name: str, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
         """Return a column's values of some rows, part by part."""
-        places = self.places[rows].astype(np.int64)
-        owner = np.searchsorted(self.begins, places, side="right") - 1
-        for number in np.unique(owner).tolist():
+        places, owner = self._places_of(rows)
+        order = np.argsort(owner, kind="stable")
+        for number, begin, end in _runs(owner[order]):
+            here = order[begin:end]
             column = need_file(self._job.folder, self._names[number]).arrays[name]
-            here = np.flatnonzero(owner == number) if len(self._names) > 1 else slice(None)
             out[here] = column[places[here] - self.begins[number]]
         self._job.beat()
         return out
@@ -485,47 +502,64 @@ class Encoded:
         """Return the hashes that were noted when the items were encoded."""
         return self._pick("hashes", rows, np.empty(len(rows), np.uint64))
 
-    def prepare(self, rows: NDArray[np.int64]) -> None:
-        """Read the parts again for the vectors of these rows; into memory where the limit has room for them."""
-        dim = self._job.plan.dim
-        owner = np.searchsorted(self.begins, self.places[rows].astype(np.int64), side="right") - 1
-        order = np.lexsort((self.ids[rows], owner))
-        bounds = np.searchsorted(owner[order], np.arange(len(self._names) + 1))
-        wanted = [self.ids[rows[order[bounds[part] : bounds[part + 1]]]] for part in range(len(self._names))]
-        self._job.gather(wanted)
-        if 4 * dim * len(rows) <= self._job.limit // LOSERS_SHARE:
-            self._vectors = np.empty((len(rows), dim), np.float32)
-            for part in range(len(self._names)):
-                if len(wanted[part]):
-                    found = need_file(self._job.folder, f"gather-{part}").arrays["vectors"]
-                    self._vectors[order[bounds[part] : bounds[part + 1]]] = found
-        else:
-            at = np.empty(len(rows), np.int64)
-            at[order] = np.arange(len(rows)) - bounds[owner[order]]
-            self._at = owner, at
-        self._next = 0
+    def prepare(self, rows: NDArray[np.integer[Any]]) -> None:
+        """Read the parts again for the vectors of these rows, and write them down in their order."""
+        kind = np.uint16 if len(self._names) <= 1 << 16 else np.uint32
+        self._owner = np.empty(len(rows), kind)
+        for begin in range(0, len(rows), ROWS):
+            self._owner[begin : begin + ROWS] = self._places_of(rows[begin : begin + ROWS])[1]
+        self._job.gather(self._wanted(rows))
+        self.rewind()
 
-    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def _wanted(self, rows: NDArray[np.integer[Any]]) -> Iterator[NDArray[np.int64]]:
+        """Yield the ids of every part among rows, in the order of the rows."""
+        order = np.argsort(self._owner, kind="stable").astype(np.uint32 if len(rows) < 1 << 32 else np.int64)
+        bounds = np.cumsum([0, *np.bincount(self._owner, minlength=len(self._names)).tolist()])
+        for begin, end in pairwise(bounds.tolist()):
+            yield self.ids[rows[order[begin:end]]]
+
+    def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Return the vectors of the next rows of `prepare`."""
-        begin, self._next = self._next, self._next + len(rows)
-        if begin % (1 << 18) < len(rows):
-            self._job.beat()
-        if self._vectors is not None:
-            return self._vectors[begin : self._next]
-        assert self._at is not None
-        dim = self._job.plan.dim
-        found = np.empty((len(rows), dim), np.float32)
-        for row, (part, at) in enumerate(
-            zip(self._at[0][begin : self._next].tolist(), self._at[1][begin : self._next].tolist(), strict=True)
-        ):
-            # Read, not mapped: mapped pages would stay in this process.
-            descriptor, offset = self._open(part)
-            found[row] = np.frombuffer(os.pread(descriptor, 4 * dim, offset + 4 * dim * at), np.float32)
+        found = np.empty((len(rows), self._job.plan.dim), np.float32)
+        done = 0
+        while done < len(rows):
+            if self._next == len(self._held):
+                self._load()
+            some = self._held[self._next : self._next + len(rows) - done]
+            found[done : done + len(some)] = some
+            done, self._next = done + len(some), self._next + len(some)
         return found
+
+    def _load(self) -> None:
+        """
+        Read the next vectors, of all parts.
+
+        What a part has of them lies together in its file. It is read, not mapped: mapped pages would stay in this
+        process.
+        """
+        dim = self._job.plan.dim
+        first = self._first + len(self._held)
+        owner = self._owner[first : first + max(LEAST_LOSERS, self._job.limit // LOSERS_SHARE // (4 * dim))]
+        if not len(owner):
+            raise IndexError("more vectors were asked for than prepared")
+        if len(self._held) != len(owner):
+            self._held = np.empty((0, dim), np.float32)
+            self._held = np.empty((len(owner), dim), np.float32)
+        order = np.argsort(owner, kind="stable")
+        for part, begin, end in _runs(owner[order]):
+            descriptor, offset = self._open(part)
+            block = np.empty((end - begin, dim), np.float32)
+            read_into(descriptor, block, offset + 4 * dim * int(self._taken[part]))
+            self._held[order[begin:end]] = block
+            self._taken[part] += end - begin
+        self._first, self._next = first, 0
+        self._job.beat()
 
     def rewind(self) -> None:
         """Begin again with the rows of `prepare`."""
-        self._next = 0
+        self._first = self._next = 0
+        self._held = np.empty((0, self._job.plan.dim), np.float32)
+        self._taken = np.zeros(len(self._names), np.int64)
 
     def _open(self, part: int) -> tuple[int, int]:
         opened = self._opened.get(part)
@@ -541,7 +575,15 @@ class Encoded:
         for opened in self._opened.values():
             opened.close()
         self._opened.clear()
-        self._vectors = self._at = None
+        self._owner = self._owner[:0]
+        self.rewind()
+
+
+def _runs(ordered: NDArray[Any]) -> list[tuple[int, int, int]]:
+    """Return the distinct values of an ascending array, and where each begins and ends."""
+    begins = np.flatnonzero(np.concatenate([np.ones(min(1, len(ordered)), bool), ordered[1:] != ordered[:-1]]))
+    ends = np.append(begins[1:], len(ordered))
+    return list(zip(ordered[begins].tolist(), begins.tolist(), ends.tolist(), strict=True))
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -726,10 +768,10 @@ class _Some:
     def hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         return self._encoded.hashes(self._chosen[rows])
 
-    def prepare(self, rows: NDArray[np.int64]) -> None:
+    def prepare(self, rows: NDArray[np.integer[Any]]) -> None:
         self._encoded.prepare(self._chosen[rows])
 
-    def vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         return self._encoded.vectors(rows)
 
     def rewind(self) -> None:

@@ -7,6 +7,7 @@ it, so that any process can do any part, twice if need be.
 
 import errno
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,9 +28,11 @@ from semid_dataset.rows import ForwardFile
 if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
 
-__all__ = ["Plan", "Task", "need_file", "perform", "read_file", "task_file", "write_file"]
+__all__ = ["Plan", "Task", "need_file", "perform", "read_file", "read_into", "task_file", "write_file"]
 
-LAYOUT = 1  # of the files in a work folder
+LAYOUT = 2  # of the files in a work folder
+
+READ = 4 << 20  # bytes at once
 
 Task = Mapping[str, Any]
 
@@ -188,16 +191,17 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
 
 
 def _gather(folder: Path, task: Task, report: Progress) -> None:
-    """Keep the vectors of the items that are listed, in the order of the list."""
+    """Keep the vectors of the items that are listed, at the places that are listed with them."""
     plan = _plan_of(folder)
-    wanted = np.array(need_file(folder, f"wanted-{task['part']}").arrays["ids"])
+    listed = need_file(folder, f"wanted-{task['part']}").arrays
+    wanted, places = np.array(listed["ids"]), np.array(listed["places"])
     vectors = np.zeros((len(wanted), plan.dim), np.float32)
     there = np.zeros(len(wanted), bool)
 
     def consume(keys: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
         at, first = np.unique(np.searchsorted(wanted, keys), return_index=True)
         new = ~there[at]
-        vectors[at[new]] = rows[first[new]]
+        vectors[places[at[new]]] = rows[first[new]]
         there[at] = True
 
     stream = Stream(plan.feature, plan.dim, consume, lambda keys: container.is_in(keys, wanted))
@@ -297,3 +301,21 @@ def need_file(folder: Path, name: str) -> container.Container:
     if found is None:
         raise StoreError(f"'{folder / name}.part' is gone: somebody cleaned up, or published. Run again.")
     return found
+
+
+def read_into(descriptor: int, array: NDArray[Any], offset: int) -> None:
+    """
+    Fill an array from a place in a file.
+
+    Raises:
+        StoreError: the file is shorter.
+        OSError: the disk says no.
+    """
+    flat = array.reshape(-1).view(np.uint8)
+    done = 0
+    while done < len(flat):
+        found = os.pread(descriptor, min(len(flat) - done, READ), offset + done)
+        if not found:
+            raise StoreError("A file of the work folder became shorter. Run again.")
+        flat[done : done + len(found)] = np.frombuffer(found, np.uint8)
+        done += len(found)

@@ -206,8 +206,41 @@ def test_blocks_give_what_one_by_one_gives(data: st.DataObject) -> None:
     taken = every[random.permutation(len(every))[: data.draw(st.integers(0, min(math.prod(sizes) - 1 - n, 30)))]]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(collisions, "BLOCK", data.draw(st.sampled_from([1, 3, 16, 4096])))
+        patch.setattr(collisions, "GROUPS", data.draw(st.sampled_from([1, 2, 7, 1 << 20])))
         found = resolve_collisions(quantizer, vectors, codes, taken=taken).codes
     assert tuples(found) == tuples(one_by_one(quantizer, vectors, codes, taken))
+
+
+def test_a_crowd_fills_prefix_after_prefix() -> None:
+    """Many blocks that spill, into homes and elsewhere, and places that fill up after they were looked for."""
+    random = np.random.default_rng(3)
+    quantizer = random_quantizer((6, 6, 12))
+    vectors = random.standard_normal((330, 3)).astype(np.float32) * np.float32(0.2)
+    codes = quantizer.encode(vectors)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collisions, "BLOCK", 64)
+        found = resolve_collisions(quantizer, vectors, codes)
+    assert found.moved > 200
+    assert tuples(found.codes) == tuples(one_by_one(quantizer, vectors, codes, codes[:0]))
+
+
+@pytest.mark.parametrize(("sizes", "dtype"), [((4, 8, 32), np.uint8), ((3, 300, 2), np.uint16), ((2,) * 9, np.uint8)])
+def test_groups_looked_at_in_pieces(sizes: tuple[int, ...], dtype: Any) -> None:
+    """Tuples of 4 bytes, of 8 and of more give the same in one piece and in many."""
+    random = np.random.default_rng(2)
+    quantizer = random_quantizer(sizes)
+    vectors = random.integers(-2, 3, (300, 3)).astype(np.float32)
+    codes = quantizer.encode(vectors)
+    assert codes.dtype == dtype
+    whole = resolve_collisions(quantizer, vectors, codes, taken=codes[::9])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collisions, "GROUPS", 5)
+        pieces = resolve_collisions(quantizer, vectors, codes, taken=codes[::9])
+    assert np.array_equal(pieces.codes, whole.codes)
+    assert pieces.exact_duplicates == whole.exact_duplicates == 300 - len(np.unique(vectors, axis=0))
+    assert whole.losers is not None
+    assert pieces.losers is not None
+    assert np.array_equal(pieces.losers, whole.losers)
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint16), (16, np.uint16)])

@@ -493,3 +493,15 @@ def test_a_key_that_is_no_text_is_named() -> None:
     assert index.row_of("aa") == 0
     with pytest.raises(CorruptTableError, match="'t' holds a key between rows 0 and 2 that is no UTF-8"):
         index.items()
+
+
+def test_buckets_counted_in_pieces_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever keys a piece ends at, and whatever lies beside the core."""
+    random = np.random.default_rng(0)
+    keys = np.unique(np.concatenate([random.integers(10**9, 2 * 10**9, 3000), [-(2**63), -5, 2**63 - 1]]))
+    whole, _ = build_index(keys)
+    monkeypatch.setattr(container, "COUNTED", 17)
+    pieces, _ = build_index(keys)
+    assert all(np.array_equal(whole[name], pieces[name]) for name in whole)
+    found = open_index(pieces, "here").rows_of(keys)
+    assert found.tolist() == list(range(len(keys)))

@@ -297,15 +297,31 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # Uniqueness.
 
 
-def test_vectors_of_losers_may_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None) -> None:
-    """Where they would take too much memory they are read block by block, out of many files."""
+@pytest.mark.parametrize("held", [1, 7])
+def test_vectors_of_losers_stay_on_disk(
+    held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
+) -> None:
+    """They are read a few at a time, however these fall among the blocks that are served, out of many files."""
     whole = generate(write(tmp_path / "whole", "parquet", *world()), engine="local")
     blocks: list[int] = []
     monkeypatch.setattr(scale, "MOST_OPEN", 2)
     monkeypatch.setattr(scale.Encoded, "_open", _noting_part(blocks, scale.Encoded._open))
     monkeypatch.setattr(scale, "LOSERS_SHARE", 1 << 40)
+    monkeypatch.setattr(scale, "LEAST_LOSERS", held)
     assert generate(write(tmp_path / "disk", "parquet", *world()), engine="local").digest == whole.digest
     assert len(set(blocks)) > 2
+
+
+def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
+    """Not vectors of chance."""
+    path = tmp_path / "short"
+    path.write_bytes(bytes(20))
+    with path.open("rb") as file:
+        found = np.ones(5, np.float32)
+        stages.read_into(file.fileno(), found, 0)
+        assert not found.any()
+        with pytest.raises(StoreError, match="became shorter"):
+            stages.read_into(file.fileno(), found, 4)
 
 
 def _noting_part(parts: list[int], function: Callable[..., Any]) -> Callable[..., Any]:
