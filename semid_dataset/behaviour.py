@@ -1,9 +1,9 @@
 """
 What people do with items: who is taken near whom.
 
-Content says what an item is like, sequences say what it is taken for. `pulled_together` moves the vectors of items
-towards those of the items that they are taken near, the more the more often that was seen: so it needs no space of its
-own, and an item without behaviour, a new one above all, is encoded by its vector as it is.
+Content says what an item is like, sequences say what it is taken for. `behaviour_aware` learns from them twice: which
+differences in content matter (`learned_metric`; it holds for items without behaviour too, new ones above all), and,
+item by item, near whom it is taken (`pulled_together`).
 
 `cooccurrence_vectors` makes vectors of behaviour alone, for who wants to give them as a feature of a data directory.
 
@@ -14,17 +14,27 @@ import importlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import files
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.fusion import FeatureMatrix, Fusion, unit_length
 
-__all__ = ["cooccurrence_vectors", "known_sequences", "pulled_together", "read_sequences"]
+__all__ = [
+    "behaviour_aware",
+    "cooccurrence_vectors",
+    "known_sequences",
+    "learned_metric",
+    "pulled_together",
+    "read_sequences",
+]
 
+WINDOW = 3  # steps between two items of a pair, at most
 WEIGHT = 10.0  # neighbours that an item's own vector counts as
+RIDGE = 0.1  # of the mean variance within pairs
 EXTRA = 16  # dims searched beyond those wanted
 ROUNDS = 6  # of subspace iteration
 TINY = 1e-6  # lengths below are rounding: roots of eigenvalues that are zero but for some 1e-16
@@ -32,7 +42,7 @@ BLOCK_FLOATS = 1 << 23  # 32 MB: products held at once
 
 
 def cooccurrence_vectors(
-    sequences: Iterable[Sequence[int] | NDArray[np.integer]], *, dim: int = 64, window: int = 3, seed: int = 0
+    sequences: Iterable[Sequence[int] | NDArray[np.integer]], *, dim: int = 64, window: int = WINDOW, seed: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """
     Return a vector of every item that occurs near another one.
@@ -81,12 +91,99 @@ def cooccurrence_vectors(
     return items[some], (vectors[some] / lengths[some]).astype(np.float32)
 
 
+def behaviour_aware(
+    feature: FeatureMatrix, sequences: Iterable[Sequence[int] | NDArray[np.integer]]
+) -> tuple[Fusion, NDArray[np.float32]]:
+    """
+    Return how an item alone is carried into a space that behaviour has shaped, and the vectors of these items there.
+
+    `learned_metric`, then `pulled_together`, then unit length around the mean: what was pulled by many is shorter, and
+    codebooks would hardly tell such items, the most wanted ones, from each other.
+
+    Measured on 12,101 products (embeddings of their titles; a tenth new, without behaviour), on validation purchases,
+    all / at most five events / new: those among the 20 items nearest to the one before, and Recall@10 of a ranker with
+    such IDs (benchmarks/downstream.py; other draws differ by 0.003, for new items by 0.01):
+
+                                                nearest 20               ranker
+        titles alone                      7.3 % /  7.8 % /  8.0 %   0.098 / 0.038 / 0.030
+        pulled together                  13.0 % /  8.0 % /  4.0 %   0.097 / 0.049 / 0.017
+        the metric                        8.2 % /  9.0 % /  8.9 %   0.101 / 0.045 / 0.031
+        the metric, pulled together      13.8 % /  9.4 % /  5.7 %   0.100 / 0.053 / 0.024
+        all of it                                                   0.104 / 0.051 / 0.024
+
+    Args:
+        feature: of n items.
+        sequences: rows of the feature in the order in which one user took them; training events only.
+
+    Returns:
+        The map of an item without behaviour, and (n, dim) vectors of unit length.
+
+    Raises:
+        NoEmbeddingsError: no two items occur near each other.
+    """
+    taken = [np.asarray(sequence, np.int64) for sequence in sequences]
+    mean, matrix = learned_metric(feature.matrix, taken)
+    pulled = pulled_together((feature.matrix - mean) @ matrix, taken)
+    centre = pulled.mean(0, dtype=np.float64)
+    # Items alone are seen from the same centre: (x - mean) A - centre = (x - mean - centre A^-1) A, and A is symmetric.
+    alone = Fusion.of_metric(feature.id, mean + np.linalg.solve(matrix, centre), matrix)
+    return alone, unit_length(pulled - centre)
+
+
+def learned_metric(
+    vectors: NDArray[np.floating],
+    sequences: Iterable[Sequence[int] | NDArray[np.integer]],
+    *,
+    ridge: float = RIDGE,
+    window: int = WINDOW,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """
+    Return the linear map after which items taken near each other differ alike in all directions: (x - mean) A.
+
+    A = (S + r s I)^(-1/2); S is the covariance of x_i - x_j over all pairs within `window` steps, each weighing
+    1 / steps, s its mean variance, and r `ridge` plus dims / pairs: a few pairs hardly change anything. Directions in
+    which items differ although they are taken together tell little, and shrink.
+
+    Args:
+        vectors: (n, dim), finite.
+        sequences: rows of `vectors` in the order in which one user took them; training events only.
+        ridge: keeps directions in which no pair differs from outweighing all others.
+        window: steps between two items of a pair, at most.
+
+    Returns:
+        mean (dim,) of the vectors, and A (dim, dim), symmetric.
+
+    Raises:
+        ConfigError: ridge is not above 0 or window less than 1.
+        NoEmbeddingsError: no two items occur near each other.
+
+    Memory: 40 bytes a pair, and the vectors in float64 three times.
+    Source: Bar-Hillel, Hertz, Shental and Weinshall, "Learning Distance Functions Using Equivalence Relations", 2003
+    (relevant component analysis, over pairs).
+    """
+    if not ridge > 0 or window < 1:
+        raise ConfigError(f"ridge must be above 0 and window at least 1; got ridge={ridge}, window={window}.")
+    near = _near(sequences, window, len(vectors))
+    mean = vectors.mean(0, dtype=np.float64)
+    rest = vectors - mean
+    # Over pairs both ways, sum c_ij (x_i - x_j)(x_i - x_j)' = 2 sum_i c_i x_i x_i' - 2 sum c_ij x_i x_j'.
+    within = rest.T @ (rest * near.totals[:, None] - _product(near.rows, near.columns, near.counts, rest))
+    within *= 2 / near.totals.sum()
+    values, axes = np.linalg.eigh((within + within.T) / 2)
+    values = np.maximum(values, 0.0)
+    ridge += len(values) / near.pairs
+    # Items that are all alike where pairs were seen have no variance there, and no direction to prefer.
+    shrunk = values + ridge * (values.mean() or 1.0)
+    matrix = (axes / np.sqrt(shrunk)) @ axes.T
+    return mean, (matrix + matrix.T) / 2
+
+
 def pulled_together(
     vectors: NDArray[np.floating],
     sequences: Iterable[Sequence[int] | NDArray[np.integer]],
     *,
     weight: float = WEIGHT,
-    window: int = 3,
+    window: int = WINDOW,
 ) -> NDArray[np.float32]:
     """
     Return vectors (n, dim) drawn towards those of items that were taken near.
@@ -94,18 +191,6 @@ def pulled_together(
     y_i = (w x_i + sum_j c_ij x_j) / (w + sum_j c_ij), where c_ij counts how often i and j lay within `window` steps of
     each other, each time as 1 / steps. An item that was seen often is what its neighbours are; one that was seen once
     hardly moves; one that was not stays.
-
-    Measured on 12,101 products (titles' embeddings; a tenth new, without behaviour), validation purchases among the
-    20 items nearest to the one before, all / at most five events / new:
-
-        titles alone                                   7.1 % / 7.6 % / 7.0 %
-        fused with co-occurrence vectors ("aligned")  10.0 % / 7.5 % / 5.0 %
-        w = 1                                         11.4 % / 5.2 % / 2.0 %
-        w = 3                                         12.2 % / 6.4 % / 2.9 %
-        w = 10                                        13.0 % / 7.3 % / 4.3 %
-        w = 20                                        12.3 % / 7.1 % / 4.4 %
-        w = 40                                        11.7 % / 7.2 % / 5.9 %
-        side by side with the titles, w = 10           7.8 % / 8.0 % / 5.6 %
 
     Args:
         vectors: (n, dim), finite.
@@ -121,16 +206,10 @@ def pulled_together(
     """
     if not weight > 0 or window < 1:
         raise ConfigError(f"weight must be above 0 and window at least 1; got weight={weight}, window={window}.")
-    events, ends = _flat(sequences)
-    left, right, steps = _pairs(events, ends, window)
-    if not len(left):
-        raise _nobody_near(events, ends, window)
-    rows, columns, counts = _counted(
-        np.concatenate([left, right]), np.concatenate([right, left]), len(vectors), np.tile(1.0 / steps, 2)
-    )
+    near = _near(sequences, window, len(vectors))
     own = np.asarray(vectors, np.float64)
-    totals = weight + np.bincount(rows, weights=counts, minlength=len(own))[:, None]
-    return ((weight * own + _product(rows, columns, counts, own)) / totals).astype(np.float32)
+    pulled = weight * own + _product(near.rows, near.columns, near.counts, own)
+    return (pulled / (weight + near.totals[:, None])).astype(np.float32)
 
 
 def known_sequences(
@@ -239,6 +318,28 @@ def _pairs(
         right.append(events[step:][inside])
         steps.append(np.full(len(left[-1]), step))
     return np.concatenate(left), np.concatenate(right), np.concatenate(steps)
+
+
+class _Near(NamedTuple):
+    """How near items were taken, by rows: the sum of 1 / steps over the pairs of two items, both ways."""
+
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    counts: NDArray[np.float64]
+    totals: NDArray[np.float64]  # of each item
+    pairs: int  # that were seen
+
+
+def _near(sequences: Iterable[Sequence[int] | NDArray[np.integer]], window: int, items: int) -> _Near:
+    events, ends = _flat(sequences)
+    left, right, steps = _pairs(events, ends, window)
+    if not len(left):
+        raise _nobody_near(events, ends, window)
+    rows, columns, counts = _counted(
+        np.concatenate([left, right]), np.concatenate([right, left]), items, np.tile(1.0 / steps, 2)
+    )
+    totals = np.bincount(rows, weights=counts, minlength=items).astype(np.float64)
+    return _Near(rows, columns, counts, totals, len(left))
 
 
 def _counted(

@@ -74,13 +74,16 @@ def train_table(
     clock = Clock(started, turn.beat)
     clock.done("reading")
     items = len(embeddings.items)
-    fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
-    vectors = fusion.apply(embeddings.features, items)
+    if embeddings.fused is None:
+        fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
+        vectors = fusion.apply(embeddings.features, items)
+    else:
+        fusion, vectors = embeddings.fused
     clock.done("fusion")
     trained = train_quantizer(vectors, config, turn.beat)
     clock.done("training")
     quantizer = trained.quantizer
-    if len(embeddings.features) > 1:
+    if fusion.kind != "single":
         quantizer.fusion = fusion
     tell("encoding")
     raw = quantizer.encode(vectors)

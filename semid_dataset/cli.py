@@ -241,6 +241,8 @@ def _read_embeddings(path: Path, ids: str | None, features: Sequence[str]) -> "E
 
 def _vectors_for(table: SemanticIdTable, embeddings: "Embeddings") -> NDArray[np.float32]:
     """Return the vectors as the table's quantizer takes them, in the order of `embeddings.items`."""
+    if embeddings.fused is not None:
+        return embeddings.fused[1]
     if table.has_quantizer:
         return table.quantizer.vectors_of(embeddings.features, len(embeddings.items))
     if len(embeddings.features) != 1:
@@ -853,7 +855,7 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
         + ("" if birth is None else f" ({birth:.3f} at birth)")
         + f"; {whole:,} of {len(known):,} IDs come out again, {moved:,} were moved to make them unique"
     )
-    error, at_birth, fits = lineage.reproduction_error(table, embeddings.items, embeddings.features, known)
+    error, at_birth, fits = lineage.vectors_fit(table, vectors, codes)
     if not fits:
         problems.append(f"the vectors are not those of these items: error {error:.3f}, {at_birth:.3f} at birth")
     elif len(known) - whole > moved + TOLERATED * len(known):

@@ -233,7 +233,7 @@ def generate_from_vectors(
         config: how IDs are made.
         sequences: what users took, one after the other; the recommender's training events and no others. Items that
             are taken near each other then get codes that are alike, too; items of which nothing is known yet are
-            encoded by their vectors. See `semid_dataset.behaviour.pulled_together`.
+            encoded by their vectors. See `semid_dataset.behaviour.behaviour_aware`.
 
     Raises:
         NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things; no two of
@@ -280,22 +280,22 @@ def generate_from_array(
 
 def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]]) -> "Embeddings":
     """
-    Return embeddings whose vectors are pulled together by sequences of their items.
+    Return embeddings with vectors that sequences of their items took part in, see `behaviour.behaviour_aware`.
 
     Raises:
         NoEmbeddingsError: no two of the items occur near each other.
     """
-    from semid_dataset.behaviour import known_sequences, pulled_together
+    from semid_dataset.behaviour import behaviour_aware, known_sequences
 
     known = known_sequences(embeddings.items, sequences)
     taken = hashlib.sha256()
     for sequence in known:
         taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
     (feature,) = embeddings.features
-    pulled = replace(feature, matrix=pulled_together(feature.matrix, known))
+    fused = behaviour_aware(feature, known)
     digest = hashlib.sha256(f"{embeddings.digest}\0{SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
     digests = {**embeddings.file_digests, Path(SEQUENCES): taken.hexdigest()}
-    return replace(embeddings, features=(pulled,), digest=digest, file_digests=digests)
+    return replace(embeddings, fused=fused, digest=digest, file_digests=digests)
 
 
 def extend_with_vectors(

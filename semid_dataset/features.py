@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.array_pickle import read_array_pickle
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
-from semid_dataset.fusion import FeatureMatrix
+from semid_dataset.fusion import FeatureMatrix, Fusion
 from semid_dataset.messages import progress_bar, tell
 from semid_dataset.rows import ForwardFile, Rows, canonical_int
 from semid_dataset.sources import MAX_DIM, FeatureSource, check_feature_ids
@@ -64,6 +64,8 @@ class Embeddings:
         bad_rows: how many rows were skipped.
         stream: where all items can be had, if those here are a sample of them; see `scale`.
         rows: about how many items there are then.
+        fused: what took part in IDs beside the features themselves, if something did: how an item alone is carried
+            into the space of the vectors, and the vectors (n, dim) of these items there; see `behaviour`.
     """
 
     items: NDArray[np.int64] | list[str]
@@ -73,6 +75,7 @@ class Embeddings:
     bad_rows: int
     stream: Any = None
     rows: int = 0
+    fused: tuple[Fusion, NDArray[np.float32]] | None = None
 
     @property
     def dims(self) -> list[tuple[str, int]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 
-__all__ = ["FeatureMatrix", "Fusion"]
+__all__ = ["FeatureMatrix", "Fusion", "unit_length"]
 
 Float32 = NDArray[np.float32]
 
@@ -88,7 +88,7 @@ class Fusion:
     What was learned about a set of features; `fit` makes it.
 
     Attributes:
-        kind: "single" (one feature, unchanged), "aligned", "mean" or "concat".
+        kind: "single" (one feature, unchanged), "aligned", "mean", "concat" or "metric" (see `of_metric`).
         dim: width of the fused vectors.
     """
 
@@ -156,6 +156,18 @@ class Fusion:
             return _fit_aligned(ordered, seed)
         raise ConfigError(f'fusion must be "aligned", "mean" or "concat", not {kind!r}.')
 
+    @classmethod
+    def of_metric(cls, feature: str, mean: NDArray[np.floating], matrix: NDArray[np.floating]) -> "Fusion":
+        """
+        Return what carries one feature into a space where lengths were learned: (x - mean) @ matrix, of unit length.
+
+        Args:
+            feature: its id.
+            mean: (dim,).
+            matrix: (dim, dim).
+        """
+        return cls("metric", len(mean), (_Map(feature, _float32(mean), _float32(matrix)),))
+
     def apply(self, features: Sequence[FeatureMatrix], items: int) -> Float32:
         """
         Return the fused vectors (items, dim).
@@ -203,6 +215,8 @@ class Fusion:
                 fused[rows, columns] += _project(feature.matrix[start : start + BLOCK], mapping.mean, mapping.map)
         if self.kind == "mean":
             fused /= count[:, None].astype(np.float32)
+        elif self.kind == "metric":
+            fused = unit_length(fused)
         return fused
 
     def _apply_joint(self, features: Sequence[FeatureMatrix], fused: Float32) -> None:
@@ -293,9 +307,17 @@ class Fusion:
                 joint = _Joint(covariance, shared)
             elif not maps or dim != max(mapping.offset + mapping.dim for mapping in maps):
                 raise ValueError(f"its features do not make up {dim} dims")
+            elif kind == "metric" and [mapping.map.shape for mapping in maps] != [(dim, dim)]:
+                raise ValueError(f"a metric takes one feature of {dim} dims")
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise TableError(f"The fusion in this table cannot be read: {type(error).__name__}: {error}.") from error
         return cls(kind, dim, maps, joint)
+
+
+def unit_length(vectors: NDArray[np.floating]) -> Float32:
+    """Return vectors (n, dim) of length one; a vector of zeros stays."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), np.float32)
 
 
 def _float32(array: NDArray[Any]) -> Float32:
@@ -315,9 +337,9 @@ def _nothing() -> Float32:
 def _restore(arrays: Mapping[str, NDArray[Any]], kind: str, entry: Mapping[str, Any]) -> _Map:
     name, dim = str(entry["id"]), int(entry["dim"])
     mean, matrix = np.zeros(dim, np.float32), _nothing()
-    if kind in {"aligned", "concat"}:
+    if kind in {"aligned", "concat", "metric"}:
         mean, matrix = _float32(arrays[f"{name}.mean"]), _float32(arrays[f"{name}.map"])
-        rows = dim if kind == "aligned" else 1
+        rows = 1 if kind == "concat" else dim
         if mean.shape != (dim,) or matrix.ndim != 2 or matrix.shape[0] != rows:
             raise ValueError(f"feature {name} is described as {dim} wide, its map is {matrix.shape}")
     elif kind not in {"mean", "single"}:

@@ -41,6 +41,7 @@ __all__ = [
     "picked_items",
     "reproduction_error",
     "row_of_parent",
+    "vectors_fit",
 ]
 
 TABLE_FILE = "semid_table.safetensors"  # a table's name beside a recommender's weights
@@ -300,8 +301,19 @@ def reproduction_error(
     sample = known[np.linspace(0, len(known) - 1, min(SAMPLE_ITEMS, len(known))).astype(np.int64)]
     sample = np.unique(sample)
     vectors = table.quantizer.vectors_of(_take(features, sample, len(items)), len(sample))
-    decoded = table.quantizer.decode(table.codes_array[table.rows_of(picked_items(items, sample))])
-    squared = float(np.square(vectors.astype(np.float64) - decoded).sum(1).mean())
+    return vectors_fit(table, vectors, table.codes_array[table.rows_of(picked_items(items, sample))])
+
+
+def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDArray[Any]) -> tuple[float, float, bool]:
+    """
+    Return how well codes (n, levels) of a table reproduce vectors (n, dim), by a sample of 1,024.
+
+    Returns:
+        As `reproduction_error`.
+    """
+    sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
+    vectors, codes = vectors[sample], codes[sample]
+    squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())
     provenance: dict[str, Any] = table.info.get("provenance", {})
     variance = float(provenance.get("variance", 0.0))
     birth = float(provenance.get("relative_error", 0.0))

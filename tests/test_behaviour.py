@@ -11,9 +11,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from semid_dataset import SemanticIdConfig, SemanticIdTable, behaviour
-from semid_dataset.behaviour import cooccurrence_vectors, known_sequences, pulled_together, read_sequences
+from semid_dataset.behaviour import (
+    behaviour_aware,
+    cooccurrence_vectors,
+    known_sequences,
+    learned_metric,
+    pulled_together,
+    read_sequences,
+)
 from semid_dataset.commands import extend_with_vectors, generate_from_vectors
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.fusion import FeatureMatrix
 
 GROUPS, EACH = 6, 8
 
@@ -149,6 +157,51 @@ def test_a_pull_without_pairs_or_weight_is_refused() -> None:
     for settings_ in ({"weight": 0.0}, {"weight": float("nan")}, {"window": 0}):
         with pytest.raises(ConfigError, match="must be above 0"):
             pulled_together(vectors, [[0, 1]], **settings_)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=9, unique=True), min_size=1, max_size=12),
+    st.integers(1, 4),
+    st.floats(0.01, 5.0),
+)
+def test_a_metric_is_what_the_formula_says(sequences: list[list[int]], window: int, ridge: float) -> None:
+    """Computed pair by pair: A (S + r s I) A = I."""
+    vectors = np.random.default_rng(0).standard_normal((12, 5)).astype(np.float32)
+    within, total, pairs = np.zeros((5, 5)), 0.0, 0
+    for sequence in sequences:
+        for at, item in enumerate(sequence):
+            for step, other in enumerate(sequence[at + 1 : at + 1 + window], start=1):
+                apart = (vectors[item] - vectors[other]).astype(np.float64)
+                within += np.outer(apart, apart) / step
+                total, pairs = total + 1 / step, pairs + 1
+    within /= total
+    within += (ridge + 5 / pairs) * np.trace(within) / 5 * np.eye(5)
+    mean, matrix = learned_metric(vectors, sequences, ridge=ridge, window=window)
+    np.testing.assert_allclose(mean, vectors.mean(0), atol=1e-6)
+    np.testing.assert_allclose(matrix @ within @ matrix, np.eye(5), atol=1e-6)
+
+
+def test_a_metric_without_pairs_or_ridge_is_refused_and_equal_items_are_none_of_its_troubles() -> None:
+    """The errors say what is wanted; where all pairs are of equal vectors, directions stay alike."""
+    vectors = np.eye(3, dtype=np.float32)
+    with pytest.raises(NoEmbeddingsError, match="within 3 steps"):
+        learned_metric(vectors, [[0], [1]])
+    for settings_ in ({"ridge": 0.0}, {"ridge": float("nan")}, {"window": 0}):
+        with pytest.raises(ConfigError, match="must be above 0"):
+            learned_metric(vectors, [[0, 1]], **settings_)
+    matrix = learned_metric(np.ones((4, 3), np.float32), [[0, 1, 2]])[1]
+    np.testing.assert_allclose(matrix, matrix[0, 0] * np.eye(3), atol=1e-12)
+
+
+def test_what_is_learned_of_behaviour_holds_for_an_item_alone() -> None:
+    """An item in no sequence lies where the map puts it; the others are of unit length around their mean."""
+    items, vectors, sequences = world()
+    feature = FeatureMatrix("own", np.arange(len(items)), vectors)
+    alone, together = behaviour_aware(feature, [[item // 10 for item in some if item >= 50] for some in sequences])
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(alone.apply([feature], len(items))[:5], together[:5], atol=1e-5)
+    assert np.abs(alone.apply([feature], len(items))[5:] - together[5:]).max() > 0.1
 
 
 SETTINGS = SemanticIdConfig(num_quantizers=2, codebook_size=8, algorithm="rqkmeans", device="cpu")
@@ -293,6 +346,6 @@ def test_verify_checks_ids_with_the_sequences_and_says_what_vectors_alone_leave_
     assert verified("--embeddings", "other.npz", *with_sequences)[0] == 1
     assert verified("--embeddings", "x.npz", "--sequences", "others.jsonl")[0] == 1
     code, said = verified("--embeddings", "narrow.npz")
-    assert (code, "do not fit a quantizer of 6 dims" in said) == (3, True), (code, said)
+    assert (code, "3 dims here; 6 were fitted" in said) == (3, True), (code, said)
     assert "goes with --embeddings" in verified(*with_sequences)[1]
     assert "made without sequences" in verified("--embeddings", "x.npz", *with_sequences, table="plain")[1]

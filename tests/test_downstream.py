@@ -68,7 +68,7 @@ def test_codebooks_never_see_new_items(down: ModuleType, world: Any) -> None:
     other = world.text.copy()
     other[cut.new] = np.random.default_rng(9).standard_normal(other[cut.new].shape)
     settings = {"codebook_size": 16, "num_quantizers": 2, "algorithm": "rqkmeans"}
-    for make in (down.ours(**settings), down.behaviour(codes=settings)):
+    for make in (down.ours(**settings), down.behaviour(**settings)):
         first, second = make(world, cut, 0), make(world._replace(text=other), cut, 0)
         assert (first[~cut.new] == second[~cut.new]).all()
         assert (first[cut.new] != second[cut.new]).any()

@@ -147,6 +147,27 @@ def test_arrays_bring_the_same_fusion_back(kind: str) -> None:
     np.testing.assert_array_equal(again.apply(features, 1_200), fitted.apply(features, 1_200))
 
 
+def test_a_metric_maps_an_item_alone_as_among_others_and_comes_back_from_its_arrays() -> None:
+    """(x - mean) A of unit length, bit for bit in any company; zeros stay; another shape is refused."""
+    draw = np.random.default_rng(0)
+    matrix, mean, each = draw.standard_normal((700, 24)).astype(np.float32), draw.random(24), draw.random((24, 24))
+    matrix[5] = mean
+    fitted = Fusion.of_metric("own", matrix[5], each)
+    together = fitted.apply([FeatureMatrix("own", np.arange(700), matrix)], 700)
+    wanted = (matrix - matrix[5]) @ each
+    lengths = np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(together, wanted / np.where(lengths > 0, lengths, 1), atol=1e-5)
+    assert not together[5].any()
+    arrays, description = fitted.to_arrays()
+    again = Fusion.from_arrays(arrays, json.loads(json.dumps(description)))
+    for row in range(0, 700, 13):
+        one = again.apply([FeatureMatrix("own", np.arange(1), matrix[row : row + 1])], 1)
+        np.testing.assert_array_equal(one[0], together[row])
+    arrays["own.map"] = arrays["own.map"][:, 1:]
+    with pytest.raises(TableError, match="a metric takes one feature of 24 dims"):
+        Fusion.from_arrays(arrays, description)
+
+
 @pytest.mark.parametrize("damage", ["array", "shape", "joint", "kind", "dim", "features", "entry"])
 def test_a_damaged_fusion_is_a_table_error(damage: str) -> None:
     """A part that is missing or does not fit is said, not stumbled over."""
