@@ -44,7 +44,7 @@ def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 
     Returns:
         (size, dim) float32, on the device of `points`.
 
-    Memory: two copies of the used points, and 4 MB of distances for each thread.
+    Memory: a copy of the used points and half of one, and 4 MB of distances for each thread.
     """
     points = sample(points, POINTS_PER_CODE * size, generator)
     dim = points.shape[1]
@@ -52,14 +52,14 @@ def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 
         return _lloyd(points, _plus_plus(points, size, generator), rounds, generator)
 
     mean = points.mean(0)
-    centred = points - mean
-    rotation = _principal_axes(centred)
-    rotated = torch.empty_like(centred)
+    rotation = _principal_axes(points, mean)
+    rotated = torch.empty_like(points)
 
     def one(begin: int) -> None:
-        torch.mm(centred[begin : begin + MULTIPLIED], rotation, out=rotated[begin : begin + MULTIPLIED])
+        block = points[begin : begin + MULTIPLIED] - mean
+        torch.mm(block, rotation, out=rotated[begin : begin + MULTIPLIED])
 
-    in_blocks(one, range(0, len(centred), MULTIPLIED), centred.device)
+    in_blocks(one, range(0, len(points), MULTIPLIED), points.device)
     widths = sorted({int(dim ** ((step + 1) / STEPS)) for step in range(STEPS)} | {dim})
     chosen = sent(torch.randint(len(points), (size,), generator=generator), points.device)
     centroids = rotated[chosen]
@@ -194,16 +194,16 @@ def _plus_plus(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     return points[chosen]
 
 
-def _principal_axes(centred: Tensor) -> Tensor:
-    """Return the principal axes as columns, (dim, dim), the widest first."""
-    rows = -(-len(centred) // QUARTERS)  # few parts: each is dim x dim
-    parts = centred.new_zeros(QUARTERS, centred.shape[1], centred.shape[1])
+def _principal_axes(points: Tensor, mean: Tensor) -> Tensor:
+    """Return the principal axes of points (n, dim) about their mean as columns, (dim, dim), the widest first."""
+    rows = -(-len(points) // QUARTERS)  # few parts: each is dim x dim
+    parts = points.new_zeros(QUARTERS, points.shape[1], points.shape[1])
 
     def one(begin: int) -> None:
-        block = centred[begin : begin + rows]
+        block = points[begin : begin + rows] - mean
         torch.mm(block.T, block, out=parts[begin // rows])
 
-    in_blocks(one, range(0, len(centred), rows), centred.device)
+    in_blocks(one, range(0, len(points), rows), points.device)
     covariance = parts.sum(0, dtype=torch.float64)
     axes: Tensor = torch.linalg.eigh(covariance).eigenvectors
-    return axes.flip(1).to(centred.dtype)
+    return axes.flip(1).to(points.dtype)

@@ -23,7 +23,8 @@ __all__ = ["measure", "neighbour_fidelity", "relative_mse"]
 QUERIES = 500  # items whose neighbours are looked up
 CORPUS = 20_000  # items among which they are looked up
 NEIGHBOURS = 10
-BLOCK = 65_536  # rows at once
+BLOCK = 65_536  # rows at once,
+BLOCK_BYTES = 32 << 20  # or as many as take so many bytes
 
 
 def measure(
@@ -101,18 +102,19 @@ def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDA
     """
     Return Σ‖x − decode(code)‖² / Σ‖x − mean‖²; 0 where both are 0.
 
-    Memory: 65,536 rows at a time.
+    Memory: 65,536 rows or 32 MB at a time.
     """
     if len(vectors) == 0:
         return 0.0
+    rows = _rows(vectors)
     mean = np.zeros(vectors.shape[1])
-    for begin in range(0, len(vectors), BLOCK):
-        mean += vectors[begin : begin + BLOCK].sum(0, dtype=np.float64)
+    for begin in range(0, len(vectors), rows):
+        mean += vectors[begin : begin + rows].sum(0, dtype=np.float64)
     mean = (mean / len(vectors)).astype(np.float32)
     error = variance = 0.0
-    for begin in range(0, len(vectors), BLOCK):
-        block = np.asarray(vectors[begin : begin + BLOCK], dtype=np.float32)
-        error += float(np.square(block - quantizer.decode(codes[begin : begin + BLOCK])).sum(dtype=np.float64))
+    for begin in range(0, len(vectors), rows):
+        block = np.asarray(vectors[begin : begin + rows], dtype=np.float32)
+        error += float(np.square(block - quantizer.decode(codes[begin : begin + rows])).sum(dtype=np.float64))
         variance += float(np.square(block - mean).sum(dtype=np.float64))
     return error / variance if variance > 0 else 0.0
 
@@ -132,12 +134,21 @@ def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], cod
     step = -(-len(vectors) // BLOCK)
     some = np.asarray(vectors[::step], dtype=np.float32)
     chosen = codes[::step]
-    variance = float(np.square(some - some.mean(0, dtype=np.float64).astype(np.float32)).sum(dtype=np.float64))
-    errors = [
-        float(np.square(some - _decode_prefix(quantizer, chosen[:, :depth])).sum(dtype=np.float64))
-        for depth in range(1, codes.shape[1] + 1)
-    ]
+    mean = some.mean(0, dtype=np.float64).astype(np.float32)
+    variance, errors = 0.0, [0.0] * codes.shape[1]
+    rows = _rows(some)
+    for begin in range(0, len(some), rows):
+        block = some[begin : begin + rows]
+        variance += float(np.square(block - mean).sum(dtype=np.float64))
+        for depth in range(codes.shape[1]):
+            decoded = _decode_prefix(quantizer, chosen[begin : begin + rows, : depth + 1])
+            errors[depth] += float(np.square(block - decoded).sum(dtype=np.float64))
     return [error / variance if variance > 0 else 0.0 for error in errors]
+
+
+def _rows(vectors: NDArray[Any]) -> int:
+    """Return how many rows are looked at together."""
+    return max(1, min(BLOCK, BLOCK_BYTES // (4 * int(vectors.shape[1]))))
 
 
 def _decode_prefix(quantizer: ResidualQuantizer, codes: NDArray[Any]) -> NDArray[np.float32]:

@@ -34,6 +34,7 @@ REFIT_ITEMS = 1 << 16  # that a round of least squares looks at; only the last c
 EPOCH_ITEMS = 1 << 16  # that an epoch looks at, drawn anew for each
 SWEEPS = 3  # of Gauss-Seidel: what is found after ten is no better
 ERROR_ROWS = 4096  # items whose error is added up by one thread
+COPIED, COLUMNS = 32 << 20, 16  # bytes that a sum in float64 may copy, and columns that it takes at least
 PATIENCE = 3  # epochs without a better state
 # Share of config.lr: the encoder follows the decoder (50,000 x 32, held out, from 0.04208 in 20 epochs: to 0.04204 with
 # 1, to 0.04200 with 0.1).
@@ -215,10 +216,11 @@ def _train(
     generator = torch.Generator().manual_seed(config.seed)
     n = len(vectors)
     order = torch.randperm(n, generator=generator)[:MOST_ITEMS].numpy()
-    points = torch.from_numpy(vectors[order].astype(np.float32)).to(device)
-    mean = points.mean(0, dtype=torch.float64).float()
+    points = torch.from_numpy(vectors[order].astype(np.float32, copy=False)).to(device)
+    del order
+    mean = _mean(points)
     points -= mean
-    spread = float(points.square().mean(dtype=torch.float64).sqrt())
+    spread = _spread(points)
     scale = 2.0 ** round(math.log2(spread)) if spread > 0 else 1.0  # a power of two: dividing by it is exact
     points /= scale
     held = min(n // 20, HELD_OUT)
@@ -261,6 +263,19 @@ def _train(
     return Trained(final, curve, len(curve), device, held_out)
 
 
+def _mean(points: Tensor) -> Tensor:
+    """Return the mean of points (n, dim), summed as float64: torch makes a copy for it, so a few columns at a time."""
+    width = max(COPIED // (8 * len(points)) // COLUMNS, 1) * COLUMNS
+    return torch.cat([some.mean(0, dtype=torch.float64) for some in torch.split(points, width, 1)]).float()
+
+
+def _spread(points: Tensor) -> float:
+    """Return the root of the mean square of all numbers."""
+    rows = max(COPIED // (12 * points.shape[1]), 1)
+    squares = torch.stack([some.square().sum(dtype=torch.float64) for some in torch.split(points, rows)])
+    return float((squares.sum() / points.numel()).sqrt())
+
+
 def _start(
     points: Tensor,
     sizes: Sequence[int],
@@ -285,10 +300,17 @@ def _start(
             codes = search.blocks(residuals, recipe.start_sums)
             width = codes.shape[1]
             chosen = sent(sample(torch.arange(len(residuals) * width), most, generator), points.device)
-            residuals = residuals[chosen // width] - search.sums(codes.flatten(0, 1)[chosen])
+            residuals = _left_over(residuals[chosen // width], search, codes.flatten(0, 1)[chosen])
         codebooks.append(kmeans(residuals, size, generator, rounds))
         beat()
     return codebooks
+
+
+def _left_over(points: Tensor, search: BeamSearch, codes: Tensor) -> Tensor:
+    """Take the sums of codewords (n, levels) from points, which are changed: no second matrix of sums is made."""
+    for begin in range(0, len(points), ERROR_ROWS):
+        points[begin : begin + ERROR_ROWS] -= search.sums(codes[begin : begin + ERROR_ROWS])
+    return points
 
 
 def _refit(
@@ -348,14 +370,17 @@ def _revive(codebooks: Sequence[Tensor], codes: Tensor, points: Tensor) -> list[
     used = [tally(codes[:, level], len(book)) > 0 for level, book in enumerate(codebooks)]
     if bool(torch.cat(used).all()):
         return list(codebooks)
-    residuals = points - BeamSearch(codebooks, 1).sums(codes)
-    ill = residuals.square().sum(1).argsort(descending=True, stable=True)
+    search = BeamSearch(codebooks, 1)
+    blocks = [slice(begin, begin + ERROR_ROWS) for begin in range(0, len(points), ERROR_ROWS)]
+    errors = torch.cat([(points[some] - search.sums(codes[some])).square().sum(1) for some in blocks])
+    ill = errors.argsort(descending=True, stable=True)
     served = torch.zeros((), dtype=torch.int64, device=codes.device)  # an item asks for one word only
     revived = []
     for level, book in enumerate(codebooks):
         dead = ~used[level]
         item = ill[(served + dead.cumsum(0) - 1).clamp(0, len(ill) - 1)]
-        revived.append(torch.where(dead[:, None], book[codes[item, level]] + residuals[item], book))
+        residuals = points[item] - search.sums(codes[item])
+        revived.append(torch.where(dead[:, None], book[codes[item, level]] + residuals, book))
         served = served + dead.sum()
     return revived
 

@@ -13,7 +13,7 @@ from semid_dataset import kmeans as kmeans_room
 from semid_dataset import training as room
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
-from semid_dataset.quantizer import ResidualQuantizer
+from semid_dataset.quantizer import BeamSearch, ResidualQuantizer
 from semid_dataset.threads import one_thread_each
 from semid_dataset.training import train
 
@@ -348,12 +348,12 @@ def test_a_refit_is_the_least_squares_solution(monkeypatch: pytest.MonkeyPatch) 
     points = torch.from_numpy(mixture(400))
     generator = torch.Generator().manual_seed(0)
     codebooks = [points[torch.randperm(len(points), generator=generator)[:8]] / (level + 1) for level in range(3)]
-    codes = room.BeamSearch(codebooks, 4, room.PREFIX_WEIGHT).blocks(points, 1)[:, 0]
+    codes = BeamSearch(codebooks, 4, room.PREFIX_WEIGHT).blocks(points, 1)[:, 0]
     refitted, _ = room._refit(points, codebooks, 4, 1, ridge=0.0)
     chosen = torch.nn.functional.one_hot(codes + torch.tensor([0, 8, 16]), 24).sum(1).double()
     best = torch.linalg.lstsq(chosen, points.double(), driver="gelsd").solution
     least = (points - chosen @ best).square().sum()
-    found = (points - room.BeamSearch(refitted, 1).sums(codes)).square().sum()
+    found = (points - BeamSearch(refitted, 1).sums(codes)).square().sum()
     assert float(found) == pytest.approx(float(least), rel=1e-3)
 
 
@@ -376,3 +376,22 @@ def test_the_number_of_threads_does_not_change_a_bit(
     finally:
         torch.set_num_threads(before)
     assert len(digests) == 1
+
+
+@pytest.mark.parametrize("dim", [1, 17, 40])
+def test_sums_in_pieces_are_the_same(dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean and spread look at a few columns or rows at a time, revived codewords at a few items."""
+    points = torch.randn(1000, dim, generator=torch.Generator().manual_seed(0)) + 3
+    whole, spread = points.mean(0, dtype=torch.float64).float(), points.square().mean(dtype=torch.float64).sqrt()
+    books = [points[:20].clone() / 2, points[20:40].clone() / 2]
+    codes = torch.arange(1000)[:, None] % torch.tensor([17, 19])
+    revived = room._revive(books, codes, points)
+    monkeypatch.setattr(room, "COPIED", 1 << 13)
+    monkeypatch.setattr(room, "ERROR_ROWS", 64)
+    assert torch.equal(room._mean(points), whole)
+    assert room._spread(points) == pytest.approx(float(spread), rel=1e-12)
+    again = room._revive(books, codes, points)
+    assert all(torch.equal(one, other) for one, other in zip(revived, again, strict=True))
+    assert not torch.equal(torch.cat(revived), torch.cat(books))
+    left = room._left_over(points.clone(), BeamSearch(books, 1), codes)
+    assert torch.equal(left, points - BeamSearch(books, 1).sums(codes))
