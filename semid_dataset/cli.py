@@ -457,6 +457,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     .parquet, .jsonl or .safetensors, which needs -o.
     """
     from semid_dataset import commands
+    from semid_dataset.behaviour import read_sequences
 
     config = _config(**settings)
     if output is not None and (output / TABLE).exists() and parent is None and not retrain:
@@ -468,8 +469,8 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
         raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
     if {num_shards, shard_id} != {None}:
         return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id)
-    if sequences is not None and (source.is_dir() or parent is not None):
-        raise click.UsageError("--sequences is for training on a file of vectors: give such a file, and no --parent.")
+    if sequences is not None and (parent is not None or (source.is_dir() and (output is None or engine is not None))):
+        raise click.UsageError("--sequences is for training in memory: give -o, no --parent and no --engine.")
     _check_device(config.device)
     started = time.perf_counter()
     new: int | None = None
@@ -492,6 +493,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             retrain=retrain and output is None,
             parent=parent,
             engine=engine,
+            sequences=None if sequences is None else read_sequences(sequences),
         )
         written = [] if table.path is None or table.status == "cached" else [table.path]
         if output is not None:
@@ -509,8 +511,6 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
         embeddings = _read_embeddings(source, ids, features)
         vectors = embeddings.features[0].matrix
         if parent is None:
-            from semid_dataset.behaviour import read_sequences
-
             taken = None if sequences is None else read_sequences(sequences)
             table = commands.generate_from_vectors(
                 embeddings.items, vectors, config=config, output_dir=output, sequences=taken
@@ -676,7 +676,7 @@ def _provenance_lines(table: SemanticIdTable) -> list[str]:
         parts.append(f"in {made['seconds']:.1f} s")
     if made.get("peak_rss_bytes"):
         parts.append(f"with {made['peak_rss_bytes'] / 2**20:,.0f} MB")
-    sequences = _has_behaviour(table)
+    sequences = lineage.made_with_sequences(table)
     names = ", ".join(made["files"]) if made.get("files") and not sequences else made.get("source", "")
     identity = table.info.get("identity") or {}
     dims = " + ".join(f"{feature} ({dim} numbers)" for feature, dim in identity.get("features", []))
@@ -730,7 +730,7 @@ def verify(
     facts: dict[str, Any] = {"path": path, "items": len(table), "levels": table.levels}
     problems = _table_problems(table, facts)
     lines = [f"{_count(len(table), 'item')}, {table.levels} levels; {facts['shared']:,} share an ID"]
-    if sequences is not None and (embeddings is None or not _has_behaviour(table)):
+    if sequences is not None and (embeddings is None or not lineage.made_with_sequences(table)):
         raise click.UsageError(
             "--sequences goes with --embeddings."
             if embeddings is None
@@ -789,13 +789,6 @@ def _table_problems(table: SemanticIdTable, facts: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _has_behaviour(table: SemanticIdTable) -> bool:
-    """Say whether sequences took part in the IDs."""
-    from semid_dataset.commands import SEQUENCES
-
-    return SEQUENCES in ((table.info.get("provenance") or {}).get("files") or {})
-
-
 def _with_behaviour(table: SemanticIdTable, embeddings: "Embeddings", path: Path) -> "Embeddings":
     """Return embeddings pulled together by what sequences say of the table's items, as when IDs were made."""
     from semid_dataset.behaviour import known_sequences, read_sequences
@@ -822,11 +815,10 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
     problems = [f"{total - len(known):,} items with vectors have no ID"] if len(known) < total else []
     if not table.has_quantizer or not len(known):
         return facts, [*lines, "There is no quantizer to compare vectors with."] if len(known) else lines, problems
-    from semid_dataset.commands import SEQUENCES
     from semid_dataset.quality import relative_mse
 
     vectors = _vectors_for(table, embeddings)[known]
-    if _has_behaviour(table) and Path(SEQUENCES) not in embeddings.file_digests:
+    if lineage.made_with_sequences(table) and Path(lineage.SEQUENCES) not in embeddings.file_digests:
         table.quantizer.encode(vectors[:1])  # an error where the width is not that of the table
         facts["not_compared"] = "sequences"
         lines.append(

@@ -42,7 +42,6 @@ __all__ = [
 
 WORK = ".semantic_ids_work"  # in an output folder, as long as something is made there
 OWN_FEATURE = "own"  # id of embeddings that have none
-SEQUENCES = "sequences"  # among the files of a table's provenance: they took part in its IDs
 ENGINES = ("local", "ray")  # names of `engines.ENGINES`, which need not be imported for them
 
 
@@ -55,6 +54,7 @@ def generate_semantic_ids(
     retrain: bool = False,
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
     engine: str | None = None,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None = None,
 ) -> SemanticIdTable:
     """
     Make semantic IDs now: an explicit command, so it ignores `ALLOW_SEMANTIC_GENERATION` and raises.
@@ -69,15 +69,19 @@ def generate_semantic_ids(
         parent: extend this table instead of training.
         engine: stream the embeddings, however few, and let the parts be done by "local" processes or by "ray".
             Without it they are streamed where they would not fit into the configuration's `memory_limit`.
+        sequences: what users took in order, as in `generate_from_vectors`; with `output_dir` and one feature. Give
+            what is written there as `parent` to those that read the IDs.
 
     Raises:
-        NoEmbeddingsError, EmbeddingError: nothing to train on.
-        ConfigError: no such engine, or several features are to be streamed.
+        NoEmbeddingsError, EmbeddingError: nothing to train on; no two items occur near each other in the sequences.
+        ConfigError: no such engine, or several features are to be streamed; sequences do not go with the rest.
         SemidError, OSError: as the steps say.
     """
+    if sequences is not None and (output_dir is None or engine is not None or len(feature_ids) != 1):
+        raise ConfigError("sequences take part in a training in memory: give output_dir, one feature and no engine.")
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
     if output_dir is not None:
-        return _generate_into(Path(output_dir), resolution, found, question)
+        return _generate_into(Path(output_dir), resolution, found, question, sequences)
     if not retrain:
         return resolution.remembered(question) or resolution.generate(found, None, question)
     before = resolution.remembered(question)
@@ -180,7 +184,11 @@ def _asked(
 
 
 def _generate_into(
-    output: Path, resolution: Resolution, found: Sequence[FeatureSource], question: store.Question
+    output: Path,
+    resolution: Resolution,
+    found: Sequence[FeatureSource],
+    question: store.Question,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None,
 ) -> SemanticIdTable:
     if resolution.parent is not None:
         raise ConfigError("output_dir trains anew and parent extends: give one of them.")
@@ -189,7 +197,10 @@ def _generate_into(
     tell("loading_features")
     turn = store.Turn(None)
     root = store.Root(output / WORK, output)  # the cache is left alone
-    embeddings = resolution.read_or_stream(found, question, root, turn)
+    if sequences is None:
+        embeddings = resolution.read_or_stream(found, question, root, turn)
+    else:
+        embeddings = with_sequences(resolution.read(found, turn), sequences)
     return _train_into(output, embeddings, resolution.config, question.identity, started)
 
 
@@ -293,8 +304,8 @@ def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] |
         taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
     (feature,) = embeddings.features
     fused = behaviour_aware(feature, known)
-    digest = hashlib.sha256(f"{embeddings.digest}\0{SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
-    digests = {**embeddings.file_digests, Path(SEQUENCES): taken.hexdigest()}
+    digest = hashlib.sha256(f"{embeddings.digest}\0{lineage.SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
+    digests = {**embeddings.file_digests, Path(lineage.SEQUENCES): taken.hexdigest()}
     return replace(embeddings, fused=fused, digest=digest, file_digests=digests)
 
 

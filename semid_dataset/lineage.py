@@ -36,6 +36,7 @@ __all__ = [
     "grow",
     "joined_items",
     "lineage_name",
+    "made_with_sequences",
     "newest_table",
     "open_parent",
     "picked_items",
@@ -44,6 +45,7 @@ __all__ = [
     "vectors_fit",
 ]
 
+SEQUENCES = "sequences"  # among the files of a table's provenance: they took part in its IDs
 TABLE_FILE = "semid_table.safetensors"  # a table's name beside a recommender's weights
 BARE_FILE = "quantizer.safetensors"  # a bare quantizer's, see ResidualQuantizer.save_pretrained
 SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is theirs
@@ -302,6 +304,11 @@ def reproduction_error(
     sample = np.unique(sample)
     vectors = table.quantizer.vectors_of(_take(features, sample, len(items)), len(sample))
     return vectors_fit(table, vectors, table.codes_array[table.rows_of(picked_items(items, sample))])
+
+
+def made_with_sequences(table: SemanticIdTable) -> bool:
+    """Say whether behaviour took part in the IDs: vectors alone then do not tell whether they fit."""
+    return SEQUENCES in ((table.info.get("provenance") or {}).get("files") or {})
 
 
 def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDArray[Any]) -> tuple[float, float, bool]:

@@ -709,7 +709,7 @@ class Resolution:
         turn: store.Turn,
     ) -> SemanticIdTable:
         known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
-        if len(known) and len(row.base):
+        if len(known) and len(row.base) and not lineage.made_with_sequences(row.base):
             error, birth, fits = lineage.reproduction_error(row.base, embeddings.items, embeddings.features, known)
             if not fits:
                 tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)

@@ -41,7 +41,18 @@ from semid_dataset.messages import meter, tell
 from semid_dataset.parts import Part, hash_ids
 from semid_dataset.rows import canonical_int
 from semid_dataset.sources import FeatureSource
-from semid_dataset.stages import LAYOUT, Plan, Task, need_file, read_file, read_into, task_file, write_file
+from semid_dataset.stages import (
+    LAYOUT,
+    Plan,
+    Task,
+    basis_of,
+    carried,
+    need_file,
+    read_file,
+    read_into,
+    task_file,
+    write_file,
+)
 from semid_dataset.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
@@ -435,6 +446,7 @@ class Encoded:
 
     def __init__(self, job: Job, basis: str) -> None:
         self._job = job
+        self._quantizer = basis_of(job.folder, basis)[0]
         self._names = [task_file(task) for task in job._tasks("encode")]
         bad, first_bad = job._spool_bad
         counts, error, squares = [], 0.0, 0.0
@@ -519,7 +531,7 @@ class Encoded:
             yield self.ids[rows[order[begin:end]]]
 
     def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
-        """Return the vectors of the next rows of `prepare`."""
+        """Return the vectors of the next rows of `prepare`, in the quantizer's space."""
         found = np.empty((len(rows), self._job.plan.dim), np.float32)
         done = 0
         while done < len(rows):
@@ -528,7 +540,7 @@ class Encoded:
             some = self._held[self._next : self._next + len(rows) - done]
             found[done : done + len(some)] = some
             done, self._next = done + len(some), self._next + len(some)
-        return found
+        return carried(self._quantizer, self._job.plan.feature, found)
 
     def _load(self) -> None:
         """

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from semid_dataset import container, files
 from semid_dataset.array_pickle import read_array_pickle
 from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError
+from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.messages import logger
 from semid_dataset.parts import Part, Progress, Stream, hash_ids, read_part
 from semid_dataset.rows import ForwardFile
@@ -28,7 +29,18 @@ from semid_dataset.rows import ForwardFile
 if TYPE_CHECKING:
     from semid_dataset.quantizer import ResidualQuantizer
 
-__all__ = ["Plan", "Task", "need_file", "perform", "read_file", "read_into", "task_file", "write_file"]
+__all__ = [
+    "Plan",
+    "Task",
+    "basis_of",
+    "carried",
+    "need_file",
+    "perform",
+    "read_file",
+    "read_into",
+    "task_file",
+    "write_file",
+]
 
 LAYOUT = 2  # of the files in a work folder
 
@@ -145,7 +157,7 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
     from semid_dataset.collisions import squared_errors, vector_hashes
 
     plan = _plan_of(folder)
-    quantizer, known = _basis_of(folder, task["basis"])
+    quantizer, known = basis_of(folder, task["basis"])
     levels = len(quantizer.codebook_sizes)
     ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     codes: list[NDArray[Any]] = [np.empty((0, levels), quantizer.code_dtype)]
@@ -161,6 +173,7 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
             keys, vectors = keys[new], vectors[new]
         if not len(keys):
             return
+        vectors = carried(quantizer, plan.feature, vectors)
         found = quantizer.encode(vectors)
         ids.append(keys.copy())
         codes.append(found)
@@ -247,13 +260,18 @@ def _cached_plan(folder: Path, version: int) -> Plan:
 
 
 @lru_cache(maxsize=2)
-def _basis_of(folder: Path, name: str) -> "tuple[ResidualQuantizer, NDArray[np.int64] | None]":
+def basis_of(folder: Path, name: str) -> "tuple[ResidualQuantizer, NDArray[np.int64] | None]":
     """Return the quantizer that encodes, and the items that are not to be encoded, ascending."""
     from semid_dataset.quantizer import ResidualQuantizer
 
     found = need_file(folder, f"basis-{name}")
     weights = {key.removeprefix("quantizer."): array for key, array in found.arrays.items() if key != "known"}
     return ResidualQuantizer.from_arrays(weights, found.info["quantizer"]), found.arrays.get("known")
+
+
+def carried(quantizer: "ResidualQuantizer", feature: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of a feature in the space of a quantizer: behaviour may have shaped another one."""
+    return quantizer.vectors_of((FeatureMatrix(feature, np.arange(len(vectors)), vectors),), len(vectors))
 
 
 def write_file(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> None:

@@ -22,6 +22,7 @@ from world import ITEM0, SMALL, SmallDataset, vectors_of
 from semid_dataset import commands, engines, lineage, scale, stages, store
 from semid_dataset.config import Environment, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, StoreError
+from semid_dataset.fusion import FeatureMatrix
 from semid_dataset.pruning import find_waste
 from semid_dataset.sources import find_sources
 from semid_dataset.table import SemanticIdTable
@@ -364,6 +365,42 @@ def test_new_items_extend_the_lineage(form: str, tmp_path: Path, small_parts: No
     assert tables[0].info["history"][1]["relative_error"] == pytest.approx(
         tables[1].info["history"][1]["relative_error"], rel=1e-4
     )
+
+
+def test_a_table_that_behaviour_shaped_is_extended_through_its_map(
+    tmp_path: Path, small_parts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In memory and streamed alike; known items keep their IDs, and nobody takes their vectors for changed ones."""
+    ids, vectors = world()
+    draw = np.random.default_rng(0)
+    sequences = [[ids[row] for row in draw.integers(400, size=8)] for _ in range(300)]
+    trained = generate(
+        write(tmp_path / "train", "parquet", ids[:400], vectors[:400]),
+        output_dir=tmp_path / "out",
+        sequences=sequences,
+    )
+    quantizer = trained.quantizer
+    assert quantizer.fusion is not None
+    assert quantizer.fusion.dims == {"81": DIM}
+    tables = []
+    for name, engine in (("memory", None), ("stream", "local")):
+        data_dir = write(tmp_path / name, "parquet", ids[200:], vectors[200:])
+        table = generate(data_dir, engine=engine, parent=tmp_path / "out")
+        assert (table.status, len(table)) == ("extended", 600)
+        assert np.array_equal(table.codes(ids[:400]), trained.codes(ids[:400]))
+        tables.append(table)
+    assert tables[0].digest == tables[1].digest
+    raw = quantizer.encode(quantizer.fusion.apply([FeatureMatrix("81", np.arange(200), vectors[400:])], 200))
+    assert (tables[0].codes(ids[400:]) == raw).all(1).mean() > 0.5
+    assert "have moved" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [{}, {"output_dir": "out", "engine": "local"}, {"output_dir": "out", "f": 2}])
+def test_sequences_go_with_a_training_in_memory_only(options: dict[str, Any], tmp_path: Path) -> None:
+    """What would be ignored otherwise is refused."""
+    features = ["81", "82"][: options.pop("f", 1)]
+    with pytest.raises(ConfigError, match="give output_dir, one feature and no engine"):
+        commands.generate_semantic_ids(tmp_path, features, config=SMALL, sequences=[[1, 2]], **options)
 
 
 def test_others_may_extend_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None) -> None:
