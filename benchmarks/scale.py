@@ -3,6 +3,9 @@ How time, memory and bytes grow with the number of items, and what that means fo
 
 Every size is a process of its own, cold to published, with the memory limit given. Figures go to results/scale.json
 after every run; results/scale.md has the table, a fitted model, and what it says about sizes that were not run.
+
+`--engine ray --workers 1 2` measures something else: how long the encode stage takes with so many workers of a local
+Ray, alternating. Its figures go to results/scale_ray.json.
 """
 
 import argparse
@@ -11,6 +14,7 @@ import math
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,7 +27,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-CHUNK = 1 << 18  # rows that are made at once
+CHUNK = 1 << 23  # numbers that are made at once
 STAGES = ("reading", "training", "encoding", "uniqueness", "measuring")
 LARGER = [("the larger TencentGR release, one feature", 17_490_000, 3_584), ("a billion items", 10**9, 32)]
 
@@ -41,6 +45,7 @@ def write(data_dir: Path, form: str, items: int, dim: int) -> int:
     """Write feature 81 of a data directory and return its bytes."""
     folder = data_dir / "creative_emb"
     folder.mkdir(parents=True)
+    chunk = CHUNK // dim
     if form == "parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -48,8 +53,8 @@ def write(data_dir: Path, form: str, items: int, dim: int) -> int:
         folder /= f"emb_81_{dim}_parquet"
         folder.mkdir()
         writer = None
-        for begin in range(0, items, CHUNK):
-            rows = min(CHUNK, items - begin)
+        for begin in range(0, items, chunk):
+            rows = min(chunk, items - begin)
             flat = pa.array(vectors(rows, dim, begin).reshape(-1))
             lists = pa.ListArray.from_arrays(pa.array(np.arange(rows + 1, dtype=np.int32) * dim), flat)
             table = pa.table({"anonymous_cid": 20_000_000_000 + begin + np.arange(rows), "emb": lists})
@@ -64,8 +69,8 @@ def write(data_dir: Path, form: str, items: int, dim: int) -> int:
 
         with (folder / f"emb_81_{dim}.pkl").open("wb") as file:
             held = {}
-            for begin in range(0, items, CHUNK):
-                block = vectors(min(CHUNK, items - begin), dim, begin)
+            for begin in range(0, items, chunk):
+                block = vectors(min(chunk, items - begin), dim, begin)
                 first = 20_000_000_000 + begin
                 held.update(zip(range(first, first + len(block)), block, strict=True))
             pickle.dump(held, file, protocol=4)
@@ -152,25 +157,39 @@ def run(items: int, dim: int, form: str, limit: str, where: Path) -> dict[str, A
         shutil.rmtree(data_dir)
 
 
+def cpu() -> float:
+    """Return the CPU seconds of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def child(data_dir: Path, limit: str) -> None:
     """Generate, and print what it took."""
-    from semid_dataset import SemanticIdConfig, generate_semantic_ids
+    from semid_dataset import SemanticIdConfig, birth, generate_semantic_ids
     from semid_dataset.config import parse_bytes
 
+    stages: dict[str, float] = {}
+    done = birth.Clock.done
+
+    def note(clock: birth.Clock, stage: str) -> None:
+        stages[stage] = cpu() - sum(stages.values())
+        done(clock, stage)
+
+    birth.Clock.done = note  # type: ignore[method-assign]
     started = time.perf_counter()
     table = generate_semantic_ids(data_dir, config=SemanticIdConfig(memory_limit=parse_bytes("--limit", limit)))
     seconds = time.perf_counter() - started
-    below = resource.getrusage(resource.RUSAGE_CHILDREN)
-    own = resource.getrusage(resource.RUSAGE_SELF)
     quality = table.quality
     print(
         json.dumps(
             {
                 "seconds": seconds,
-                "cpu": own.ru_utime + own.ru_stime + below.ru_utime + below.ru_stime,
+                "cpu": cpu(),
                 "stages": table.info["provenance"]["stages"],
+                "cpu_stages": stages,
                 "memory": int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024,
                 "streamed": "sampled" in quality,
+                "sampled": quality.get("sampled", len(table)),
                 "relative_mse": quality["relative_mse"],
                 "moved": quality["moved"],
                 "collision_rate_raw": quality["collision_rate_raw"],
@@ -179,6 +198,51 @@ def child(data_dir: Path, limit: str) -> None:
             }
         )
     )
+
+
+def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: Path) -> dict[str, Any]:
+    """
+    Time the encode stage on a local Ray of so many workers, alternating, with codebooks and workers ready.
+
+    Within the time: tasks handed out, parts read, encoded and written. Outside: the start of Ray, and of workers, which
+    have imported torch and encoded half of the parts before.
+    """
+    import ray
+
+    from semid_dataset import SemanticIdConfig, scale, store
+    from semid_dataset.config import Environment
+    from semid_dataset.engines import run_on_ray
+    from semid_dataset.sources import find_sources
+
+    data_dir = Path(tempfile.mkdtemp(dir=where))
+    try:
+        write(data_dir, "parquet", items, dim)
+        (source,) = find_sources(data_dir, ["81"])
+        root = store.writable_root(store.Roots(data_dir, None, Environment.read({})))
+        config = SemanticIdConfig(num_epochs=0)
+        # So small a limit makes parts of 8 MB, enough for all workers to end together.
+        job = scale.open_job(root, "ray", source, config, limit=128 << 20)
+        scale.train_codebooks(job.read(), config, lambda: None)
+        job = scale.open_job(root, "ray", source, config, limit=128 << 20, engine=run_on_ray)
+        parts = len(job.plan.parts)
+        runs = []
+        for number in workers * rounds:
+            ray.init(num_cpus=number, include_dashboard=False, log_to_driver=False, object_store_memory=80 << 20)
+            for shard in ((0, 2), (0, 1)):  # warm, and timed
+                for path in job.folder.glob("encode-*.part"):
+                    path.unlink()
+                load, started = os.getloadavg()[0], time.perf_counter()
+                job.encode(scale.BIRTH, shard)
+                seconds = time.perf_counter() - started
+            ray.shutdown()
+            runs.append({"workers": number, "seconds": seconds, "load": load})
+            print(json.dumps(runs[-1]), flush=True)
+        medians = {
+            number: statistics.median(run["seconds"] for run in runs if run["workers"] == number) for number in workers
+        }
+        return {"items": items, "dim": dim, "parts": parts, "cores": os.cpu_count(), "runs": runs, "medians": medians}
+    finally:
+        shutil.rmtree(data_dir)
 
 
 def exponent(runs: list[dict[str, Any]], value: str) -> float | None:
@@ -216,6 +280,27 @@ def report(runs: list[dict[str, Any]]) -> str:
             f"| {done['collision_rate_raw']:.2%} | {done['moved']:,} | {done['shared']:,} |"
         )
     lines += ["", *model(runs)]
+    return "\n".join(lines) + "\n"
+
+
+def ray_report(found: dict[str, Any]) -> str:
+    """Return the section of results/scale.md about Ray."""
+    medians = {int(number): seconds for number, seconds in found["medians"].items()}
+    least = min(medians)
+    lines = [
+        "",
+        "## Ray",
+        "",
+        f"The encode stage of {found['items']:,} x {found['dim']} from parquet, {found['parts']} parts, on a local Ray "
+        f"of {found['cores']} cores,",
+        "measured alternately with codebooks there and workers warm (`--engine ray`).",
+        "",
+        f"| workers | seconds, each run | median | times {least} |",
+        "|---|---|---|---|",
+    ]
+    for number, median in sorted(medians.items()):
+        each = ", ".join(f"{run['seconds']:.1f}" for run in found["runs"] if run["workers"] == number)
+        lines.append(f"| {number} | {each} | {median:.1f} | {medians[least] / median:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -294,23 +379,33 @@ def main() -> None:
     parser.add_argument("--limit", default="1G", help="memory limit")
     parser.add_argument("--where", type=Path, default=Path(tempfile.gettempdir()), help="folder for the data sets")
     parser.add_argument("--report", action="store_true", help="write the tables anew from the figures that are there")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the figures")
+    parser.add_argument("--engine", choices=["ray"], help="time the encode stage on a local Ray instead")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="of Ray")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each number of workers is timed")
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child is not None:
         child(given.child, given.limit)
         return
-    figures = RESULTS / "scale.json"
+    given.results.mkdir(exist_ok=True)
+    figures, on_ray = given.results / "scale.json", given.results / "scale_ray.json"
     runs: list[dict[str, Any]] = json.loads(figures.read_text()) if figures.exists() else []
-    for form in given.forms if not given.report else ():
-        for dim in given.dims:
-            for size in given.sizes:
-                done = run(int(size), dim, form, given.limit, given.where)
-                print(json.dumps(done), flush=True)
-                same = ("items", "dim", "form", "limit")
-                runs = [old for old in runs if any(old[name] != done[name] for name in same)] + [done]
-                RESULTS.mkdir(exist_ok=True)
-                figures.write_text(json.dumps(runs, indent=1))
-    (RESULTS / "scale.md").write_text(report(runs))
+    if given.engine == "ray":
+        found = encode_on_ray(given.workers, given.rounds, int(given.sizes[0]), given.dims[0], given.where)
+        on_ray.write_text(json.dumps(found, indent=1))
+    else:
+        for form in given.forms if not given.report else ():
+            for dim in given.dims:
+                for size in given.sizes:
+                    done = run(int(size), dim, form, given.limit, given.where)
+                    print(json.dumps(done), flush=True)
+                    same = ("items", "dim", "form", "limit")
+                    runs = [old for old in runs if any(old[name] != done[name] for name in same)] + [done]
+                    figures.write_text(json.dumps(runs, indent=1))
+    (given.results / "scale.md").write_text(
+        report(runs) + (ray_report(json.loads(on_ray.read_text())) if on_ray.exists() else "")
+    )
 
 
 if __name__ == "__main__":
