@@ -12,7 +12,7 @@ asked for losers alone: where they lie on disk, the others need not be read agai
 """
 
 import heapq
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -686,12 +686,6 @@ def _split(keys: NDArray[Any], levels: int, dtype: np.dtype[Any]) -> tuple[NDArr
     raw = keys.view(np.uint8).reshape(len(keys), levels * width)
     last = np.ascontiguousarray(raw[:, -width:]).view(dtype.newbyteorder(">")).reshape(-1).astype(dtype)
     return np.ascontiguousarray(raw[:, :-width]).view(f"S{(levels - 1) * width}").reshape(-1), last
-
-
-def _packed(prefix: Sequence[int], dtype: np.dtype[Any], kind: np.dtype[Any]) -> Any:
-    """Return a prefix as it stands among packed ones."""
-    raw = b"".join(code.to_bytes(dtype.itemsize, "big") for code in prefix)
-    return kind.type(int.from_bytes(raw, "big")) if kind.kind == "u" else np.array(raw, kind)
 
 
 def _unpacked(key: Any, levels: int, dtype: np.dtype[Any]) -> tuple[int, ...]:
