@@ -332,40 +332,47 @@ def model(runs: list[dict[str, Any]]) -> list[str]:
         + f" | {1e6 * work:.2f} |",
         "",
     ]
-    wide = [run for run in runs if run["dim"] > 32]
-    if wide:
-        lines += [
-            "By dims, seconds of encoding a million items:",
-            "",
-            "| form | dims | encoding | reading |",
-            "|---|---|---|---|",
-        ]
-        for run_ in wide:
-            each = {stage: 1e6 * run_["stages"].get(stage, 0.0) / run_["items"] for stage in ("encoding", "reading")}
-            lines.append(f"| {run_['form']} | {run_['dim']:,} | {each['encoding']:.1f} | {each['reading']:.1f} |")
-        lines.append("")
+    each = {}  # of every width the run with the most items
+    for run_ in sorted(runs, key=lambda run: run["items"]):
+        if run_["form"] == "parquet" and run_["streamed"] and "cpu_stages" in run_:
+            each[run_["dim"]] = run_
+    stages = [stage for stage in STAGES if stage != "training"]
     lines += [
-        "Not run, but calculated from the above (this machine's cores; divide by the machines that share the parts):",
+        "By dims, CPU seconds a million items of parquet, and those of training on the sample. What measuring takes",
+        "whatever the number of items is in it, so that it is too much where those measured are few.",
+        "",
+        "| items | dims | " + " | ".join(stages) + " | training on | takes | had to yield |",
+        "|" + "---|" * (len(stages) + 5),
+    ]
+    for dim, run_ in sorted(each.items()):
+        took = " | ".join(f"{1e6 * run_['cpu_stages'].get(stage, 0.0) / run_['items']:.1f}" for stage in stages)
+        lines.append(
+            f"| {run_['items']:,} | {dim:,} | {took} | {run_['sampled']:,} | {run_['cpu_stages']['training']:.0f} s "
+            f"| {run_['moved'] / run_['items']:.0%} |"
+        )
+    lines += [
+        "",
+        "Not run, but calculated from the above. Reading and encoding are shared by cores and machines, uniqueness and "
+        "measuring are one process's:",
         "",
     ]
     for name, items, dim in LARGER:
-        encode = per_item["encoding"] * items
-        widest = max(wide, key=lambda run: run["dim"], default=None)
-        if dim > 32 and widest is not None:
-            # Encoding is a product with the codebooks and a search: the one grows with the dims, the other does not.
-            grown = (widest["stages"]["encoding"] / widest["items"] - per_item["encoding"]) / (widest["dim"] - 32)
-            encode = (per_item["encoding"] + max(0.0, grown) * (dim - 32)) * items
-        said = f"encoding {encode / 3600:.1f} h"
-        if dim > 32 and widest is None:
-            said = "encoding not reckoned, since no wider vectors were measured"
-        merge = (per_item["uniqueness"] + per_item["measuring"]) * items
+        said = f"CPU time not reckoned, since no run of {dim:,} dims has that of its stages"
+        if dim in each:
+            took = {
+                stage: each[dim]["cpu_stages"].get(stage, 0.0) / each[dim]["items"] * items / 3600 for stage in stages
+            }
+            said = (
+                f"CPU hours: reading {took['reading']:.1f}, encoding {took['encoding']:.1f}; uniqueness "
+                f"{took['uniqueness']:.1f}, measuring {took['measuring']:.1f}"
+            )
         lines.append(
             f"- {name}, {items:,} x {dim:,} ({items * dim * 4 / 1e9:,.0f} GB as float32): "
-            f"{said}; uniqueness and measuring {merge / 3600:.2f} h; "
+            f"{said}; "
             f"{items * 29 / 1e9:.1f} GB of memory while parts are merged (29 bytes an item); "
             f"a table of {items * 13 / 1e9:.1f} GB; "
             f"{items * (24 + 4 * dim * moved) / 1e9:,.0f} GB of work folder where {moved:.0%} have to "
-            "yield, as here."
+            f"yield, as of {last['items']:,} x 32."
         )
     return lines
 
