@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 CHUNK = 1 << 23  # numbers that are made at once
 STAGES = ("reading", "training", "encoding", "uniqueness", "measuring")
+MERGED = 37  # bytes an item while parts are merged: from 5 to 20 million the peak grows by so much
 LARGER = [("the larger TencentGR release, one feature", 17_490_000, 3_584), ("a billion items", 10**9, 32)]
 
 
@@ -369,7 +370,7 @@ def model(runs: list[dict[str, Any]]) -> list[str]:
         lines.append(
             f"- {name}, {items:,} x {dim:,} ({items * dim * 4 / 1e9:,.0f} GB as float32): "
             f"{said}; "
-            f"{items * 29 / 1e9:.1f} GB of memory while parts are merged (29 bytes an item); "
+            f"{items * MERGED / 1e9:.1f} GB of memory while parts are merged ({MERGED} bytes an item); "
             f"a table of {items * 13 / 1e9:.1f} GB; "
             f"{items * (24 + 4 * dim * moved) / 1e9:,.0f} GB of work folder where {moved:.0%} have to "
             f"yield, as of {last['items']:,} x 32."

@@ -39,6 +39,7 @@ PATIENCE = 3  # epochs without a better state
 # Share of config.lr: the encoder follows the decoder (50,000 x 32, held out, from 0.04208 in 20 epochs: to 0.04204 with
 # 1, to 0.04200 with 0.1).
 ENCODER_LR = 0.1
+START_BYTES = 1 << 28  # of residuals that a level is fitted on, at most, or as many as there are points
 SLICE_PRODUCTS, SLICE_ROWS = 1 << 24, 128  # a slice of a batch: multiplications of one layer, and rows, at least
 PROGRESS = 0.001  # an epoch that lowers the held-out error by a smaller share does not count as better
 WORTH = 0.005  # what the last correction, which takes in the held-out items, brings: networks must bring more
@@ -292,8 +293,8 @@ def _start(
     rounds = LLOYD if points.shape[1] <= PROGRESSIVE_ABOVE else recipe.rounds
     for size in sizes:
         # No more points than k-means will use: neither is a search for all of them needed, nor may the residuals of a
-        # wide beam fit into memory.
-        most = POINTS_PER_CODE * size
+        # wide beam fit into memory. Of wide vectors no more than there are, or what they take would be a multiple.
+        most = min(POINTS_PER_CODE * size, max(len(points), START_BYTES // (4 * points.shape[1])))
         residuals = sample(points, most, generator)
         if codebooks:
             search = BeamSearch(codebooks, max(recipe.start_sums, 4), PREFIX_WEIGHT)
