@@ -166,7 +166,6 @@ def train(
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            _check_device(where)
             with one_thread_each(), without_autocast(torch.device(where)):
                 return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
         except OutOfMemory as error:
@@ -193,16 +192,13 @@ def _checked(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
 def _device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
-
-
-def _check_device(name: str) -> None:
     try:
-        there = torch.device(name).type != "cuda" or torch.cuda.is_available()
+        there = torch.device(wanted).type != "cuda" or torch.cuda.is_available()
     except RuntimeError:  # no such word
         there = False
     if not there:
-        raise ConfigError(f'There is no device {name!r} here. "auto" takes CUDA where there is one, else the CPU.')
+        raise ConfigError(f'There is no device {wanted!r} here. "auto" takes CUDA where there is one, else the CPU.')
+    return wanted
 
 
 def _train(
