@@ -262,20 +262,15 @@ def _check_writable(path: Path) -> None:
 
 
 def _check_device(name: str) -> None:
-    """Raise for a device that was named and is not there; the default takes what is."""
+    """Raise for a device that was named and is not there, before anything is read; the default takes what is."""
     if name in {"auto", "cpu"}:
         return
-    import torch
+    from semid_dataset.training import chosen_device
 
     try:
-        there = torch.device(name).type != "cuda" or torch.cuda.is_available()
-    except RuntimeError:
-        there = False
-    if not there:
-        raise click.BadParameter(
-            f"There is no device {name!r} here. auto takes CUDA where there is one, else the CPU.",
-            param_hint="--device",
-        )
+        chosen_device(name)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _check_cache(
@@ -819,7 +814,6 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
 
     vectors = _vectors_for(table, embeddings)[known]
     if lineage.made_with_sequences(table) and Path(lineage.SEQUENCES) not in embeddings.file_digests:
-        table.quantizer.encode(vectors[:1])  # an error where the width is not that of the table
         facts["not_compared"] = "sequences"
         lines.append(
             "The IDs were made with sequences too, so vectors alone do not give them again: whether each fits its "

@@ -26,7 +26,7 @@ from semid_dataset.messages import tell
 from semid_dataset.quantizer import BeamSearch, ResidualMLP, ResidualQuantizer
 from semid_dataset.threads import OutOfMemory, in_blocks, one_thread_each, sent, without_autocast
 
-__all__ = ["Trained", "train"]
+__all__ = ["Trained", "chosen_device", "train"]
 
 MOST_ITEMS = 262_144  # a sample that size costs 1.2 % of error against 5 million items
 HELD_OUT = 2048  # items that judge, at most; at most a twentieth of all
@@ -161,7 +161,7 @@ def train(
     """
     points = _checked(vectors)
     beat = on_progress or (lambda: None)
-    device = _device(config.device)
+    device = chosen_device(config.device)
     attempts = [(device, config.batch_size), (device, max(config.batch_size // 2, 1))]
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
@@ -189,7 +189,13 @@ def _checked(vectors: NDArray[np.floating]) -> NDArray[np.floating]:
     return vectors
 
 
-def _device(wanted: str) -> str:
+def chosen_device(wanted: str) -> str:
+    """
+    Return the device to train on.
+
+    Raises:
+        ConfigError: there is no such device here.
+    """
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

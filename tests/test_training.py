@@ -212,7 +212,7 @@ def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, caplog:
 def test_out_of_memory_on_the_gpu_ends_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller batch first, then the CPU with the whole one."""
     seen: list[tuple[str, int]] = []
-    monkeypatch.setattr(room, "_device", lambda wanted: wanted)
+    monkeypatch.setattr(room, "chosen_device", lambda wanted: wanted)
     monkeypatch.setattr(room, "_train", out_of_memory(2, seen))
     assert train(mixture(100), small(batch_size=64, device="cuda:0")).device == "cpu"
     assert seen == [("cuda:0", 64), ("cuda:0", 32), ("cpu", 64)]

@@ -33,7 +33,7 @@ def test_out_of_memory_halves_the_batch_then_takes_the_cpu_and_says_so(
             raise training.OutOfMemory("CUDA out of memory. Tried to allocate 20 GiB")
         return train(*args, device="cpu", batch=batch, **kwargs)
 
-    monkeypatch.setattr(training, "_device", lambda wanted: "cuda")
+    monkeypatch.setattr(training, "chosen_device", lambda wanted: "cuda")
     monkeypatch.setattr(training, "_train", scarce)
     with caplog.at_level("INFO", "semid_dataset"):
         table = quietly(data)
