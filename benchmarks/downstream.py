@@ -42,14 +42,15 @@ from quantizers import commit, drawing, machine, plain_rqvae, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from semid_dataset.behaviour import behaviour_aware, cooccurrence_vectors
-from semid_dataset.collisions import resolve_collisions
+from semid_dataset.codec._kmeans import assign, kmeans
+from semid_dataset.codec.behaviour import behaviour_aware, cooccurrence_vectors
+from semid_dataset.codec.fusion import Fusion
+from semid_dataset.codec.residual import BeamSearch, ResidualQuantizer
+from semid_dataset.codec.train import train
+from semid_dataset.codec.unique import resolve_collisions
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.exports import PrefixTrie, flat_ids
-from semid_dataset.fusion import FeatureMatrix, Fusion
-from semid_dataset.kmeans import assign, kmeans
-from semid_dataset.quantizer import BeamSearch, ResidualQuantizer
-from semid_dataset.training import train
+from semid_dataset.features import FeatureMatrix
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LEVELS, CODES = 4, 256
@@ -487,7 +488,7 @@ def figures_of(codes: Codes | None, world: World, cut: Split) -> dict[str, float
     }
 
 
-SOURCES = ("training", "quantizer", "kmeans", "collisions", "fusion", "behaviour")
+SOURCES = ("train", "residual", "_kmeans", "unique", "fusion", "behaviour")
 
 
 def ids_of(name: str, world: World, cut: Split, seed: int, cache: Path) -> tuple[Codes | None, dict[str, float]]:
@@ -497,8 +498,8 @@ def ids_of(name: str, world: World, cut: Split, seed: int, cache: Path) -> tuple
         return None, {}
     package = Path(sys.modules["semid_dataset.config"].__file__ or "").parent
     digest = hashlib.sha256(world.text.tobytes())
-    for source in [package / f"{room}.py" for room in SOURCES] + [Path(__file__).with_name("quantizers.py")]:
-        digest.update(source.read_bytes() if source.exists() else b"")
+    for source in [package / "codec" / f"{room}.py" for room in SOURCES] + [Path(__file__).with_name("quantizers.py")]:
+        digest.update(source.read_bytes())
     path = cache / f"{world.name}-{name}-{seed}-{digest.hexdigest()[:12]}.npz"
     if not path.exists():
         codes = make(world, cut, seed)

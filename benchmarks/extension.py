@@ -70,10 +70,10 @@ def never(*_: object, **__: object) -> None:
 
 def inference(train: Path, evaluation: Path, work: Path, features: tuple[str, ...]) -> str:
     """Return the row about one set of features."""
-    from semid_dataset import birth
-    from semid_dataset.features import read_sources
-    from semid_dataset.fusion import FeatureMatrix
-    from semid_dataset.sources import find_sources
+    from semid_dataset.build import pipeline as birth
+    from semid_dataset.features import FeatureMatrix
+    from semid_dataset.inputs.discover import find_sources
+    from semid_dataset.inputs.read import read_sources
 
     name = "+".join(features)
     for part, folder in (("train", train), ("eval", evaluation)):

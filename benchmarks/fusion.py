@@ -21,8 +21,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from semid_dataset import fusion
-from semid_dataset.fusion import FeatureMatrix, Fusion
+from semid_dataset.codec import fusion
+from semid_dataset.codec.fusion import Fusion
+from semid_dataset.features import FeatureMatrix
 
 Matrix = NDArray[np.float32]
 CODES, LEVELS, HIDDEN, NEAR, DRAWS = 256, 4, 0.3, 50, 3

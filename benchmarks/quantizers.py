@@ -68,9 +68,9 @@ Fit = Callable[[Vectors, int], Fitted]  # vectors, seed
 
 def ours(algorithm: str) -> Fit:
     """Return this package with its defaults."""
-    from semid_dataset.collisions import resolve_collisions
+    from semid_dataset.codec.train import train
+    from semid_dataset.codec.unique import resolve_collisions
     from semid_dataset.config import SemanticIdConfig
-    from semid_dataset.training import train
 
     def fit(vectors: Vectors, seed: int) -> Fitted:
         trained = train(vectors, SemanticIdConfig(algorithm=algorithm, seed=seed, device="cpu"))

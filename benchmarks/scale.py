@@ -166,7 +166,8 @@ def cpu() -> float:
 
 def child(data_dir: Path, limit: str) -> None:
     """Generate, and print what it took."""
-    from semid_dataset import SemanticIdConfig, birth, generate_semantic_ids
+    from semid_dataset import SemanticIdConfig, generate_semantic_ids
+    from semid_dataset.build import pipeline as birth
     from semid_dataset.config import parse_bytes
 
     stages: dict[str, float] = {}
@@ -210,10 +211,12 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
     """
     import ray
 
-    from semid_dataset import SemanticIdConfig, scale, store
+    from semid_dataset import SemanticIdConfig
+    from semid_dataset.build.streaming import run as scale
+    from semid_dataset.build.streaming.executors import run_on_ray
+    from semid_dataset.cache import store
     from semid_dataset.config import Environment
-    from semid_dataset.engines import run_on_ray
-    from semid_dataset.sources import find_sources
+    from semid_dataset.inputs.discover import find_sources
 
     data_dir = Path(tempfile.mkdtemp(dir=where))
     try:

@@ -77,15 +77,15 @@ class Table(Way):
     name, file, on_heap = "semid_dataset", "table.safetensors", False
 
     def write(self, path: Path, keys: np.ndarray, codes: np.ndarray) -> None:
-        from semid_dataset.table import build_table_buffers
+        from semid_dataset.table.table import build_table_buffers
 
         path.write_bytes(b"".join(build_table_buffers(keys, codes)))
 
     def load(self) -> None:
-        import semid_dataset.table  # noqa: F401
+        import semid_dataset.table.table  # noqa: F401
 
     def open(self, path: Path) -> Any:
-        from semid_dataset.table import SemanticIdTable
+        from semid_dataset.table.table import SemanticIdTable
 
         return SemanticIdTable.open(path)
 
@@ -94,7 +94,7 @@ class Json(Way):
     name, file = "json.load", "semantic_id_dict.json"
 
     def write(self, path: Path, keys: np.ndarray, codes: np.ndarray) -> None:
-        from semid_dataset.id_json import json_chunks
+        from semid_dataset.format.id_json import json_chunks
 
         with path.open("wb") as file:
             file.writelines(json_chunks(keys, codes))
@@ -325,7 +325,7 @@ def measure_ratios(way: Way, path: Path, items: int) -> dict[str, float]:
 
 def measure_json(way: Way, path: Path, items: int) -> dict[str, float]:
     """Write `semantic_id_dict.json` from the arrays; the memory that takes."""
-    from semid_dataset.id_json import json_chunks
+    from semid_dataset.format.id_json import json_chunks
 
     keys, codes = made_up(items)
     Path("/proc/self/clear_refs").write_text("5")  # from here on, the peak is counted anew

@@ -13,12 +13,12 @@ TYPE_CHECKING = False  # type checkers take it for true; importing `typing` for 
 if TYPE_CHECKING:
     from typing import Any
 
-    from semid_dataset.commands import generate_from_vectors, generate_semantic_ids, generate_semantic_ids_on_demand
+    from semid_dataset.api import generate_from_vectors, generate_semantic_ids, generate_semantic_ids_on_demand
+    from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.config import SemanticIdConfig
     from semid_dataset.dataset import LazySemanticIds, SemanticIdMixin
     from semid_dataset.errors import SemanticIdWarning, SemidError
-    from semid_dataset.quantizer import ResidualQuantizer
-    from semid_dataset.table import SemanticIdTable
+    from semid_dataset.table.table import SemanticIdTable
 
 __version__ = "0.1.0"
 
@@ -37,15 +37,15 @@ __all__ = [
 
 _HOMES = {
     "LazySemanticIds": "dataset",
-    "ResidualQuantizer": "quantizer",
+    "ResidualQuantizer": "codec.residual",
     "SemanticIdConfig": "config",
     "SemanticIdMixin": "dataset",
-    "SemanticIdTable": "table",
+    "SemanticIdTable": "table.table",
     "SemanticIdWarning": "errors",
     "SemidError": "errors",
-    "generate_from_vectors": "commands",
-    "generate_semantic_ids": "commands",
-    "generate_semantic_ids_on_demand": "commands",
+    "generate_from_vectors": "api",
+    "generate_semantic_ids": "api",
+    "generate_semantic_ids_on_demand": "api",
 }
 
 

@@ -26,9 +26,9 @@ def main(arguments: "list[str] | None" = None) -> int:
         except ModuleNotFoundError:
             print('semid: error: the command line needs click: pip install "semid_dataset[cli]"', file=sys.stderr)
             return FAILED
-        from semid_dataset import cli
+        from semid_dataset.cli import _app
 
-        return cli.run(arguments)
+        return _app.run(arguments)
     except KeyboardInterrupt:
         print("semid: interrupted", file=sys.stderr)
         return INTERRUPTED

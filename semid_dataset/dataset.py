@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, overload
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, RecursiveAccessError
 from semid_dataset.resolve import Ask, resolve
-from semid_dataset.table import SemanticIdTable
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
-    from semid_dataset.quantizer import ResidualQuantizer
+    from semid_dataset.codec.residual import ResidualQuantizer
 
 __all__ = ["LazySemanticIds", "SemanticIdMixin"]
 

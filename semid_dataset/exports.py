@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset import files
+from semid_dataset import _files as files
 from semid_dataset.errors import ConfigError, TableError
-from semid_dataset.id_json import parse_id_json
-from semid_dataset.table import SemanticIdTable, build_table_buffers
+from semid_dataset.format.id_json import parse_id_json
+from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
     from torch import Tensor

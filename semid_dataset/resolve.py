@@ -19,7 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from semid_dataset import birth, files, lineage, store
+from semid_dataset import _files as files
+from semid_dataset._messages import degrade, logger, tell, text
+from semid_dataset.build import lineages as lineage
+from semid_dataset.build import pipeline as birth
+from semid_dataset.cache import store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import (
     ConfigError,
@@ -30,15 +34,14 @@ from semid_dataset.errors import (
     SemidError,
     StoreError,
 )
-from semid_dataset.id_json import parse_id_json
-from semid_dataset.messages import degrade, logger, tell, text
-from semid_dataset.sources import FeatureSource, features_folder, find_sources
-from semid_dataset.table import SemanticIdTable, build_table_buffers
+from semid_dataset.format.id_json import parse_id_json
+from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
+from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
-    from semid_dataset.features import Embeddings
-    from semid_dataset.quantizer import ResidualQuantizer
-    from semid_dataset.scale import Job
+    from semid_dataset.build.streaming.run import Job
+    from semid_dataset.codec.residual import ResidualQuantizer
+    from semid_dataset.inputs.read import Embeddings
 
 __all__ = ["Ask", "Resolution", "first_table", "in_loader_worker", "look", "resolve"]
 
@@ -79,7 +82,7 @@ def first_table(
     """Return the bytes of table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
     if embeddings.stream is None:
         return birth.train_table(embeddings, config, identity, name, turn, started)
-    from semid_dataset import scale
+    from semid_dataset.build.streaming import run as scale
 
     return scale.train_table(embeddings, config, identity, name, turn, started)
 
@@ -278,7 +281,7 @@ class Resolution:
             embeddings = None
         else:
             assert self.ask.embeddings is not None
-            from semid_dataset.features import from_memory
+            from semid_dataset.inputs.read import from_memory
 
             embeddings = from_memory(self.ask.embeddings, self.ask.feature_ids)
             identity = Identity.of(self.config, embeddings.dims)
@@ -333,7 +336,7 @@ class Resolution:
 
     def read(self, sources: Sequence[FeatureSource], turn: store.Turn | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
-        from semid_dataset.features import read_sources
+        from semid_dataset.inputs.read import read_sources
 
         return read_sources(sources, on_progress=None if turn is None else turn.beat)
 
@@ -353,7 +356,7 @@ class Resolution:
         """
         job = self.job(sources, question, root, turn.beat)
         if job is not None:
-            from semid_dataset.parts import NamedItemsError
+            from semid_dataset.inputs.partitions import NamedItemsError
 
             try:
                 return job.read()
@@ -377,7 +380,8 @@ class Resolution:
             ConfigError: streaming was asked for by name, and cannot be.
             EmbeddingError: a file cannot be read.
         """
-        from semid_dataset import engines, scale
+        from semid_dataset.build.streaming import executors as engines
+        from semid_dataset.build.streaming import run as scale
 
         if self.engine is None and not scale.is_beyond(sources, self.memory_limit):
             return None
@@ -409,14 +413,14 @@ class Resolution:
         Raises:
             As `read_or_stream`; TrainingError: no codebooks came of it.
         """
-        from semid_dataset import scale
+        from semid_dataset.build.streaming import run as scale
 
         embeddings = self.read_or_stream(sources, question, root, turn)
         row = self._row(self._about_what_was_read(question, embeddings), embeddings, may_write=True)
         scale.choose_basis(embeddings, self.config, None if row is None else row.base, turn)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
-        from semid_dataset import scale
+        from semid_dataset.build.streaming import run as scale
 
         size, limit = scale.sizes(sources, self.memory_limit)
         tell("not_streamed", level=logging.WARNING, size=size, limit=limit, why=why)
@@ -496,7 +500,7 @@ class Resolution:
         if identity is not None and export.identity != identity.digest:
             return None
         assert self.ask.data_dir is not None
-        from semid_dataset import healing
+        from semid_dataset.build import recover as healing
 
         return healing.exported_table(self.ask.data_dir / JSON_FILE, export)
 
@@ -527,7 +531,7 @@ class Resolution:
             return None
         assert self.ask.data_dir is not None
         path = self.ask.data_dir / JSON_FILE
-        from semid_dataset import healing
+        from semid_dataset.build import recover as healing
 
         ids = healing.exported_table(path, export)
         if ids is None:
@@ -571,7 +575,7 @@ class Resolution:
         Returns:
             A row only where the table stays in memory.
         """
-        from semid_dataset import healing
+        from semid_dataset.build import recover as healing
 
         for _ in range(lineage.MOST_TRIES):
             number = 1 + max(store.last_generation(self.roots, export.lineage), base.generation)
@@ -717,7 +721,7 @@ class Resolution:
         items: Any = embeddings.items
         features: Any = embeddings.features
         if embeddings.stream is not None:
-            from semid_dataset import scale
+            from semid_dataset.build.streaming import run as scale
 
             extension = scale.Extension(embeddings, self.config, row.base, turn)
             items, features = extension.items, extension.encode

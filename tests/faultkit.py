@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semid_dataset import store
+from semid_dataset.cache import store
 from semid_dataset.errors import TableError
-from semid_dataset.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 TESTS = Path(__file__).parent
 LINEAGE = "0123456789abcdef"

@@ -1,6 +1,7 @@
-"""Modules import only from above, and the warm way never imports torch."""
+"""Packages import only from floors below, and the warm way never imports torch."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,52 +10,35 @@ import pytest
 
 import semid_dataset
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    tomllib = pytest.importorskip("tomli")
+
+ROOT = Path(__file__).parents[1]
 PACKAGE = Path(semid_dataset.__file__).parent
-ROOMS = [
-    "errors",
-    "config",
-    "messages",
-    "files",
-    "container",
-    "id_json",
-    "threads",
-    "kmeans",
-    "fusion",
-    "quantizer",
-    "collisions",
-    "quality_view",
-    "table",
-    "store",
-    "lineage",
-    "pruning",
-    "sources",
-    "rows",
-    "array_pickle",
-    "features",
-    "parts",
-    "stages",
-    "engines",
-    "vectors",
-    "behaviour",
-    "training",
-    "quality",
-    "birth",
-    "scale",
-    "healing",
-    "resolve",
-    "commands",
-    "dataset",
-    "exports",
-    "charts",
-    "report",
-    "cli",
-]
-TORCH_ROOMS = {"threads", "kmeans", "quantizer", "collisions", "training", "quality"}
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+TORCH_MODULES = {
+    "codec/_threads.py",
+    "codec/_kmeans.py",
+    "codec/residual.py",
+    "codec/unique.py",
+    "codec/train.py",
+    "codec/metrics.py",
+}
+LATE = {"torch", "filelock", "platformdirs", "tqdm", "pyarrow"}  # imported by the functions that need them
 
 
-def imports(room: str, *, top: bool) -> set[str]:
-    """Names of modules that a room imports; with `top` only those that run at import time."""
-    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
+def floors() -> list[list[str]]:
+    """The floors of the import contract, top to bottom; modules of one floor stand side by side."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    return [re.split(r"\s*[|:]\s*", layer) for layer in layers]
+
+
+def imports(module: str, *, top: bool) -> set[str]:
+    """Names of modules that a module imports; with `top` only those that run at import time."""
+    tree = ast.parse((PACKAGE / module).read_text())
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -74,49 +58,61 @@ def imports(room: str, *, top: bool) -> set[str]:
     return found
 
 
-def test_every_module_is_a_room() -> None:
-    """A module that is not in the list has no place in the order."""
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__", "__main__"} == set(ROOMS)
+def test_imports_point_down() -> None:
+    """The contract in pyproject.toml, as `make check` runs it; a package without a floor breaks it, too."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_from_above(room: str) -> None:
-    """Also inside functions: an import that is late still points somewhere."""
-    ours = {name.split(".")[1] for name in imports(room, top=False) if name.startswith("semid_dataset.")}
-    below = {name for name in ours & set(ROOMS) if ROOMS.index(name) >= ROOMS.index(room)}
-    assert not below, f"{room} imports {below} from below"
+def test_that_contract_can_break(tmp_path: Path) -> None:
+    """An import that points up is seen, also one inside a function."""
+    package = tmp_path / "house"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "high.py").write_text("")
+    (package / "low.py").write_text("def late():\n    from house import high\n")
+    (tmp_path / ".importlinter").write_text(
+        "[importlinter]\nroot_package = house\n"
+        "[importlinter:contract:1]\nname = floors\ntype = layers\nlayers =\n    house.high\n    house.low\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "from importlinter.cli import lint_imports_command as main; main()"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "house.low" in done.stdout
 
 
-@pytest.mark.parametrize("room", sorted(set(ROOMS) - TORCH_ROOMS))
-def test_warm_rooms_leave_torch_alone(room: str) -> None:
-    """A torch room, or torch, is entered inside the function that needs it."""
-    at_import = imports(room, top=True)
-    assert not {
-        name for name in at_import if name.split(".")[0] in {"torch", "filelock", "platformdirs", "tqdm", "pyarrow"}
-    }
-    assert not {name.split(".")[1] for name in at_import if name.startswith("semid_dataset.")} & TORCH_ROOMS
+def test_contributing_shows_the_floors_of_the_contract() -> None:
+    """The table in CONTRIBUTING.md and the contract name the same packages in the same order."""
+    rows = re.findall(r"^\| (`[^|]+`) \|", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.M)
+    assert [re.findall(r"`(\w+)/?`", row) for row in rows] == floors()
 
 
-def test_this_check_can_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An import from below is seen, also one inside a function."""
-    (tmp_path / "errors.py").write_text("def late():\n    from semid_dataset.store import Root\n")
-    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
-    with pytest.raises(AssertionError, match="from below"):
-        test_a_room_imports_only_from_above("errors")
+@pytest.mark.parametrize("module", sorted(set(MODULES) - TORCH_MODULES))
+def test_warm_modules_leave_torch_alone(module: str) -> None:
+    """Torch, and a module that imports it, is entered inside the function that needs it."""
+    at_import = imports(module, top=True)
+    assert not {name for name in at_import if name.split(".")[0] in LATE}
+    torch_modules = {f"semid_dataset.{path[:-3].replace('/', '.')}" for path in TORCH_MODULES}
+    assert not at_import & torch_modules
 
 
 def test_importing_the_package_imports_no_heavy_module() -> None:
     """Nor those that only some ways need."""
-    heavy = {"torch", "filelock", "platformdirs", "tqdm", "pyarrow", "orjson", "safetensors"}
+    heavy = LATE | {"orjson", "safetensors"}
     code = (
         f"import sys, semid_dataset; sys.exit(str({heavy!r} & set(sys.modules)) if {heavy!r} & set(sys.modules) else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("room", [room for room in ROOMS if room != "config"])
-def test_only_config_reads_the_environment(room: str) -> None:
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {"config.py"}))
+def test_only_config_reads_the_environment(module: str) -> None:
     """Anywhere else an answer would depend on when it was asked."""
-    source = (PACKAGE / f"{room}.py").read_text()
+    source = (PACKAGE / module).read_text()
     assert "os.environ" not in source
     assert "getenv" not in source

@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from world import ITEM0, SMALL, BareDataset, MixinDataset, SmallDataset, SmallMixinDataset, make_data, vectors_of
 
-from semid_dataset import LazySemanticIds, SemanticIdTable, birth
+from semid_dataset import LazySemanticIds, SemanticIdTable
+from semid_dataset.build import pipeline as birth
 from semid_dataset.errors import ConfigError, GenerationError, RecursiveAccessError, SemanticIdWarning
 
 
@@ -345,7 +346,8 @@ def test_eight_processes_on_an_empty_cache_train_once(data: Path, tmp_path: Path
     start, count = tmp_path / "start", tmp_path / "trainings"
     count.mkdir()
     code = (
-        "import sys, time, uuid, pathlib, world; from semid_dataset import birth; train = birth.train_table\n"
+        "import sys, time, uuid, pathlib, world; from semid_dataset.build import pipeline as birth\n"
+        "train = birth.train_table\n"
         "data, start, count = map(pathlib.Path, sys.argv[1:])\n"
         "def counted(*a, **k):\n"
         "    (count / uuid.uuid4().hex).touch()\n"

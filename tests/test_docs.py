@@ -17,7 +17,7 @@ import torch
 import world
 
 from semid_dataset import SemanticIdMixin
-from semid_dataset.messages import LINES
+from semid_dataset._messages import LINES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -138,7 +138,7 @@ def test_examples_run(page: Path, example_data: Path, tmp_path: Path, monkeypatc
 def test_commands_exist_with_their_options(page: Path) -> None:
     """A `semid` command that is shown can be typed."""
     pytest.importorskip("click")
-    from semid_dataset.cli import cli
+    from semid_dataset.cli._app import cli
 
     text = page.read_text(encoding="utf-8")
     shown = re.findall(r"^(?:\$ )?(semid [^#\n]*)", "\n".join(block for _, block, _ in blocks(page, "")), re.MULTILINE)
@@ -179,7 +179,7 @@ def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_commands_run_as_they_stand(page: Path, own_files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every `semid` line of every block, in its order: exit code 0, and a word on what to do next."""
     pytest.importorskip("click")
-    from semid_dataset.cli import run
+    from semid_dataset.cli._app import run
 
     for line in shell_lines(page, "semid "):
         if "generate" in line:

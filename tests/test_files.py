@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from semid_dataset import files
+from semid_dataset import _files as files
 from semid_dataset.errors import StoreError
 
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from semid_dataset import messages
+from semid_dataset import _messages as messages
 from semid_dataset.errors import SemanticIdWarning
 
 

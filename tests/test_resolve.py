@@ -22,15 +22,15 @@ from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, opti
 from semid_dataset import (
     SemanticIdConfig,
     SemanticIdTable,
-    birth,
-    container,
-    features,
     generate_semantic_ids,
     generate_semantic_ids_on_demand,
     resolve,
 )
+from semid_dataset.build import pipeline as birth
 from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError
-from semid_dataset.table import build_table_buffers
+from semid_dataset.format import tensors as container
+from semid_dataset.inputs import read as features
+from semid_dataset.table.table import build_table_buffers
 
 CLOSED = ["0", "false", "No", " off ", "maybe"]
 OPEN = ["", "1", "true", "YES", "on"]

@@ -23,8 +23,8 @@ import torch
 
 from semid_dataset import SemanticIdMixin
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.features import read_sources
-from semid_dataset.sources import find_sources
+from semid_dataset.inputs.discover import find_sources
+from semid_dataset.inputs.read import read_sources
 
 Features = dict[str, Any]  # feature id -> value
 

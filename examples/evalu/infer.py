@@ -31,7 +31,7 @@ from evalu.dataset import MyTestDataset, known_values, save_emb
 from model import BaselineModel
 
 from semid_dataset import SemanticIdTable
-from semid_dataset.messages import tell
+from semid_dataset._messages import tell
 
 TOP_K = 10
 CANDIDATES_AT_ONCE = 1024

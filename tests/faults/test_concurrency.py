@@ -31,9 +31,12 @@ from faultkit import (
 )
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data
 
-from semid_dataset import birth, resolve, sources, store
+from semid_dataset import resolve
+from semid_dataset.build import pipeline as birth
+from semid_dataset.cache import store
 from semid_dataset.config import Environment
 from semid_dataset.errors import GenerationError, LockTimeoutError, SemanticIdWarning
+from semid_dataset.inputs import discover as sources
 
 FORK = multiprocessing.get_context("fork")  # torch is loaded by then: 16 children that import it take a minute
 
@@ -113,7 +116,7 @@ def test_processes_that_all_believe_to_hold_the_lock_serve_one_table(data: Path,
 
 
 GENERATE = (
-    "import sys, time, pathlib, faultkit; from semid_dataset import store\n"
+    "import sys, time, pathlib, faultkit; from semid_dataset.cache import store\n"
     "root, seed, go = faultkit.root_at(pathlib.Path(sys.argv[1])), int(sys.argv[2]), pathlib.Path(sys.argv[3])\n"
     "inside = go.with_name(f'inside{seed}')\n"
     "ready = lambda: faultkit.read_digest(root) is not None\n"
@@ -154,7 +157,7 @@ def test_a_lock_that_fails_is_done_without(tmp_path: Path, error: str) -> None:
 
 
 HOLD = (
-    "import sys, time, pathlib, faultkit; from semid_dataset import store\n"
+    "import sys, time, pathlib, faultkit; from semid_dataset.cache import store\n"
     "with store.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), sys.argv[2], timeout=60, ready=lambda: False):\n"
     "    pathlib.Path(sys.argv[3]).touch(); time.sleep(float(sys.argv[4]))\n"
 )
@@ -195,7 +198,7 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> N
     """Row 12: a training forks (loaders do) and is killed; the child lives on and nobody waits for it."""
     root = root_at(tmp_path / "cache")
     code = (
-        "import os, sys, time, pathlib, faultkit; from semid_dataset import store\n"
+        "import os, sys, time, pathlib, faultkit; from semid_dataset.cache import store\n"
         "with store.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
         "    child = os.fork()\n"
         "    if child == 0: os.close(1), os.close(2), time.sleep(30), os._exit(0)\n"

@@ -18,9 +18,13 @@ import pytest
 from faultkit import LINEAGE, checksums, immutable, read_only, root_at, table_bytes
 from world import ITEM0, SmallMixinDataset, vectors_of, write_embeddings
 
-from semid_dataset import SemanticIdConfig, SemanticIdTable, birth, container, healing, store
+from semid_dataset import SemanticIdConfig, SemanticIdTable
+from semid_dataset.build import pipeline as birth
+from semid_dataset.build import recover as healing
+from semid_dataset.cache import store
 from semid_dataset.errors import CorruptTableError, SemanticIdWarning
-from semid_dataset.table import build_table_buffers
+from semid_dataset.format import tensors as container
+from semid_dataset.table.table import build_table_buffers
 
 MORE = np.concatenate([vectors_of(200), vectors_of(30, seed=7)])
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

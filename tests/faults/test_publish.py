@@ -32,11 +32,12 @@ from faultkit import (
 )
 from world import SmallDataset
 
-from semid_dataset import resolve, store
+from semid_dataset import resolve
+from semid_dataset.cache import store
 from semid_dataset.errors import SemanticIdWarning
 
 PUBLISH = (
-    "import sys, pathlib, faultkit; from semid_dataset import store\n"
+    "import sys, pathlib, faultkit; from semid_dataset.cache import store\n"
     "root = faultkit.root_at(pathlib.Path(sys.argv[1]))\n"
     "try: print(store.publish_table(root, faultkit.LINEAGE, 0, [faultkit.table_bytes(int(sys.argv[2]))]))\n"
     "except OSError as error: print('OSError', error.errno)\n"

@@ -14,9 +14,10 @@ import pytest
 from faultkit import LINEAGE, TESTS, need, need_root, need_strace, read_only, root_at, table_bytes, tmpfs
 from world import ITEM0, SmallDataset
 
-from semid_dataset import SemanticIdTable, store
+from semid_dataset import SemanticIdTable
+from semid_dataset.cache import store
 from semid_dataset.errors import SemanticIdWarning
-from semid_dataset.table import build_table_buffers
+from semid_dataset.table.table import build_table_buffers
 
 READ = (
     "import os, pathlib, sys, world\n"
@@ -160,7 +161,7 @@ def test_a_lock_of_another_user_does_not_stop_reading_or_generating(tmp_path: Pa
     open_to_all(root.folder(LINEAGE))
     open_to_all(lock.parent)
     code = (
-        "import os, sys, pathlib, warnings, faultkit; from semid_dataset import store\n"
+        "import os, sys, pathlib, warnings, faultkit; from semid_dataset.cache import store\n"
         "assert os.geteuid() == 65534\n"
         "root = faultkit.root_at(pathlib.Path(sys.argv[1])); print(faultkit.read_digest(root))\n"
         "with warnings.catch_warnings(record=True) as seen:\n"

@@ -9,7 +9,8 @@ import pytest
 from faultkit import checksums
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, vectors_of, write_embeddings
 
-from semid_dataset import resolve, training
+from semid_dataset import resolve
+from semid_dataset.codec import train as training
 from semid_dataset.errors import SemanticIdWarning
 
 

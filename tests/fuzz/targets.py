@@ -21,8 +21,14 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["semid_dataset"]):
-    from semid_dataset import array_pickle, container, features, id_json, rows, sources, table
     from semid_dataset.errors import EmbeddingError, TableError
+    from semid_dataset.format import id_json
+    from semid_dataset.format import tensors as container
+    from semid_dataset.inputs import _rows as rows
+    from semid_dataset.inputs import discover as sources
+    from semid_dataset.inputs import read as features
+    from semid_dataset.inputs.formats import pickle as array_pickle
+    from semid_dataset.table.table import table
 
 import numpy as np
 

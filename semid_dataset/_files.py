@@ -1,0 +1,319 @@
+"""
+Bytes on disk, so that no reader ever sees half of a file and nobody overwrites what others serve.
+
+A writer fills a sibling temporary file, syncs it and links it to its final name: the first to link
+wins, and the others serve what it wrote. Readers refuse whatever is not a regular file before they
+read a byte: a FIFO would hang them, a device would never end, a link at a path of our own was put
+there by somebody else.
+
+Knows nothing of tables: paths and bytes only.
+"""
+
+import errno
+import mmap as mmap_module
+import os
+import stat
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from semid_dataset._messages import logger
+from semid_dataset.errors import StoreError
+
+__all__ = [
+    "map_file",
+    "open_regular",
+    "publish_first",
+    "real_folder",
+    "replace_file",
+    "replace_pair",
+    "set_aside",
+    "sync_folder",
+    "try_write",
+]
+
+Buffer = bytes | bytearray | memoryview
+
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+CLAIM_SECONDS = 60.0  # a claim without its file for so long belongs to a writer that died in between
+LEFTOVER_SECONDS = 3600.0  # temporary files older than this belong to writers that died
+WRITE_BYTES = 1 << 26  # a write call's share: some file systems fail above 2 GB
+
+
+def open_regular(path: Path, *, follow: bool = False) -> int:
+    """
+    Open a file for reading and return its descriptor.
+
+    Args:
+        path: the file.
+        follow: accept a symbolic link, as users' own data may be one.
+
+    Raises:
+        StoreError: it is no regular file, or a link where none belongs.
+        FileNotFoundError, PermissionError, OSError: as os.open says.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
+            raise StoreError(f"'{path}' is not a regular file. It was left untouched; remove it.") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StoreError(f"'{path}' is not a regular file. It was left untouched; remove it.")
+    return descriptor
+
+
+def map_file(path: Path, *, mmap: bool = True, follow: bool = False) -> tuple[memoryview, os.stat_result]:
+    """
+    Return the bytes of a file, as one read-only map that all processes share, and its status.
+
+    With `mmap=False` the bytes are copied into memory: on file systems that cut files under a map
+    a reader of the map would be killed by SIGBUS.
+
+    Raises:
+        As `open_regular`.
+    """
+    descriptor = open_regular(path, follow=follow)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_size == 0:
+            return memoryview(b""), status
+        if mmap:
+            return memoryview(mmap_module.mmap(descriptor, status.st_size, prot=mmap_module.PROT_READ)), status
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return memoryview(file.read()), status
+    finally:
+        os.close(descriptor)
+
+
+def real_folder(path: Path, base: Path, *, create: bool = False) -> Path:
+    """
+    Return `path` after a look at every folder from `base` down to it: none may be a link or a file.
+
+    `base` itself is the user's and may be reached through links.
+
+    Raises:
+        StoreError: something else than a folder is in the way.
+        FileNotFoundError, OSError: as os.lstat and os.mkdir say.
+    """
+    if create:
+        base.mkdir(parents=True, exist_ok=True)
+    folder = base
+    for part in path.relative_to(base).parts:
+        folder = folder / part
+        if create:
+            with suppress(FileExistsError):
+                folder.mkdir()
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise StoreError(f"'{folder}' is not a folder. It was left untouched; remove it.")
+    return folder
+
+
+def publish_first(folder: Path, name: str, buffers: Iterable[Buffer]) -> bool:
+    """
+    Write `folder/name` unless it exists; whatever lies there afterwards is whole.
+
+    Returns:
+        True if this call wrote it, False if it was there first.
+
+    Raises:
+        OSError: it could not be written. Nothing was left under the final name.
+    """
+    final = folder / name
+    temporary = _write_temporary(folder, name, buffers)
+    try:
+        won = _link_first(temporary, final)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync_folder(folder)
+    _sweep(folder)
+    return won
+
+
+def replace_file(path: Path, buffers: Iterable[Buffer], *, sync: bool = True, backdate_ns: int = 0) -> None:
+    """
+    Write `path`, in place of what was there; readers see the old bytes or the new, never a mixture.
+
+    Args:
+        path: the file.
+        buffers: its bytes.
+        sync: make it survive a power loss.
+        backdate_ns: set its mtime so many nanoseconds before now, so that every later change shows in it
+            even where clocks of files are coarse.
+
+    Raises:
+        OSError: it could not be written. The old file, if any, is as it was.
+    """
+    temporary = _write_temporary(path.parent, path.name, buffers, sync=sync)
+    try:
+        if backdate_ns:
+            then = time.time_ns() - backdate_ns
+            os.utime(temporary, ns=(then, then))
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    if sync:
+        sync_folder(path.parent)
+
+
+def replace_pair(first: tuple[Path, Iterable[Buffer]], second: tuple[Path, Iterable[Buffer]]) -> None:
+    """
+    Write two files that belong together, in place of what was there.
+
+    Both are written in full before either takes its name: whoever is interrupted before leaves the old pair as it
+    was. In the moment of renaming, the second of the pair is missing; never does one lie beside another's.
+
+    Raises:
+        OSError: as `replace_file`.
+    """
+    temporaries: list[Path] = []
+    try:
+        for path, buffers in (first, second):
+            temporaries.append(_write_temporary(path.parent, path.name, buffers, sync=True))
+        second[0].unlink(missing_ok=True)
+        for temporary, (path, _) in zip(temporaries, (first, second), strict=True):
+            temporary.replace(path)
+    except BaseException:
+        for temporary in temporaries:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(first[0].parent)
+
+
+def try_write(folder: Path) -> None:
+    """
+    Write a byte into a folder and take it away again.
+
+    Raises:
+        OSError: the folder takes no write: read-only, full, not ours.
+    """
+    _write_temporary(folder, "probe", [b"?"], sync=False).unlink()
+
+
+def set_aside(path: Path, inode: int) -> Path | None:
+    """
+    Rename a damaged file so that its name is free again; it is never deleted.
+
+    Args:
+        path: the file.
+        inode: the number of the file that was found damaged.
+
+    Returns:
+        Its new path, or None where `path` is another file by now (somebody healed it first).
+
+    Raises:
+        OSError: it could not be renamed.
+    """
+    aside = path.with_name(f"{path.name}.damaged-{_random()}")
+    try:
+        if path.lstat().st_ino != inode:
+            return None
+        path.rename(aside)
+    except FileNotFoundError:
+        return None
+    if aside.lstat().st_ino != inode:  # healed between look and rename: put the good file back
+        with suppress(FileExistsError):
+            os.link(aside, path)
+        aside.unlink()
+        return None
+    with suppress(OSError):
+        _claim_of(path).unlink()  # the name is free again, so must its claim be
+    sync_folder(path.parent)
+    return aside
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power loss, where the file system can; a failure is only logged."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # The file is linked and readers find it; only its survival of a power loss is unsure.
+        logger.debug("folder %s could not be synced: %s", folder, error)
+
+
+def _random() -> str:
+    # Not from pids and thread ids: those of two nodes on one shared folder may be the same.
+    return os.urandom(12).hex()
+
+
+def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync: bool = True) -> Path:
+    temporary = folder / f".{name}.{_random()}.tmp"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, 0o666)
+    try:
+        try:
+            for buffer in buffers:
+                view = memoryview(buffer).cast("B")
+                while view:
+                    written = os.write(descriptor, view[:WRITE_BYTES])
+                    view = view[written:]
+            if sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _link_first(temporary: Path, final: Path) -> bool:
+    try:
+        os.link(temporary, final, follow_symlinks=False)
+    except FileExistsError:
+        # A network file system may have linked, lost the answer and tried again: two names tell.
+        return temporary.lstat().st_nlink == 2
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        return _claim_first(temporary, final)
+    return True
+
+
+def _claim_first(temporary: Path, final: Path) -> bool:
+    """Do without hard links: whoever creates the claim file may rename; the claim stays, as the name does."""
+    claim = _claim_of(final)
+    while True:
+        try:
+            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        except FileExistsError:
+            if final.exists():
+                return False
+            try:
+                age = time.time() - claim.lstat().st_mtime
+            except FileNotFoundError:
+                continue
+            if age < CLAIM_SECONDS:
+                time.sleep(0.05)
+                continue
+            with suppress(FileNotFoundError):  # its writer died between claim and rename: one of the waiters frees it
+                claim.rename(claim.with_name(f"{claim.name}.{_random()}.tmp"))
+            continue
+        if final.exists():  # published, then its claim was swept
+            return False
+        temporary.rename(final)
+        return True
+
+
+def _claim_of(final: Path) -> Path:
+    return final.with_name(f".{final.name}.claim")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what writers that died left behind, long after they can still be at work."""
+    with suppress(OSError):
+        for leftover in folder.glob(".*.tmp"):
+            if time.time() - leftover.lstat().st_mtime > LEFTOVER_SECONDS:
+                leftover.unlink(missing_ok=True)

@@ -1,0 +1,396 @@
+"""
+Semantic IDs on demand, as functions.
+
+The explicit ones ignore `ALLOW_SEMANTIC_GENERATION` and raise: who calls them means it.
+`generate_semantic_ids_on_demand` is the function of the original system, gated and degrading like the property.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset import _files as files
+from semid_dataset._messages import degrade, tell
+from semid_dataset.build import lineages as lineage
+from semid_dataset.cache import store
+from semid_dataset.config import Environment, Identity, SemanticIdConfig
+from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
+from semid_dataset.inputs.discover import FeatureSource, find_sources
+from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
+from semid_dataset.table.table import SemanticIdTable
+
+if TYPE_CHECKING:
+    from semid_dataset.codec.residual import ResidualQuantizer
+    from semid_dataset.inputs.read import Embeddings
+
+__all__ = [
+    "ENGINES",
+    "extend_with_vectors",
+    "generate_from_array",
+    "generate_from_vectors",
+    "generate_semantic_ids",
+    "generate_semantic_ids_on_demand",
+    "generate_shard",
+    "own_embeddings",
+    "with_sequences",
+]
+
+WORK = ".semantic_ids_work"  # in an output folder, as long as something is made there
+OWN_FEATURE = "own"  # id of embeddings that have none
+ENGINES = ("local", "ray")  # names of `engines.ENGINES`, which need not be imported for them
+
+
+def generate_semantic_ids(
+    data_dir: Path | str,
+    feature_ids: Sequence[str | int] = ("81",),
+    *,
+    config: SemanticIdConfig | None = None,
+    output_dir: Path | str | None = None,
+    retrain: bool = False,
+    parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+    engine: str | None = None,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None = None,
+) -> SemanticIdTable:
+    """
+    Make semantic IDs now: an explicit command, so it ignores `ALLOW_SEMANTIC_GENERATION` and raises.
+
+    Args:
+        data_dir: holds `creative_emb/`.
+        feature_ids: of the embeddings.
+        config: how IDs are made.
+        output_dir: train anew and write `semantic_id_dict.json` and `semid_table.safetensors` there,
+            leaving the cache alone. Without it the result is published in the cache.
+        retrain: start a new lineage although there is one; IDs move.
+        parent: extend this table instead of training.
+        engine: stream the embeddings, however few, and let the parts be done by "local" processes or by "ray".
+            Without it they are streamed where they would not fit into the configuration's `memory_limit`.
+        sequences: what users took in order, as in `generate_from_vectors`; with `output_dir` and one feature. Give
+            what is written there as `parent` to those that read the IDs.
+
+    Raises:
+        NoEmbeddingsError, EmbeddingError: nothing to train on; no two items occur near each other in the sequences.
+        ConfigError: no such engine, or several features are to be streamed; sequences do not go with the rest.
+        SemidError, OSError: as the steps say.
+    """
+    if sequences is not None and (output_dir is None or engine is not None or len(feature_ids) != 1):
+        raise ConfigError("sequences take part in a training in memory: give output_dir, one feature and no engine.")
+    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
+    if output_dir is not None:
+        return _generate_into(Path(output_dir), resolution, found, question, sequences)
+    if not retrain:
+        return resolution.remembered(question) or resolution.generate(found, None, question)
+    before = resolution.remembered(question)
+    root = store.writable_root(resolution.roots)
+    name = question.name
+    with store.take_turn(root, name, timeout=resolution.lock_timeout, ready=lambda: False) as turn:
+        table = resolution.generate_now(found, None, question, root, turn or store.Turn(None), retraining=True)
+    if before is not None:
+        rows = table.rows_of(before.keys_array)
+        both = rows >= 0
+        moved = int((table.codes_array[rows[both]] != before.codes_array[both]).any(1).sum())
+        tell("retrained", moved=moved, items=int(both.sum()), lineage=before.lineage)
+    return table
+
+
+def generate_shard(
+    data_dir: Path | str,
+    feature_ids: Sequence[str | int] = ("81",),
+    *,
+    shard: int,
+    shards: int,
+    config: SemanticIdConfig | None = None,
+    parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
+    engine: str = "local",
+) -> tuple[SemanticIdTable | None, int, int]:
+    """
+    Do one share of making semantic IDs; processes, here or on other machines, that share the cache do the others.
+
+    The first one there trains while the others wait. Then each encodes its parts, and whoever finds all parts done
+    publishes the table. A share that was killed is started again; what it had finished is not done twice.
+
+    Args:
+        data_dir, feature_ids, config, parent, engine: as in `generate_semantic_ids`; the same for all shares.
+        shard: number of this share, from 0.
+        shards: how many there are.
+
+    Returns:
+        The table, None where shares of others are missing; how many parts are done, and how many there are.
+
+    Raises:
+        ConfigError: there is no such share.
+        SemidError, OSError: as the steps say.
+    """
+    if not 0 <= shard < shards:
+        raise ConfigError(f"There is no shard {shard} of {shards}: the numbers are 0 to {shards - 1}.")
+    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
+    if (table := resolution.remembered(question)) is not None:
+        return table, 0, 0
+    root = store.writable_root(resolution.roots)
+    job = resolution.job(found, question, root, lambda: None)
+    assert root is not None  # else there is no job to be had
+    assert job is not None
+
+    def ready() -> bool:
+        return job.chosen is not None or resolution.remembered(question) is not None
+
+    try:
+        job.sample_share((shard, shards))
+        with store.take_turn(root, question.name, timeout=resolution.lock_timeout, ready=ready) as turn:
+            if turn is not None and not ready():
+                resolution.choose_codebooks(found, question, root, turn)
+        basis = job.chosen
+        done, parts = (0, 0) if basis is None else job.encode(basis, (shard, shards))
+    except (SemidError, OSError):
+        # Whoever found all parts done has published and cleaned up meanwhile.
+        if (table := resolution.remembered(question)) is not None:
+            return table, 0, 0
+        raise
+    if basis is not None and done < parts:
+        return None, done, parts
+    return resolution.generate(found, None, question), done, parts
+
+
+def _asked(
+    data_dir: Path | str,
+    feature_ids: Sequence[str | int],
+    config: SemanticIdConfig | None,
+    parent: "Path | str | SemanticIdTable | ResidualQuantizer | None",
+    engine: str | None,
+) -> tuple[Resolution, list[FeatureSource], store.Question]:
+    """Return who resolves, the embeddings' files, and the question about them."""
+    if engine is not None and engine not in ENGINES:
+        raise ConfigError(f"There is no engine {engine!r}; there are {' and '.join(ENGINES)}.")
+    ask = Ask(
+        Path(data_dir),
+        tuple(map(str, feature_ids)),
+        config=config or SemanticIdConfig(),
+        parent=Path(parent) if isinstance(parent, str) else parent,
+    )
+    resolution = Resolution(ask, Environment.read(), may_generate=True)
+    resolution.engine = engine
+    resolution.open_parent()
+    if resolution.parent is not None and not resolution.parent.has_quantizer:
+        raise ParentError(
+            f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
+            f"Give the {lineage.TABLE_FILE} of a training."
+        )
+    found = find_sources(Path(data_dir), ask.feature_ids)
+    return resolution, found, resolution.question(found)[0]
+
+
+def _generate_into(
+    output: Path,
+    resolution: Resolution,
+    found: Sequence[FeatureSource],
+    question: store.Question,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None,
+) -> SemanticIdTable:
+    if resolution.parent is not None:
+        raise ConfigError("output_dir trains anew and parent extends: give one of them.")
+    assert question.identity is not None
+    started = time.perf_counter()
+    tell("loading_features")
+    turn = store.Turn(None)
+    root = store.Root(output / WORK, output)  # the cache is left alone
+    if sequences is None:
+        embeddings = resolution.read_or_stream(found, question, root, turn)
+    else:
+        embeddings = with_sequences(resolution.read(found, turn), sequences)
+    return _train_into(output, embeddings, resolution.config, question.identity, started)
+
+
+def _train_into(
+    output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, started: float
+) -> SemanticIdTable:
+    items = embeddings.rows or len(embeddings.items)
+    tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
+    name = lineage.lineage_name(identity, embeddings.digest)
+    buffers = first_table(embeddings, config, identity, name, store.Turn(None), started)
+    output.mkdir(parents=True, exist_ok=True)
+    files.replace_file(output / lineage.TABLE_FILE, buffers)
+    del buffers
+    if embeddings.stream is not None:
+        embeddings.stream.close()
+        with suppress(OSError):  # where others work there too, it stays
+            for folder in (output / WORK / store.VERSION / store.JOBS, output / WORK / store.VERSION, output / WORK):
+                folder.rmdir()
+    table = store.open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
+    tell("saving", path=output / JSON_FILE)
+    files.replace_file(output / JSON_FILE, table.json_chunks())
+    tell("saved")
+    return table.with_status("trained", f"written to {output}")
+
+
+def generate_from_vectors(
+    items: Sequence[int] | Sequence[str] | NDArray[Any],
+    vectors: NDArray[Any],
+    *,
+    output_dir: Path | str,
+    config: SemanticIdConfig | None = None,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None = None,
+) -> SemanticIdTable:
+    """
+    Make semantic IDs of any embeddings; an explicit command, like `generate_semantic_ids`.
+
+    Args:
+        items: n ints or strings, each once.
+        vectors: (n, dim) of finite numbers, in the order of the items.
+        output_dir: `semid_table.safetensors` and `semantic_id_dict.json` are written there, in place of older ones.
+        config: how IDs are made.
+        sequences: what users took, one after the other; the recommender's training events and no others. Items that
+            are taken near each other then get codes that are alike, too; items of which nothing is known yet are
+            encoded by their vectors. See `semid_dataset.codec.behaviour.behaviour_aware`.
+
+    Raises:
+        NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things; no two of
+            the items occur near each other in the sequences.
+        SemidError, OSError: as the steps say.
+    """
+    started = time.perf_counter()
+    embeddings = own_embeddings(items, vectors)
+    config = config or SemanticIdConfig()
+    if sequences is not None:
+        embeddings = with_sequences(embeddings, sequences)
+    return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
+
+
+def generate_from_array(
+    path: Path | str, ids: Path | str, *, output_dir: Path | str, config: SemanticIdConfig | None = None
+) -> SemanticIdTable | None:
+    """
+    Make semantic IDs of a matrix in an .npy file that is better not read into memory.
+
+    Args:
+        path: the matrix (n, dim).
+        ids: a file with the item of every row, see `vectors.read_items`, or "rows".
+        output_dir, config: as in `generate_from_vectors`. The folder takes the parts of the work, too.
+
+    Returns:
+        The table; None where the matrix fits into the configuration's `memory_limit`, or cannot be read in parts: its
+        items are no integers, or it lies there by columns.
+
+    Raises:
+        As `generate_from_vectors`.
+    """
+    from semid_dataset.build.streaming import run as scale
+
+    started = time.perf_counter()
+    config, output = config or SemanticIdConfig(), Path(output_dir)
+    root = store.Root(output / WORK, output)
+    job = scale.open_array_job(root, Path(path), ids, config, limit=Environment.read().memory_for(config))
+    if job is None:
+        return None
+    embeddings = job.read()
+    return _train_into(output, embeddings, config, Identity.of(config, embeddings.dims), started)
+
+
+def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]]) -> "Embeddings":
+    """
+    Return embeddings with vectors that sequences of their items took part in, see `behaviour.behaviour_aware`.
+
+    Raises:
+        NoEmbeddingsError: no two of the items occur near each other.
+    """
+    from semid_dataset.codec.behaviour import behaviour_aware, known_sequences
+
+    known = known_sequences(embeddings.items, sequences)
+    taken = hashlib.sha256()
+    for sequence in known:
+        taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
+    (feature,) = embeddings.features
+    fused = behaviour_aware(feature, known)
+    digest = hashlib.sha256(f"{embeddings.digest}\0{lineage.SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
+    digests = {**embeddings.file_digests, Path(lineage.SEQUENCES): taken.hexdigest()}
+    return replace(embeddings, fused=fused, digest=digest, file_digests=digests)
+
+
+def extend_with_vectors(
+    table: SemanticIdTable, items: Sequence[int] | Sequence[str] | NDArray[Any], vectors: NDArray[Any]
+) -> tuple[SemanticIdTable, int]:
+    """
+    Return a table in memory that holds all IDs of `table` and those of new items, and how many were new.
+
+    New items are encoded by the table's quantizer and made unique among the codes that are free; nothing is
+    written. `.save(path)` of the result keeps it.
+
+    Raises:
+        TableError: the table has no quantizer.
+        EmbeddingError: the vectors are not such as it was made from.
+    """
+    quantizer = table.quantizer
+    embeddings = own_embeddings(items, vectors)
+    dim = embeddings.features[0].dim
+    if quantizer.fusion is not None and OWN_FEATURE not in quantizer.fusion.dims:
+        raise EmbeddingError(
+            f"'{table.path}' was made from several features of a data directory; one matrix of {dim} numbers is not "
+            "enough. Extend it with: semid generate DATA_DIR --parent TABLE."
+        )
+    wanted = quantizer.dim if quantizer.fusion is None else quantizer.fusion.dims[OWN_FEATURE]
+    if wanted != dim:
+        raise EmbeddingError(f"'{table.path}' encodes vectors of {wanted} numbers, these have {dim}.")
+    missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
+    if not len(missing):
+        return table, 0
+    buffers = lineage.extended_buffers(
+        table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing
+    )
+    reason = f"{len(missing)} new items, lineage {table.lineage}"
+    return SemanticIdTable.from_buffer(b"".join(buffers), status="extended", reason=reason), len(missing)
+
+
+def own_embeddings(items: Any, vectors: NDArray[Any]) -> "Embeddings":
+    """
+    Return a caller's items and vectors in the order and form that the readers of data directories give.
+
+    Raises:
+        EmbeddingError: as `check_vectors`.
+    """
+    from semid_dataset.features import FeatureMatrix
+    from semid_dataset.inputs.matrix import check_vectors
+    from semid_dataset.inputs.read import Embeddings
+
+    keys, matrix = check_vectors(items, vectors)
+    if isinstance(keys, np.ndarray):
+        order = np.argsort(keys, kind="stable")
+        keys = keys[order]
+    else:
+        order = np.array(sorted(range(len(keys)), key=keys.__getitem__), np.int64)
+        keys = [keys[row] for row in order.tolist()]
+    if (order[1:] < order[:-1]).any():
+        matrix = matrix[order]
+    digest = hashlib.sha256(f"{OWN_FEATURE}\0{matrix.shape}\0".encode())
+    digest.update(keys.tobytes() if isinstance(keys, np.ndarray) else "\0".join(keys).encode())
+    digest.update(matrix.data)
+    feature = FeatureMatrix(OWN_FEATURE, np.arange(len(matrix)), matrix)
+    return Embeddings(keys, (feature,), digest.hexdigest(), {}, bad_rows=0)
+
+
+def generate_semantic_ids_on_demand(
+    data_path: Path | str, mm_emb_ids: Sequence[str | int], args: object | None = None
+) -> SemanticIdTable:
+    """
+    Return the semantic IDs of a data directory, made now if there are none; never raises.
+
+    Kept for callers of the original function. Gated and degrading like the property: where no IDs
+    can be had, default IDs answer, and `.status` and `.reason` say so.
+
+    Args:
+        data_path: the data directory.
+        mm_emb_ids: ids of the features.
+        args: of it only `device` is read; lr, batch_size and num_epochs are the recommender's.
+    """
+    device = getattr(args, "device", None)
+    config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
+    ask = Ask(Path(data_path), tuple(map(str, mm_emb_ids)), config=config)
+    try:
+        return resolve(ask)
+    except SemidError as error:
+        degrade("default", reason=error)
+        return SemanticIdTable.default(config.num_quantizers, reason=str(error))

@@ -1,0 +1,209 @@
+"""
+The first table of a lineage: fuse, train, encode, make unique, measure.
+
+The only way to new codebooks; torch is imported when it is taken. For more items than memory holds see `scale`.
+"""
+
+import resource
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset._messages import degrade, tell
+from semid_dataset.cache.store import Turn
+from semid_dataset.table.table import build_table_buffers
+
+if TYPE_CHECKING:
+    from semid_dataset.codec.unique import Items, Resolution
+    from semid_dataset.inputs.read import Embeddings
+    from semid_dataset.codec.residual import ResidualQuantizer
+    from semid_dataset.codec.train import Trained
+
+__all__ = ["Clock", "make_unique", "table_info", "train_quantizer", "train_table"]
+
+EPOCHS_PER_LINE = 5
+
+
+class Clock:
+    """
+    Seconds of every stage of a run.
+
+    Args:
+        started: when it began, as `time.perf_counter` says it.
+        beat: called at the end of every stage.
+    """
+
+    def __init__(self, started: float, beat: Callable[[], None]) -> None:
+        self.stages: dict[str, float] = {}
+        self._beat = beat
+        self._started = self._began = started
+
+    def done(self, stage: str) -> None:
+        """Note that a stage has ended."""
+        self._beat()
+        now = time.perf_counter()
+        self._began, self.stages[stage] = now, now - self._began
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._started
+
+
+def train_table(
+    embeddings: "Embeddings",
+    config: SemanticIdConfig,
+    identity: Identity,
+    name: str,
+    turn: Turn,
+    started: float,
+) -> list[Any]:
+    """
+    Train codebooks on embeddings and return the bytes of table 0 of a new lineage.
+
+    Raises:
+        TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
+    """
+    from semid_dataset.codec.fusion import Fusion
+    from semid_dataset.codec.metrics import measure
+
+    clock = Clock(started, turn.beat)
+    clock.done("reading")
+    items = len(embeddings.items)
+    if embeddings.fused is None:
+        fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
+        vectors = fusion.apply(embeddings.features, items)
+    else:
+        fusion, vectors = embeddings.fused
+    clock.done("fusion")
+    trained = train_quantizer(vectors, config, turn.beat)
+    clock.done("training")
+    quantizer = trained.quantizer
+    if fusion.kind != "single":
+        quantizer.fusion = fusion
+    tell("encoding")
+    raw = quantizer.encode(vectors)
+    clock.done("encoding")
+    resolution, unique = make_unique(quantizer, vectors, raw, config)
+    clock.done("uniqueness")
+    tell("encoded", items=items)
+    weights, description = quantizer.to_arrays()
+    quality = measure(quantizer, vectors, raw, resolution, trained)
+    clock.done("measuring")
+    error, variance = _error_and_variance(vectors, quantizer.decode(resolution.codes))
+    info = table_info(
+        name,
+        identity,
+        {**config.to_dict(), "unique": unique},
+        description,
+        quality,
+        embeddings,
+        items=items,
+        moved=resolution.moved,
+        bad_rows=embeddings.bad_rows,
+        device=trained.device,
+        variance=variance,
+        relative_error=error / variance if variance > 0 else 0.0,
+        clock=clock,
+    )
+    return build_table_buffers(embeddings.items, resolution.codes, info=info, weights=weights)
+
+
+def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat: Callable[[], None]) -> "Trained":
+    """
+    Train codebooks on vectors (n, dim), telling the user how far it is.
+
+    Raises:
+        TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
+    """
+    from semid_dataset.codec.train import train
+
+    tell("training")
+
+    def on_epoch(epoch: int, epochs: int, loss: float) -> None:
+        beat()
+        if epoch % EPOCHS_PER_LINE == 0 or epoch == epochs:
+            tell("epoch", epoch=epoch, epochs=epochs, loss=loss)
+
+    trained = train(vectors, config, on_epoch=on_epoch, on_progress=beat)
+    if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
+        tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
+    tell("trained")
+    return trained
+
+
+def make_unique(
+    quantizer: "ResidualQuantizer", items: "NDArray[np.float32] | Items", raw: NDArray[Any], config: SemanticIdConfig
+) -> "tuple[Resolution, bool]":
+    """
+    Make raw codes (n, levels) unique, if the configuration wants it and they fit into its capacity.
+
+    Args:
+        items: as in `resolve_collisions`.
+
+    Returns:
+        The codes, and whether they were made unique.
+    """
+    from semid_dataset.codec.unique import Resolution, resolve_collisions, shared_items
+
+    if config.unique and len(raw) <= config.capacity:
+        return resolve_collisions(quantizer, items, raw), True
+    if config.unique:
+        degrade("beyond_capacity", items=len(raw), capacity=config.capacity)
+    return Resolution(raw, moved=0, exact_duplicates=0, shared=shared_items(raw)), False
+
+
+def table_info(
+    name: str,
+    identity: Identity,
+    settings: Mapping[str, Any],
+    description: Mapping[str, Any],
+    quality: Mapping[str, Any],
+    embeddings: "Embeddings",
+    *,
+    items: int,
+    moved: int,
+    bad_rows: int,
+    device: str,
+    variance: float,
+    relative_error: float,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Return what table 0 of a lineage says about itself, of JSON types."""
+    now = time.time()
+    return {
+        "lineage": name,
+        "generation": 0,
+        "identity": identity.to_dict(),
+        "settings": settings,
+        "quantizer": description,
+        "quality": quality,
+        "provenance": {
+            "born": now,
+            "embeddings": embeddings.digest,
+            "files": {path.name: digest for path, digest in embeddings.file_digests.items()},
+            "bad_rows": bad_rows,
+            "device": device,
+            "variance": variance,
+            "relative_error": relative_error,
+            "seconds": clock.seconds,
+            "stages": clock.stages,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+        "history": [{"generation": 0, "time": now, "items": items, "new": items, "moved": moved}],
+    }
+
+
+def _error_and_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> tuple[float, float]:
+    """Return mean squared error and variance per item, in blocks: a whole copy in float64 would double the memory."""
+    mean = vectors.mean(0, dtype=np.float64)
+    error = variance = 0.0
+    for start in range(0, len(vectors), 8192):
+        block = vectors[start : start + 8192].astype(np.float64)
+        error += float(np.square(block - decoded[start : start + 8192]).sum())
+        variance += float(np.square(block - mean).sum())
+    return error / len(vectors), variance / len(vectors)

@@ -1,0 +1,340 @@
+"""
+What is made of one part: a file in a work folder.
+
+A file is written whole or not at all, with a checksum and with what it was made from. Nothing in it depends on who made
+it, so that any process can do any part, twice if need be.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset.format import tensors as container
+from semid_dataset import _files as files
+from semid_dataset.inputs.formats.pickle import read_array_pickle
+from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError
+from semid_dataset.features import FeatureMatrix
+from semid_dataset._messages import logger
+from semid_dataset.inputs.partitions import Part, Progress, Stream, hash_ids, read_part
+from semid_dataset.inputs._rows import ForwardFile
+
+if TYPE_CHECKING:
+    from semid_dataset.codec.residual import ResidualQuantizer
+
+__all__ = [
+    "Plan",
+    "Task",
+    "basis_of",
+    "carried",
+    "need_file",
+    "perform",
+    "read_file",
+    "read_into",
+    "task_file",
+    "write_file",
+]
+
+LAYOUT = 2  # of the files in a work folder
+
+READ = 4 << 20  # bytes at once
+
+Task = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all processes of a job know."""
+
+    feature: str
+    dim: int
+    seed: int
+    rows: int  # about
+    parts: tuple[Part, ...]
+
+    def to_json(self) -> bytes:
+        """Return it as JSON text."""
+        values = {"layout": LAYOUT, "feature": self.feature, "dim": self.dim, "seed": self.seed, "rows": self.rows}
+        return json.dumps({**values, "parts": [part.to_dict() for part in self.parts]}).encode()
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan":
+        """Return the plan of a work folder."""
+        values = json.loads((folder / "plan.json").read_bytes())
+        return cls(
+            values["feature"],
+            values["dim"],
+            values["seed"],
+            values["rows"],
+            tuple(Part.from_dict(part) for part in values["parts"]),
+        )
+
+
+def perform(folder: Path, task: Task, report: Progress = lambda done: None) -> None:
+    """
+    Make one file of a work folder.
+
+    Args:
+        folder: the work folder, with its plan.
+        task: "stage", and what that stage needs, of JSON types.
+        report: told how many bytes of the source more are done.
+
+    Raises:
+        EmbeddingError: the part cannot be read, or holds what no part may hold.
+        StoreError: there is no room for the file.
+        OSError: it could not be written.
+    """
+    _STAGES[task["stage"]](folder, task, report)
+
+
+def _spool(folder: Path, task: Task, report: Progress) -> None:
+    """Write the rows of a pickle down as parts."""
+    path, dim, most = Path(task["path"]), int(task["dim"]), int(task["rows"])
+    counts: list[int] = []
+    waiting: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    held = 0
+
+    def write() -> None:
+        nonlocal held
+        ids = np.concatenate([keys for keys, _ in waiting])
+        vectors = np.concatenate([block for _, block in waiting])
+        waiting.clear()
+        held = 0
+        write_file(folder, f"rows-{len(counts)}", {"ids": ids, "vectors": vectors}, {})
+        counts.append(len(ids))
+
+    def consume(keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        nonlocal held
+        waiting.append((keys.copy(), vectors.copy()))
+        held += len(keys)
+        if held >= most:
+            write()
+
+    stream = Stream(task["feature"], dim, consume)
+    stream.batch = min(stream.batch, most)
+    with ForwardFile(path, on_bytes=report) as file:
+        read_array_pickle(file, stream)
+        stream.close()
+        digest = file.digest()
+    if waiting:
+        write()
+    info = {
+        "counts": counts,
+        "bad": stream.bad,
+        "first_bad": stream.first_bad,
+        "sha256": digest,
+        "basis": task["basis"],
+    }
+    write_file(folder, "spool", {}, info)
+
+
+def _sample(folder: Path, task: Task, report: Progress) -> None:
+    """Keep the rows whose ids have small hashes."""
+    plan = _plan_of(folder)
+    part, below = plan.parts[task["part"]], np.uint64(task["below"])
+    ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    rows: list[NDArray[np.float32]] = [np.empty((0, plan.dim), np.float32)]
+
+    def consume(keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        ids.append(keys.copy())
+        rows.append(vectors.copy())
+
+    stream = Stream(plan.feature, plan.dim, consume, lambda keys: hash_ids(keys, plan.seed) <= below)
+    digest = read_part(part, stream, report, digest=part.first == 0)
+    info = {"rows": stream.rows, "sha256": digest, "basis": f"{task['below']:x}"}
+    write_file(folder, task_file(task), {"ids": np.concatenate(ids), "vectors": np.concatenate(rows)}, info)
+
+
+def _encode(folder: Path, task: Task, report: Progress) -> None:
+    """Encode a part, but for the items that are known already."""
+    from semid_dataset.codec.unique import squared_errors, vector_hashes
+
+    plan = _plan_of(folder)
+    quantizer, known = basis_of(folder, task["basis"])
+    levels = len(quantizer.codebook_sizes)
+    ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    codes: list[NDArray[Any]] = [np.empty((0, levels), quantizer.code_dtype)]
+    errors_: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
+    hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+    total = np.zeros(plan.dim)
+    squares = missed = 0.0
+
+    def consume(keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+        nonlocal squares, missed
+        if known is not None:
+            new = ~container.is_in(keys, known)
+            keys, vectors = keys[new], vectors[new]
+        if not len(keys):
+            return
+        vectors = carried(quantizer, plan.feature, vectors)
+        found = quantizer.encode(vectors)
+        ids.append(keys.copy())
+        codes.append(found)
+        errors_.append(squared_errors(quantizer, vectors, found))
+        hashes.append(vector_hashes(vectors))
+        total[:] += vectors.sum(0, dtype=np.float64)
+        squares += float(np.square(vectors).sum(dtype=np.float64))
+        missed += float(np.square(vectors - quantizer.decode(found)).sum(dtype=np.float64))
+
+    stream = Stream(plan.feature, plan.dim, consume)
+    with _one_thread():
+        read_part(plan.parts[task["part"]], stream, report)
+    arrays = {
+        "ids": np.concatenate(ids),
+        "codes": np.concatenate(codes),
+        "errors": np.concatenate(errors_),
+        "hashes": np.concatenate(hashes),
+        "sum": total,
+    }
+    info = {
+        "bad": stream.bad,
+        "first_bad": stream.first_bad,
+        "squares": squares,
+        "error": missed,
+        "basis": task["basis"],
+    }
+    write_file(folder, task_file(task), arrays, info)
+
+
+def _gather(folder: Path, task: Task, report: Progress) -> None:
+    """Keep the vectors of the items that are listed, at the places that are listed with them."""
+    plan = _plan_of(folder)
+    listed = need_file(folder, f"wanted-{task['part']}").arrays
+    wanted, places = np.array(listed["ids"]), np.array(listed["places"])
+    vectors = np.zeros((len(wanted), plan.dim), np.float32)
+    there = np.zeros(len(wanted), bool)
+
+    def consume(keys: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        at, first = np.unique(np.searchsorted(wanted, keys), return_index=True)
+        new = ~there[at]
+        vectors[places[at[new]]] = rows[first[new]]
+        there[at] = True
+
+    stream = Stream(plan.feature, plan.dim, consume, lambda keys: container.is_in(keys, wanted))
+    read_part(plan.parts[task["part"]], stream, report)
+    if not there.all():
+        raise EmbeddingError(f"'{plan.parts[task['part']].path}' has lost items since it was encoded. Run again.")
+    write_file(folder, task_file(task), {"vectors": vectors}, {"basis": task["basis"]})
+
+
+_STAGES: dict[str, Callable[[Path, Task, Progress], None]] = {
+    "spool": _spool,
+    "sample": _sample,
+    "encode": _encode,
+    "gather": _gather,
+}
+
+
+def task_file(task: Task) -> str:
+    """Return the name of the file that a task makes."""
+    return "spool" if task["stage"] == "spool" else f"{task['stage']}-{task['part']}"
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let torch compute in this thread alone: processes share the cores, and sums are never split in another way."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _plan_of(folder: Path) -> Plan:
+    return _cached_plan(folder, (folder / "plan.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _cached_plan(folder: Path, version: int) -> Plan:
+    return Plan.read(folder)
+
+
+@lru_cache(maxsize=2)
+def basis_of(folder: Path, name: str) -> "tuple[ResidualQuantizer, NDArray[np.int64] | None]":
+    """Return the quantizer that encodes, and the items that are not to be encoded, ascending."""
+    from semid_dataset.codec.residual import ResidualQuantizer
+
+    found = need_file(folder, f"basis-{name}")
+    weights = {key.removeprefix("quantizer."): array for key, array in found.arrays.items() if key != "known"}
+    return ResidualQuantizer.from_arrays(weights, found.info["quantizer"]), found.arrays.get("known")
+
+
+def carried(quantizer: "ResidualQuantizer", feature: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return vectors of a feature in the space of a quantizer: behaviour may have shaped another one."""
+    return quantizer.vectors_of((FeatureMatrix(feature, np.arange(len(vectors)), vectors),), len(vectors))
+
+
+def write_file(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> None:
+    """
+    Write a file of a work folder, whole or not at all.
+
+    It is not synced: the checksum tells what a power loss left of it.
+
+    Raises:
+        StoreError: there is no room for it.
+        OSError: it could not be written.
+    """
+    try:
+        files.replace_file(folder / f"{name}.part", container.serialize(arrays, info), sync=False)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        needed = sum(array.nbytes for array in arrays.values())
+        raise StoreError(
+            f"'{folder}' has no room for {needed:,} bytes more ({error.strerror}). What is finished stays there: free "
+            "some space and run again, or let the cache lie elsewhere (SEMID_CACHE_DIR)."
+        ) from error
+
+
+def read_file(folder: Path, name: str, *, verify: bool = True) -> container.Container | None:
+    """Return a file of the work folder; None where there is none that is whole."""
+    path = folder / f"{name}.part"
+    try:
+        return container.parse(files.map_file(path)[0], str(path), verify=verify)
+    except FileNotFoundError:
+        return None
+    except CorruptTableError as error:
+        logger.debug("made again: %s", error)
+        return None
+
+
+def need_file(folder: Path, name: str) -> container.Container:
+    """
+    Return a file of the work folder that was there before; its checksum was compared then.
+
+    Raises:
+        StoreError: it is gone.
+    """
+    found = read_file(folder, name, verify=False)
+    if found is None:
+        raise StoreError(f"'{folder / name}.part' is gone: somebody cleaned up, or published. Run again.")
+    return found
+
+
+def read_into(descriptor: int, array: NDArray[Any], offset: int) -> None:
+    """
+    Fill an array from a place in a file.
+
+    Raises:
+        StoreError: the file is shorter.
+        OSError: the disk says no.
+    """
+    flat = array.reshape(-1).view(np.uint8)
+    done = 0
+    while done < len(flat):
+        found = os.pread(descriptor, min(len(flat) - done, READ), offset + done)
+        if not found:
+            raise StoreError("A file of the work folder became shorter. Run again.")
+        flat[done : done + len(found)] = np.frombuffer(found, np.uint8)
+        done += len(found)

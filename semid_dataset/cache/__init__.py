@@ -1,0 +1,1 @@
+"""Tables on disk: folders, keys, entries, the lock, pruning. Knows no vectors."""

@@ -1,0 +1,1 @@
+"""Vectors to codes and back: fusion, codebooks, search, uniqueness, figures. Knows no tables."""

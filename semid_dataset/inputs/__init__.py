@@ -1,0 +1,1 @@
+"""Files to vectors and the items they belong to."""

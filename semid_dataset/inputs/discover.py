@@ -1,0 +1,131 @@
+"""
+Where embeddings lie in a data directory.
+
+A feature lies there as one of three forms, whatever its id: `emb_<id>_<dim>.pkl`, a folder
+`emb_<id>_<dim>/` of JSON lines, or parquet in `emb_<id>_<dim>_parquet/`. The name says id and width.
+Nothing is opened here: a warm start needs the names of the files, and no more of them.
+"""
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from semid_dataset._messages import tell
+from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+
+__all__ = ["FeatureSource", "check_feature_ids", "features_folder", "find_sources"]
+
+FOLDERS = ("creative_emb", "mm_emb")  # the competition's name, the public release's
+MAX_DIM = 65_536
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Where one feature lies; `dim` is what its name says."""
+
+    id: str
+    dim: int
+    form: Literal["pickle", "jsonl", "parquet", "npy"]  # "npy" in no data directory: a matrix of one's own
+    path: Path
+    files: tuple[Path, ...]
+
+
+def features_folder(data_dir: Path) -> Path | None:
+    """Return the first folder of embeddings in `data_dir`, or None if there is none."""
+    return next((data_dir / name for name in FOLDERS if (data_dir / name).is_dir()), None)
+
+
+def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[FeatureSource]:
+    """
+    Find the files of each feature in `creative_emb`, then in `mm_emb`.
+
+    A feature that lies there in several forms is read from the pickle, else from parquet. One that
+    is missing is reported.
+
+    Raises:
+        ConfigError: a feature id is no plain word.
+        NoEmbeddingsError: there is no such folder, or none of the features is in it.
+        EmbeddingError: a feature lies there with two widths.
+    """
+    ids = check_feature_ids(feature_ids)
+    folders = [data_dir / name for name in FOLDERS if (data_dir / name).is_dir()]
+    if not folders:
+        raise NoEmbeddingsError(
+            f"There is no folder of embeddings in '{data_dir}': looked for {' and '.join(FOLDERS)}. "
+            "Put emb_<id>_<dim> files there, or pass the embeddings in memory."
+        )
+    found = {feature: next(filter(None, (_find(folder, feature) for folder in folders)), None) for feature in ids}
+    sources = [source for source in found.values() if source is not None]
+    if not sources:
+        there = sorted({path.name for folder in folders for path in folder.iterdir() if path.name.startswith("emb_")})
+        raise NoEmbeddingsError(
+            f"None of the features {', '.join(ids)} is in '{folders[0]}'. "
+            f"There is: {', '.join(there[:12]) or 'nothing'}."
+        )
+    for feature, source in found.items():
+        if source is None:
+            tell("feature_missing", logging.WARNING, feature=feature, path=folders[0])
+    return sources
+
+
+def check_feature_ids(feature_ids: Sequence[str | int]) -> list[str]:
+    """
+    Return feature ids as strings, each once.
+
+    Raises:
+        ConfigError: there is none, or one is no plain word (it becomes part of a path).
+    """
+    if isinstance(feature_ids, str):
+        feature_ids = [feature_ids]
+    ids = list(dict.fromkeys(str(feature) for feature in feature_ids))
+    if not ids:
+        raise ConfigError("No feature id is given: name at least one, such as 81.")
+    for feature in ids:
+        # It becomes part of a path: no dots, no slashes, and no underscore, which separates id and dim.
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", feature):
+            raise ConfigError(f"{feature!r} is no feature id. Ids are letters and digits, such as 81.")
+    return ids
+
+
+def _find(folder: Path, feature: str) -> FeatureSource | None:
+    try:
+        return _search(folder, feature)
+    except OSError as error:
+        raise EmbeddingError(f"'{folder}' cannot be listed: {error.strerror or error}.") from error
+
+
+def _search(folder: Path, feature: str) -> FeatureSource | None:
+    named = re.compile(rf"emb_{re.escape(feature)}_([0-9]{{1,9}})(\.pkl|_parquet)?")
+    forms: dict[str, list[tuple[int, Path]]] = {"pickle": [], "parquet": [], "jsonl": []}
+    for path in sorted(folder.iterdir()):
+        match = named.fullmatch(path.name)
+        if match is None:
+            continue
+        ending = match[2] or ""
+        if ending == ".pkl":
+            form = "pickle"
+        elif not path.is_dir():
+            continue
+        else:
+            form = "parquet" if ending or any(name.suffix == ".parquet" for name in path.iterdir()) else "jsonl"
+        forms[form].append((int(match[1]), path))
+    for form, found in forms.items():
+        if not found:
+            continue
+        if len(found) > 1:
+            names = ", ".join(path.name for _, path in found)
+            raise EmbeddingError(f"Feature {feature} is ambiguous in '{folder}': {names}. Keep one of them.")
+        dim, path = found[0]
+        if not 0 < dim <= MAX_DIM:
+            raise EmbeddingError(f"'{path}' says that its vectors have {dim} numbers; 1 to {MAX_DIM} can be read.")
+        return FeatureSource(feature, dim, form, path, (path,) if form == "pickle" else _parts(path, form))  # type: ignore[arg-type]
+    return None
+
+
+def _parts(folder: Path, form: str) -> tuple[Path, ...]:
+    """Return the files of a folder, without markers such as _SUCCESS, .crc and editors' leftovers."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")) and not path.is_dir())
+    return tuple(path for path in paths if form != "parquet" or path.suffix == ".parquet") or tuple(paths)

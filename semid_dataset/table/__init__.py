@@ -1,0 +1,1 @@
+"""The mapping that users hold, and its figures."""

@@ -1,0 +1,730 @@
+"""
+`SemanticIdTable`: what `dataset.semantic_id_dict` is. A read-only mapping over the bytes of one file.
+
+Nothing is built when a table is opened and no Python object is kept per item, so that 5 million items
+cost a process what 50 thousand cost, and all processes of a machine share the file's pages. Torch is
+loaded only by those who ask for the quantizer.
+"""
+
+import hashlib
+import operator
+import struct
+from bisect import bisect_left
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset import _files as files
+from semid_dataset._messages import degrade
+from semid_dataset.config import Environment, SemanticIdConfig
+from semid_dataset.errors import CorruptTableError, ParentError, TableError, UnknownItemError
+from semid_dataset.format.id_json import json_chunks
+from semid_dataset.format.tensors import (
+    Buffer,
+    IntIndex,
+    StringIndex,
+    as_query,
+    build_index,
+    open_index,
+    packed_rows,
+    parse,
+    serialize,
+)
+from semid_dataset.table.figures import Quality, figures
+
+if TYPE_CHECKING:
+    from semid_dataset.codec.residual import ResidualQuantizer
+
+__all__ = ["SemanticIdTable", "build_table_buffers"]
+
+T = TypeVar("T")
+
+# Rows that iteration turns into Python objects at a time. Fewer than the 700 new objects that start the garbage
+# collector, which in a forked worker would write to, and so copy, the pages of all its parent's objects.
+BLOCK_ITEMS = 1 << 8
+MAX_CODE = 65_535
+LOW_COVERAGE = 0.5  # below it, ids of another kind are likelier than new items
+ASKED_AT_LEAST = 100  # items, before a share of them says anything
+WEIGHTS = "quantizer."  # prefix of the weights' names in the file
+
+
+class SemanticIdTable(Mapping[int | str, list[int]]):
+    """
+    Semantic IDs by item: `table[item]` is a list of one code per level, coarse to fine.
+
+    An item may be an int, a numpy integer or the decimal string of one: all three find the same row. (Keys
+    are kept as integers only if all of them are; a table with the key "007" is one of strings, in which 7
+    and "7" are the same and "007" is another.) Anything else is unknown, 7.0 and True too.
+
+    `table[unknown]` is the default ID, all zeros, like a defaultdict that does not insert, or raises
+    UnknownItemError (a KeyError) where `strict` is set. `table.get(unknown)` is None and `unknown in table`
+    is False in any case.
+
+    Attributes:
+        status: "pregenerated", "cached", "extended", "trained", "stale" or "default".
+        reason: in words, why this table answers.
+        path: its file; None where it lives in memory.
+        levels: codes in an ID.
+        info: what the writer of the file said about it, as JSON types.
+        codes_array: (items, levels) uint8 or uint16, read-only, in the order of iteration.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_arrays",
+        "_base",
+        "_buffer",
+        "_codes",
+        "_index",
+        "_integers",
+        "_inverse",
+        "_keys",
+        "_misses",
+        "_quantizer",
+        "_shift",
+        "_starts",
+        "_stride",
+        "_unpack",
+        "_warned",
+        "codes_array",
+        "digest",
+        "info",
+        "levels",
+        "path",
+        "reason",
+        "status",
+        "strict",
+    )
+
+    # What is set before the file is open, so that an unpickled table can say who it is.
+    status: str
+    reason: str
+    path: Path | None
+    strict: bool
+    digest: str
+
+    info: dict[str, Any]
+    levels: int
+    codes_array: NDArray[Any]
+
+    _buffer: Buffer
+    _arrays: dict[str, NDArray[Any]]
+    _index: IntIndex | StringIndex
+    _integers: bool
+    _keys: memoryview
+    _starts: memoryview
+    _codes: memoryview
+    _base: int
+    _shift: int
+    _stride: int
+    _unpack: Any
+    _inverse: tuple[NDArray[Any], NDArray[np.uint32]] | None
+    _quantizer: "ResidualQuantizer | None"
+    _misses: int
+    _warned: bool
+
+    def __init__(self) -> None:
+        raise TypeError("Use SemanticIdTable.open(path), .from_mapping(ids), or a dataset's semantic_id_dict.")
+
+    # --- making one ---------------------------------------------------------------------------
+
+    @classmethod
+    def from_buffer(
+        cls,
+        buffer: Buffer,
+        *,
+        path: Path | None = None,
+        status: str = "cached",
+        reason: str = "",
+        strict: bool = False,
+        verify: bool = True,
+    ) -> "SemanticIdTable":
+        """
+        Return the table in the bytes of a file, which it keeps alive and never copies.
+
+        Args:
+            buffer: the whole file, best a read-only map of it.
+            path: where it lies; tables with a path are pickled as the path.
+            status, reason: see the class.
+            strict: `table[unknown]` raises.
+            verify: compare the checksum, at some GB/s, and look the index over; all else costs the same for any
+                number of items.
+
+        Raises:
+            CorruptTableError, TableVersionError: as `container.parse`.
+        """
+        table = cls.__new__(cls)
+        table.status, table.reason, table.path, table.strict = status, reason, path, strict
+        table._read(buffer, "a table in memory" if path is None else str(path), verify)
+        return table
+
+    def _read(self, buffer: Buffer, where: str, verify: bool) -> None:
+        container = parse(buffer, where, verify=verify)
+        arrays, info = container.arrays, container.info
+        index = open_index(arrays, where, verify=verify)
+        codes = arrays.get("codes")
+        if codes is None or codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16) or len(codes) != len(index):
+            raise CorruptTableError(f"'{where}' has no codes for its {len(index)} items.")
+        digest = info.get("digest", "")
+        self._buffer, self._arrays, self._index = buffer, arrays, index
+        self.info, self.codes_array, self.levels, self.digest = info, codes, codes.shape[1], str(digest)
+        self._inverse = self._quantizer = None
+        self._misses, self._warned = 0, False
+        # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
+        # among: it leaves through the IndexError.
+        self._integers = integers = isinstance(index, IntIndex)
+        self._keys = index.view if isinstance(index, IntIndex) else memoryview(b"")
+        self._starts = index.starts if integers else memoryview(b"")
+        self._base, self._shift = index.base, index.shift
+        self._codes = codes.reshape(-1).view(np.uint8).data
+        self._stride = self.levels * codes.dtype.itemsize
+        self._unpack = struct.Struct(f"<{self.levels}{'B' if codes.dtype == np.uint8 else 'H'}").unpack_from
+
+    @classmethod
+    def open(cls, path: str | Path, *, strict: bool = False) -> "SemanticIdTable":
+        """
+        Open a table file: mapped into memory, or copied where SEMID_MMAP=0 asks for it.
+
+        Raises:
+            CorruptTableError, TableVersionError: as `container.parse`.
+            StoreError: it is no regular file.
+            FileNotFoundError, OSError: as the system says.
+        """
+        path = Path(path)
+        buffer, _ = files.map_file(path, mmap=Environment.read().mmap, follow=True)
+        return cls.from_buffer(buffer, path=path.absolute(), status="cached", reason=f"read from {path}", strict=strict)
+
+    @classmethod
+    def from_mapping(
+        cls,
+        mapping: Mapping[Any, Sequence[int]],
+        *,
+        status: str = "pregenerated",
+        reason: str = "",
+        strict: bool = False,
+        levels: int = SemanticIdConfig.num_quantizers,
+    ) -> "SemanticIdTable":
+        """
+        Return a table in memory of a mapping from items to codes.
+
+        Args:
+            mapping: int or string keys; every value as many whole numbers from 0 to 65,535.
+            status, reason, strict: see the class.
+            levels: of an empty mapping.
+
+        Raises:
+            TableError: a key is neither int nor string or the same as another, or a value is no ID; it names
+                the first.
+        """
+        items: list[Any] = list(mapping)
+        rows: list[list[int]] = []
+        for item in items:
+            rows.append(_checked(item, mapping[item], len(rows[0]) if rows else 0))
+        largest = max(map(max, rows), default=0)
+        codes = np.array(rows, np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)
+        codes = codes.reshape(len(rows), len(rows[0]) if rows else levels)
+        return cls.from_buffer(
+            b"".join(build_table_buffers(items, codes)), path=None, status=status, reason=reason, strict=strict
+        )
+
+    @classmethod
+    def default(cls, levels: int = SemanticIdConfig.num_quantizers, reason: str = "") -> "SemanticIdTable":
+        """Return an empty table, in which every item has the default ID of that many zeros."""
+        empty = np.empty((0, levels), np.uint8)
+        return cls.from_buffer(
+            b"".join(build_table_buffers(np.empty(0, np.int64), empty)), path=None, status="default", reason=reason
+        )
+
+    def with_status(self, status: str, reason: str) -> "SemanticIdTable":
+        """Return the same table, sharing its bytes, under another status."""
+        table = SemanticIdTable.__new__(SemanticIdTable)
+        for name in SemanticIdTable.__slots__[1:]:
+            setattr(table, name, getattr(self, name))
+        table.status, table.reason = status, reason
+        return table
+
+    # --- the mapping --------------------------------------------------------------------------
+
+    def __getitem__(self, item: SupportsIndex | str) -> list[int]:
+        # IntIndex.row_of once more, in place: the call would cost an eighth of the look-up.
+        key: Any = item
+        if type(item) is str and self._integers:
+            try:
+                key = int(item)
+            except ValueError:
+                pass
+            else:
+                if str(key) != item:
+                    key = item
+        if type(key) is int:
+            bucket = (key - self._base) >> self._shift
+            if bucket >= 0:
+                starts = self._starts
+                try:
+                    row = bisect_left(self._keys, key, starts[bucket], starts[bucket + 1])
+                    if self._keys[row] == key:
+                        return [*self._unpack(self._codes, row * self._stride)]
+                except IndexError:
+                    pass  # beyond the buckets, where stray keys lie, or a table of strings: the index knows
+        row = self._index.row_of(item)
+        if row >= 0:
+            return [*self._unpack(self._codes, row * self._stride)]
+        if self.strict:
+            raise UnknownItemError(f"{self._name()} holds no item {item!r:.80}.")
+        self._misses += 1
+        return [0] * self.levels
+
+    @overload
+    def get(self, item: object, /) -> list[int] | None: ...
+    @overload
+    def get(self, item: object, /, default: list[int] | T) -> list[int] | T: ...
+    def get(self, item: object, /, default: Any = None) -> Any:
+        """Return the ID of an item, or `default` where the table does not hold it."""
+        row = self._index.row_of(item)
+        if row >= 0:
+            return [*self._unpack(self._codes, row * self._stride)]
+        self._misses += 1
+        return default
+
+    def __contains__(self, item: object) -> bool:
+        return self._index.row_of(item) >= 0
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __iter__(self) -> Iterator[int | str]:
+        for start in range(0, len(self), BLOCK_ITEMS):
+            yield from self._index.items(start, start + BLOCK_ITEMS)
+
+    def values(self) -> ValuesView[list[int]]:
+        """Return a view of the IDs, in the order of iteration."""
+        return _Values(self)
+
+    def items(self) -> ItemsView[int | str, list[int]]:
+        """Return a view of (item, ID), in the order of iteration. The items alone, as an array: `keys_array`."""
+        return _Items(self)
+
+    def to_dict(self) -> dict[int | str, list[int]]:
+        """Return an ordinary dict with the same content: some 250 bytes of memory an item."""
+        return dict(self.items())
+
+    def __repr__(self) -> str:
+        return (
+            f"<SemanticIdTable: {len(self):,} items, {self.levels} levels, {self.status}, {self.path or 'in memory'}>"
+        )
+
+    def _name(self) -> str:
+        return "The table" if self.path is None else f"'{self.path}'"
+
+    # --- many at once -------------------------------------------------------------------------
+
+    def rows_of(self, items: Any) -> NDArray[np.int64]:
+        """
+        Return the row of each item in the order of iteration, -1 where it is unknown.
+
+        Args:
+            items: an array of any shape, a CPU tensor, or any other sequence of ints or strings.
+
+        Returns:
+            int64, in the shape of `items` where that is an array.
+        """
+        return self._index.rows_of(items)
+
+    def codes(self, items: Any, *, offset: int = 0) -> NDArray[Any]:
+        """
+        Return the IDs of many items.
+
+        Args:
+            items: as in `rows_of`.
+            offset: added to the codes of known items. With 1, a row of zeros means "no ID" and nothing else, as
+                embedding tables with `padding_idx=0` want it (see `embedding_table_sizes`).
+
+        Returns:
+            uint8 or uint16, one row of codes an item: (*shape of items, levels). Zeros where it is unknown.
+
+        Raises:
+            UnknownItemError: the table is strict and lacks an item; the first is named.
+        """
+        query = as_query(items)
+        rows = self._index.rows_of(query)
+        unknown = rows < 0
+        some = bool(unknown.any())
+        if some and self.strict:
+            first = _flat(query)[int(np.flatnonzero(unknown.reshape(-1))[0])]
+            raise UnknownItemError(f"{self._name()} holds no item {first!r:.80}.")
+        if some:
+            self._count_misses(query, unknown)
+        if not some and not offset:
+            return self.codes_array.take(rows, axis=0)
+        largest = max(self.codebook_sizes, default=0) - 1 + offset if offset else 0
+        dtype = np.dtype(np.uint16) if largest > np.iinfo(np.uint8).max else self.codes_array.dtype
+        codes: NDArray[Any] = np.zeros((*rows.shape, self.levels), dtype)
+        codes[~unknown] = self.codes_array.take(rows[~unknown], axis=0)
+        if offset:
+            codes[~unknown] += dtype.type(offset)
+        return codes
+
+    def coverage(self, items: Any) -> float:
+        """
+        Return which share of the items has an ID here, 0…1; 0 where there are no items.
+
+        Where it is low, a warning (once) names some that have none beside some that have: ids of another kind
+        are seen at a glance.
+        """
+        query = as_query(items)
+        rows = self._index.rows_of(query)
+        if not rows.size:
+            return 0.0
+        unknown = rows < 0
+        if unknown.any():
+            self._count_misses(query, unknown)
+        return float(1.0 - unknown.mean())
+
+    @property
+    def misses(self) -> int:
+        """How many look-ups found nothing: `table[item]`, `get`, `codes` and `coverage`, in this process."""
+        return self._misses
+
+    def _count_misses(self, query: NDArray[Any] | list[Any], unknown: NDArray[np.bool_]) -> None:
+        flat = unknown.reshape(-1)
+        missed = int(flat.sum())
+        self._misses += missed
+        if self._warned or not len(self) or flat.size < ASKED_AT_LEAST or missed <= (1 - LOW_COVERAGE) * flat.size:
+            return
+        self._warned = True
+        asked = _flat(query)
+        degrade(
+            "low_coverage",
+            share=1 - missed / flat.size,
+            missed=", ".join(f"{asked[at]!r:.40}" for at in np.flatnonzero(flat)[:3].tolist()),
+            known=", ".join(f"{key!r:.40}" for key in self._index.items(0, 3)),
+            stacklevel=4,
+        )
+
+    def embedding_table_sizes(self, offset: int = 1) -> tuple[int, ...]:
+        """
+        Return how many rows an embedding table of each level needs: its codes, shifted by `offset`.
+
+        One table per level keeps the order of the codes, which a sum over one common table loses:
+
+            sizes = table.embedding_table_sizes()
+            tables = nn.ModuleList(nn.Embedding(size, dim, padding_idx=0) for size in sizes)
+            codes = torch.from_numpy(table.codes(items, offset=1).astype("int64"))     # 0 is "no ID"
+            vectors = torch.stack([each(codes[..., level]) for level, each in enumerate(tables)]).sum(0)
+
+        Without an offset (the original's way) code 0 is a real code, and `padding_idx=0` would erase it.
+        """
+        return tuple(size + offset for size in self.codebook_sizes)
+
+    def assert_same_digest(self, expected: str) -> None:
+        """
+        Make sure that this is the table whose digest is `expected`: on every rank, or in inference as in training.
+
+        Nothing is sent between processes: note the digest in a checkpoint, or pass it on a command line.
+
+        Raises:
+            ParentError: it is another table.
+        """
+        if self.digest != expected:
+            raise ParentError(
+                f"{self._name()} has the digest {self.digest}, {expected} is expected: items have other IDs than the "
+                "recommender was trained with. Pass the table that lies beside its weights as parent."
+            )
+
+    def items_of(self, prefix: Sequence[int]) -> list[int | str]:
+        """
+        Return the items whose ID begins with these codes, in order of their IDs, then of iteration.
+
+        The first call sorts all IDs (5 million: about a second, and 8 to 12 bytes an item that stay).
+
+        Args:
+            prefix: 0…levels codes; the empty one finds every item.
+        """
+        codes = [int(code) for code in prefix]
+        largest = np.iinfo(self.codes_array.dtype).max
+        if len(codes) > self.levels or not all(0 <= code <= largest for code in codes):
+            return []
+        if self._inverse is None:
+            self._inverse = _inverse(self.codes_array)
+        ordered, order = self._inverse
+        rest = self.levels - len(codes)
+        low, high = (packed_rows(np.array([[*codes, *[fill] * rest]], self.codes_array.dtype)) for fill in (0, largest))
+        rows = order[np.searchsorted(ordered, low[0], "left") : np.searchsorted(ordered, high[0], "right")]
+        if isinstance(self._index, IntIndex):
+            keys: list[int | str] = self._index.keys[rows].tolist()
+            return keys
+        return [self._index.items(row, row + 1)[0] for row in rows.tolist()]
+
+    @property
+    def keys_array(self) -> NDArray[np.int64] | list[str]:
+        """The items, in the order of iteration: int64 (n,), a read-only view, or a fresh list of strings."""
+        return self._index.keys if isinstance(self._index, IntIndex) else self._index.items()
+
+    def json_chunks(self) -> Iterator[bytes]:
+        """Yield the text of `semantic_id_dict.json` in blocks."""
+        return json_chunks(_json_keys(self._index), self.codes_array)
+
+    def save(self, path: str | Path) -> Path:
+        """
+        Write the whole table, IDs and quantizer, to a file of its own: beside a recommender's weights, say.
+
+        Folders are made as needed; a file that is there is replaced, in one step.
+
+        Raises:
+            OSError: it could not be written; what was there before is as it was.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_file(path, [self._buffer])
+        return path
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
+    def default_id(self) -> list[int]:
+        """The ID of an unknown item: zeros, a new list each time."""
+        return [0] * self.levels
+
+    @property
+    def lineage(self) -> str:
+        """Name of the lineage; "" for tables outside of any."""
+        return str(self.info.get("lineage") or "")
+
+    @property
+    def generation(self) -> int:
+        """Number of the table in its lineage."""
+        generation = self.info.get("generation")
+        return generation if isinstance(generation, int) else 0
+
+    @property
+    def quality(self) -> Quality:
+        """What the IDs are worth, in figures, a dict that prints well; empty where nobody measured."""
+        return Quality(self._part("quality"))
+
+    def metrics(self, items: Any = None) -> dict[str, int | float | str]:
+        """
+        Return what monitoring wants to know, flat; what was not measured is left out.
+
+        Args:
+            items: those that were asked for, as in `rows_of`; adds `asked`, `known` and `coverage`.
+
+        Returns:
+            `status`, `items`, `levels`, `generation`, `lineage`, `digest`, `misses` (look-ups of unknown items by
+            this process so far), and as far as known the figures of quality and of the run that made the IDs
+            (`seconds`, `peak_rss_bytes`, ...), see `quality_view.figures`.
+        """
+        flat: dict[str, int | float | str] = {
+            "status": self.status,
+            "items": len(self),
+            "levels": self.levels,
+            "generation": self.generation,
+            "lineage": self.lineage,
+            "digest": self.digest,
+            "misses": self.misses,
+        }
+        if items is not None:
+            rows = self.rows_of(items)
+            known = int((rows >= 0).sum())
+            flat |= {"asked": int(rows.size), "known": known, "coverage": known / rows.size if rows.size else 0.0}
+        return flat | figures(self.info)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """Codes per level; where nobody wrote them down (a hand-made table), the largest code seen, plus one."""
+        sizes = self._part("identity").get("codebook_sizes")
+        if isinstance(sizes, list) and len(sizes) == self.levels:
+            return tuple(int(size) for size in sizes)
+        if len(self) == 0:
+            return (0,) * self.levels
+        return tuple(int(code) + 1 for code in self.codes_array.max(axis=0))
+
+    def _part(self, name: str) -> dict[str, Any]:
+        part = self.info.get(name)
+        return part if isinstance(part, dict) else {}
+
+    @property
+    def weights(self) -> dict[str, NDArray[Any]]:
+        """The quantizer's arrays by name, read-only views; empty where the file holds no quantizer."""
+        return {name[len(WEIGHTS) :]: array for name, array in self._arrays.items() if name.startswith(WEIGHTS)}
+
+    @property
+    def has_quantizer(self) -> bool:
+        """Whether new items can be encoded as these were."""
+        return bool(self.info.get("quantizer")) and bool(self.weights)
+
+    @property
+    def quantizer(self) -> "ResidualQuantizer":
+        """
+        The quantizer that made these IDs; loads torch.
+
+        Raises:
+            TableError: the table holds none (a hand-made one, or default IDs).
+        """
+        if self._quantizer is None:
+            if not self.has_quantizer:
+                raise TableError(f"{self._name()} holds no quantizer ({self.status}: {self.reason or 'IDs alone'}).")
+            from semid_dataset.codec.residual import ResidualQuantizer  # torch: seconds
+
+            self._quantizer = ResidualQuantizer.from_arrays(self.weights, self._part("quantizer"))
+        return self._quantizer
+
+    # --- copies and pickles -------------------------------------------------------------------
+
+    def __copy__(self) -> "SemanticIdTable":
+        return self  # nothing in it changes
+
+    def __deepcopy__(self, memo: object) -> "SemanticIdTable":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By reference: a DataLoader would else send every worker the whole table, and the map would be lost.
+        if self.path is None:
+            return _from_bytes, (bytes(self._buffer), self.status, self.reason, self.strict)
+        return _Unopened.at, (str(self.path), self.digest, self.status, self.reason, self.strict)
+
+
+class _Unopened(SemanticIdTable):
+    """
+    A table out of a pickle, which opens its file when first asked for something and is an ordinary one from then on.
+
+    A class of its own, because a `__getattr__` in SemanticIdTable would slow down every look-up (CPython then no
+    longer specializes the loads of its attributes).
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def at(cls, path: str, digest: str, status: str, reason: str, strict: bool) -> SemanticIdTable:
+        table = cls.__new__(cls)
+        table.path, table.digest, table.status, table.reason, table.strict = Path(path), digest, status, reason, strict
+        return table
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in SemanticIdTable.__slots__:
+            raise AttributeError(f"'SemanticIdTable' object has no attribute '{name}'")
+        path = self.path
+        assert path is not None
+        buffer, _ = files.map_file(path, mmap=Environment.read().mmap, follow=True)
+        opened = SemanticIdTable.from_buffer(buffer, path=path)
+        if opened.digest != self.digest:
+            raise CorruptTableError(
+                f"'{path}' holds other IDs ({opened.digest[:12]}) than the table that was pickled "
+                f"({self.digest[:12]}). The file was left untouched; it was replaced in between."
+            )
+        for slot in SemanticIdTable.__slots__[1:]:
+            if slot not in {"status", "reason", "path", "strict"}:
+                setattr(self, slot, getattr(opened, slot))
+        self.__class__ = SemanticIdTable  # type: ignore[assignment]
+        return getattr(self, name)
+
+
+def _from_bytes(data: bytes, status: str, reason: str, strict: bool) -> SemanticIdTable:
+    return SemanticIdTable.from_buffer(data, path=None, status=status, reason=reason, strict=strict)
+
+
+class _Values(ValuesView[list[int]]):
+    """IDs, turned into lists block by block."""
+
+    _mapping: SemanticIdTable
+
+    def __iter__(self) -> Iterator[list[int]]:
+        codes = self._mapping.codes_array
+        for start in range(0, len(codes), BLOCK_ITEMS):
+            yield from codes[start : start + BLOCK_ITEMS].tolist()
+
+
+class _Items(ItemsView[int | str, list[int]]):
+    """Pairs of item and ID, made block by block."""
+
+    _mapping: SemanticIdTable
+
+    def __iter__(self) -> Iterator[tuple[int | str, list[int]]]:
+        return zip(self._mapping, _Values(self._mapping), strict=True)
+
+    def __contains__(self, pair: object) -> bool:
+        # ItemsView's own asks `table[item]`, which answers for unknown items too.
+        return (
+            isinstance(pair, tuple) and len(pair) == 2 and pair[1] is not None and self._mapping.get(pair[0]) == pair[1]
+        )
+
+
+def _json_keys(index: IntIndex | StringIndex) -> NDArray[np.int64] | StringIndex:
+    return index.keys if isinstance(index, IntIndex) else index
+
+
+def _flat(query: NDArray[Any] | list[Any]) -> list[Any]:
+    return query if isinstance(query, list) else query.reshape(-1).tolist()
+
+
+def _checked(item: object, value: Any, levels: int) -> list[int]:
+    """Return a value of a mapping as a list of codes."""
+    try:
+        codes = [operator.index(code) for code in value]
+    except TypeError:
+        raise TableError(f"The ID of item {item!r:.80} must be a list of whole numbers, not {value!r:.80}.") from None
+    if not codes or (levels and len(codes) != levels):
+        raise TableError(f"The ID of item {item!r:.80} has {len(codes)} codes, {levels or 'one or more'} are expected.")
+    if any(isinstance(code, bool | np.bool_) for code in value) or not 0 <= min(codes) <= max(codes) <= MAX_CODE:
+        raise TableError(f"The ID of item {item!r:.80} must hold numbers from 0 to {MAX_CODE:,}, not {value!r:.80}.")
+    return codes
+
+
+def _inverse(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint32]]:
+    """Return the packed IDs in order, and the row of each."""
+    packed = packed_rows(codes)
+    order = np.argsort(packed, kind="stable")
+    return packed[order], order.astype(np.uint32)
+
+
+def build_table_buffers(
+    items: NDArray[Any] | Sequence[str | int],
+    codes: NDArray[Any],
+    *,
+    info: Mapping[str, Any] | None = None,
+    weights: Mapping[str, NDArray[Any]] | None = None,
+) -> list[bytes | memoryview]:
+    """
+    Return buffers whose concatenation is a table file.
+
+    Args:
+        items: n ints or strings, in any order.
+        codes: (n, levels) uint8 or uint16.
+        info: what to say about it, as JSON types; `digest` and `json_sha256` are filled in here.
+        weights: the quantizer's arrays by name.
+
+    Raises:
+        TableError: an item is given twice or is neither int nor string, or the codes do not fit the items.
+    """
+    if codes.ndim != 2 or len(codes) != len(items) or codes.dtype not in (np.uint8, np.uint16):
+        raise TableError(
+            f"Codes of shape {codes.shape} and dtype {codes.dtype} for {len(items)} items; "
+            "expected (items, levels) uint8 or uint16."
+        )
+    keys, order = build_index(items)
+    if (order[1:] < order[:-1]).any():
+        codes = codes[order]
+    arrays: dict[str, NDArray[Any]] = {**keys, "codes": codes}
+    for name, array in (weights or {}).items():
+        arrays[WEIGHTS + name] = array
+    text = hashlib.sha256()
+    for chunk in json_chunks(_json_keys(open_index(keys, "a new table")), codes):
+        text.update(chunk)
+    return serialize(arrays, {**(info or {}), "digest": _digest(arrays), "json_sha256": text.hexdigest()})
+
+
+def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """
+    Return the SHA-256 of keys, codes and weights: names, dtypes, shapes, bytes.
+
+    Not of the file: what else it holds (dates, reasons, the index over the keys) may differ between equal tables.
+    """
+    derived = {"key_frame", "key_starts", "key_hashes", "key_rows"}
+    digest = hashlib.sha256()
+    for name in sorted(arrays.keys() - derived):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"{name} {array.dtype.str} {arrays[name].shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
