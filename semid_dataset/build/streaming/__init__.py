@@ -1,0 +1,1 @@
+"""The same over partitions, for more items than memory holds."""
