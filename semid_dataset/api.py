@@ -9,7 +9,6 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build.sequences import with_sequences
 from semid_dataset.cache import store
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
@@ -289,26 +289,6 @@ def generate_from_array(
         return None
     embeddings = job.read()
     return _train_into(output, embeddings, config, Identity.of(config, embeddings.dims), started)
-
-
-def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]]) -> "Embeddings":
-    """
-    Return embeddings with vectors that sequences of their items took part in, see `behaviour.behaviour_aware`.
-
-    Raises:
-        NoEmbeddingsError: no two of the items occur near each other.
-    """
-    from semid_dataset.codec.behaviour import behaviour_aware, known_sequences
-
-    known = known_sequences(embeddings.items, sequences)
-    taken = hashlib.sha256()
-    for sequence in known:
-        taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
-    (feature,) = embeddings.features
-    fused = behaviour_aware(feature, known)
-    digest = hashlib.sha256(f"{embeddings.digest}\0{lineage.SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
-    digests = {**embeddings.file_digests, Path(lineage.SEQUENCES): taken.hexdigest()}
-    return replace(embeddings, fused=fused, digest=digest, file_digests=digests)
 
 
 def extend_with_vectors(

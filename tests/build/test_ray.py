@@ -21,7 +21,7 @@ import sys
 sys.path[:] = {path!r}
 import ray
 
-from semid_dataset.cli._app import _app as cli
+from semid_dataset.cli import _app as cli
 from semid_dataset.build.streaming import executors as engines
 
 

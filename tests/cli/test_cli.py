@@ -548,7 +548,7 @@ def test_a_fault_of_ours_is_one_line(semid: Any, made: Path, monkeypatch: pytest
     def fault(path: object) -> None:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("semid_dataset.cli._app._open_ids", fault)
+    monkeypatch.setattr("semid_dataset.cli.info.open_ids", fault)
     done = semid("info", made)
     assert (done.code, done.err.count("\n")) == (3, 1)
     assert "unexpected ZeroDivisionError: of all things" in done.err

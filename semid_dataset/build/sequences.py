@@ -1,0 +1,37 @@
+"""Embeddings that sequences of their items took part in."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semid_dataset.build import lineages as lineage
+
+if TYPE_CHECKING:
+    from semid_dataset.inputs.read import Embeddings
+
+__all__ = ["with_sequences"]
+
+
+def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]]) -> "Embeddings":
+    """
+    Return embeddings with vectors that sequences of their items took part in, see `behaviour.behaviour_aware`.
+
+    Raises:
+        NoEmbeddingsError: no two of the items occur near each other.
+    """
+    from semid_dataset.codec.behaviour import behaviour_aware, known_sequences
+
+    known = known_sequences(embeddings.items, sequences)
+    taken = hashlib.sha256()
+    for sequence in known:
+        taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
+    (feature,) = embeddings.features
+    fused = behaviour_aware(feature, known)
+    digest = hashlib.sha256(f"{embeddings.digest}\0{lineage.SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
+    digests = {**embeddings.file_digests, Path(lineage.SEQUENCES): taken.hexdigest()}
+    return replace(embeddings, fused=fused, digest=digest, file_digests=digests)

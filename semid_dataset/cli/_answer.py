@@ -1,0 +1,141 @@
+"""
+What a command has to say and to write, and how a function becomes a command.
+
+A command collects an `Answer`, facts and sentences, and one place prints it, as text or as JSON.
+"""
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from semid_dataset import _files as files
+from semid_dataset._messages import logger
+from semid_dataset.build.lineages import TABLE_FILE
+from semid_dataset.table.table import SemanticIdTable
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "JSON",
+    "TABLE",
+    "USAGE",
+    "WRONG",
+    "Answer",
+    "Function",
+    "command",
+    "count",
+    "facts_of",
+    "quality_line",
+    "write_ids",
+]
+
+WRONG, USAGE, FAILED, INTERRUPTED = 1, 2, 3, 130
+TABLE, JSON = TABLE_FILE, "semantic_id_dict.json"
+
+Function = Callable[..., "Answer"]
+
+
+@dataclass
+class Answer:
+    """What a command has to say: facts for programs, lines for people, and what to do next."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    next: list[str] = field(default_factory=list)
+    code: int = 0
+
+    def show(self, as_json: bool) -> None:
+        """Print it."""
+        if as_json:
+            click.echo(json.dumps({**self.facts, "next": self.next}, ensure_ascii=False, indent=2, default=_plain))
+            return
+        for line in self.lines:
+            click.echo(line)
+        if self.next:
+            click.echo("Next: " + "\n      ".join(self.next))
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else str(value)
+
+
+def command(function: Function) -> click.Command:
+    """Make a command of a function that returns an `Answer`; adds --json and -v."""
+
+    @functools.wraps(function)
+    def wrapped(as_json: bool, verbose: bool, **options: Any) -> int:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        before = logger.level
+        logger.setLevel(logging.DEBUG if verbose else logging.INFO if sys.stderr.isatty() else logging.WARNING)
+        logger.addHandler(handler)
+        try:
+            answer = function(**options)
+            answer.show(as_json)
+        except Exception:
+            if verbose:
+                logger.debug("failed", exc_info=True)
+            raise
+        finally:
+            logger.removeHandler(handler)
+            logger.setLevel(before)
+        return answer.code
+
+    shown = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+    loud = click.option("-v", "--verbose", is_flag=True, help="Say on stderr what happens.")
+    return click.command()(shown(loud(wrapped)))
+
+
+def write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:
+    """Write a table and its JSON into a folder, as a generation does."""
+    table.save(folder / TABLE)
+    files.replace_file(folder / JSON, table.json_chunks())
+    return [folder / TABLE, folder / JSON]
+
+
+def facts_of(table: SemanticIdTable) -> dict[str, Any]:
+    """Return what programs want to know of a table."""
+    return {
+        "status": table.status,
+        "reason": table.reason,
+        "path": table.path,
+        "items": len(table),
+        "levels": table.levels,
+        "codebook_sizes": list(table.codebook_sizes),
+        "lineage": table.lineage,
+        "generation": table.generation,
+        "digest": table.digest,
+        "has_quantizer": table.has_quantizer,
+        "quality": dict(table.quality),
+    }
+
+
+def quality_line(table: SemanticIdTable) -> list[str]:
+    """Return one line about a table's quality; none where nothing was measured."""
+    quality = table.quality
+    parts = []
+    error, held_out = quality.get("relative_mse"), quality.get("relative_mse_held_out")
+    if error is not None:
+        parts.append(
+            f"error {error:.3f} of the variance" + ("" if held_out is None else f" ({held_out:.3f} on items held out)")
+        )
+    if quality.get("collision_rate") is not None:
+        raw = quality.get("collision_rate_raw")
+        before = "" if raw is None else f" ({raw:.2%} before they were made unique)"
+        parts.append(f"{quality['collision_rate']:.2%} of items share an ID{before}")
+    if quality.get("usage"):
+        parts.append("codes in use " + "/".join(f"{share:.0%}" for share in quality["usage"]))
+    return ["Quality: " + "; ".join(parts)] if parts else []
+
+
+def count(number: int, noun: str) -> str:
+    """Return "1 item", "1,000 items"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,196 @@
+"""
+What commands are given: options that several share, and how files of IDs and of embeddings are read.
+
+Nothing here decides: a path becomes a table or embeddings, options become a configuration, and a place that takes no
+file is an error before minutes are spent on what it should take.
+"""
+
+import errno
+import functools
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from semid_dataset.build import lineages as lineage
+from semid_dataset.cache import store
+from semid_dataset.cli._answer import JSON, TABLE, Function
+from semid_dataset.config import Environment, SemanticIdConfig, parse_bytes
+from semid_dataset.errors import ConfigError, ParentError, TableError
+from semid_dataset.table.table import SemanticIdTable
+
+if TYPE_CHECKING:
+    from semid_dataset.inputs.read import Embeddings
+
+__all__ = [
+    "ANY_PATH",
+    "EXISTING",
+    "FEATURES",
+    "IDS",
+    "SETTINGS",
+    "check_device",
+    "check_writable",
+    "config_of",
+    "holds_table",
+    "open_ids",
+    "open_parent",
+    "options",
+    "read_embeddings",
+]
+
+DEFAULTS = SemanticIdConfig()
+
+
+def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
+    """Several options as one decorator, in the order of the help page."""
+
+    def apply(function: Function) -> Function:
+        return functools.reduce(lambda decorated, decorator: decorator(decorated), reversed(decorators), function)
+
+    return apply
+
+
+EXISTING = click.Path(exists=True, path_type=Path)
+ANY_PATH = click.Path(path_type=Path)
+IDS = click.option("--ids", metavar="FILE", help="Item of every row (.txt, .npy, .json), or: rows.")
+FEATURES = click.option(
+    "--feature", "features", multiple=True, metavar="ID", help="Feature of a data directory; repeat for several. [81]"
+)
+SETTINGS = options(
+    click.option("--levels", type=int, default=DEFAULTS.num_quantizers, show_default=True, help="Codes in an ID."),
+    click.option(
+        "--codes",
+        default=str(DEFAULTS.codebook_size),
+        show_default=True,
+        metavar="N[,N...]",
+        help="Codes per level; one number or one per level.",
+    ),
+    click.option(
+        "--algorithm",
+        default=DEFAULTS.algorithm,
+        show_default=True,
+        type=click.Choice(["rqvae", "rqkmeans"]),
+        help="rqvae trains an autoencoder around the codebooks; rqkmeans does without, in less time.",
+    ),
+    click.option(
+        "--fusion",
+        default=DEFAULTS.fusion,
+        show_default=True,
+        type=click.Choice(["aligned", "mean", "concat"]),
+        help="How several features become one vector.",
+    ),
+    click.option("--epochs", type=int, default=DEFAULTS.num_epochs, show_default=True, help="Most epochs."),
+    click.option("--lr", type=float, default=DEFAULTS.lr, show_default=True, help="Learning rate of the autoencoder."),
+    click.option(
+        "--batch-size", type=int, default=DEFAULTS.batch_size, show_default=True, help="Items per training step."
+    ),
+    click.option(
+        "--device", default=DEFAULTS.device, show_default=True, metavar="NAME", help="auto, cpu, cuda, cuda:1, ..."
+    ),
+    click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of every random draw."),
+    click.option("--shared", is_flag=True, help="Let items share an ID instead of making IDs unique."),
+    click.option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Memory that making IDs may take, such as 4G; larger embeddings are streamed. [SEMID_MEMORY_LIMIT, or 1G]",
+    ),
+)
+
+
+def config_of(
+    levels: int, codes: str, shared: bool, epochs: int, memory_limit: str | None, **rest: Any
+) -> SemanticIdConfig:
+    """Return the configuration that `SETTINGS` stand for; a value that cannot be is a usage error."""
+    try:
+        sizes = tuple(int(size) for size in codes.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{codes!r} is no number or list of numbers.", param_hint="--codes") from None
+    size = sizes if len(sizes) > 1 else sizes[0]
+    try:
+        if memory_limit is not None:
+            rest["memory_limit"] = parse_bytes("--memory-limit", memory_limit)
+        return SemanticIdConfig(num_quantizers=levels, codebook_size=size, unique=not shared, num_epochs=epochs, **rest)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def open_ids(path: Path) -> SemanticIdTable:
+    """Open a table, a folder that holds one, the IDs that last served a data directory, or any export of IDs."""
+    from semid_dataset.exports import read_export
+
+    if path.is_dir():
+        environment = Environment.read()
+        if holds_table(path):
+            return lineage.open_parent(path, mmap=environment.mmap)
+        roots = store.Roots(path, None, environment)
+        name = store.last_served(roots, path)
+        table = None if name is None else lineage.newest_table(roots, name, mmap=environment.mmap, may_write=False)
+        if table is not None:
+            return table
+        if not (path / JSON).exists():
+            raise ParentError(
+                f"'{path}' holds no IDs, and none were made for it here. Make them: semid generate {path}"
+            )
+        path = path / JSON
+    if path.suffix == ".safetensors":
+        return SemanticIdTable.open(path)
+    return read_export(path)
+
+
+def open_parent(path: Path) -> SemanticIdTable:
+    """Open a table that new items are added to; files of IDs alone have no quantizer to encode them with."""
+    try:
+        return lineage.open_parent(path, mmap=Environment.read().mmap)
+    except TableError as error:
+        if path.is_dir() or path.suffix == ".safetensors":
+            raise
+        raise ParentError(
+            f"'{path}' is no table, so there is no quantizer to encode new items with. Give the {TABLE} of a "
+            f"generation, or the folder that holds it. ({str(error).rstrip('.')})"
+        ) from None
+
+
+def read_embeddings(path: Path, ids: str | None, features: Sequence[str]) -> "Embeddings":
+    """Read a data directory, or a file of one's own."""
+    from semid_dataset.inputs.discover import find_sources
+    from semid_dataset.inputs.read import read_sources
+
+    if path.is_dir():
+        if ids is not None:
+            raise click.UsageError("--ids belongs to a file of vectors; a data directory holds its items itself.")
+        return read_sources(find_sources(path, features or ("81",)))
+    from semid_dataset.api import own_embeddings
+    from semid_dataset.inputs.matrix import read_vectors
+
+    return own_embeddings(*read_vectors(path, ids))
+
+
+def holds_table(folder: Path) -> bool:
+    """Whether a folder holds a table: the one of a generation, or those of a lineage."""
+    return (folder / TABLE).exists() or any(store.TABLE_NAME.fullmatch(path.name) for path in folder.iterdir())
+
+
+def check_writable(path: Path) -> None:
+    """Raise the error that writing below `path` would end with, before minutes are spent on what is to be written."""
+    there = next(folder for folder in [path, *path.absolute().parents] if folder.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+    try:
+        tempfile.TemporaryFile(dir=there).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def check_device(name: str) -> None:
+    """Raise for a device that was named and is not there, before anything is read; the default takes what is."""
+    if name in {"auto", "cpu"}:
+        return
+    from semid_dataset.codec.train import chosen_device
+
+    try:
+        chosen_device(name)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None

@@ -1,0 +1,62 @@
+"""`semid encode`: give new items IDs with a table's quantizer."""
+
+from pathlib import Path
+
+import click
+
+from semid_dataset.cli._answer import Answer, command, count, write_ids
+from semid_dataset.cli._arguments import ANY_PATH, EXISTING, IDS, open_parent, options
+from semid_dataset.table.table import SemanticIdTable
+
+__all__ = ["encode"]
+
+
+@command
+@click.argument("table_path", metavar="TABLE", type=EXISTING)
+@click.argument("source", type=EXISTING)
+@options(
+    IDS,
+    click.option(
+        "-o",
+        "--output",
+        type=ANY_PATH,
+        required=True,
+        metavar="DIR|FILE",
+        help="A folder, or .safetensors: all items, old and new. Any other ending: an export of SOURCE's items alone.",
+    ),
+)
+def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Answer:
+    """
+    Give new items IDs with a table's quantizer.
+
+    SOURCE is a file of embeddings, TABLE stays as it is. Items that it knows keep their IDs.
+    """
+    from semid_dataset import api as commands
+    from semid_dataset import exports
+    from semid_dataset.inputs.matrix import read_vectors
+
+    if source.is_dir():
+        raise click.UsageError(f"For a data directory: semid generate {source} --parent {table_path}")
+    base = open_parent(table_path)
+    whole_table = output.suffix in {"", ".safetensors"}
+    if not whole_table:
+        exports.format_of(output, None)  # a wrong ending is said before the work
+    items, vectors = read_vectors(source, ids)
+    table, new = commands.extend_with_vectors(base, items, vectors)
+    if output.suffix == ".safetensors":
+        written = [table.save(output)]
+    elif whole_table:
+        written = write_ids(table, output)
+    else:
+        from semid_dataset.table.table import build_table_buffers
+
+        some = SemanticIdTable.from_buffer(b"".join(build_table_buffers(items, table.codes(items))))
+        written = exports.export(some, output)
+    following = [f"semid diff {table_path} {output}     to see what was added"]
+    if not whole_table:
+        following = [f"semid encode {table_path} {source} -o DIR     to keep these IDs: only a table remembers them"]
+    return Answer(
+        {"items": len(items), "new": new, "table_items": len(table), "written": written},
+        [f"{count(len(items), 'item')} encoded, {new:,} of them new.", *(f"Wrote {path}" for path in written)],
+        following,
+    )

@@ -1,0 +1,230 @@
+"""`semid generate`: make IDs of embeddings."""
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from semid_dataset.cache import store
+from semid_dataset.cli._answer import JSON, TABLE, Answer, command, count, facts_of, quality_line, write_ids
+from semid_dataset.cli._arguments import (
+    ANY_PATH,
+    EXISTING,
+    FEATURES,
+    IDS,
+    SETTINGS,
+    check_device,
+    check_writable,
+    config_of,
+    open_parent,
+    options,
+    read_embeddings,
+)
+from semid_dataset.config import Environment, SemanticIdConfig
+from semid_dataset.errors import GenerationError, SemidError
+from semid_dataset.table.table import SemanticIdTable
+
+__all__ = ["generate"]
+
+
+@command
+@click.argument("source", type=EXISTING)
+@options(
+    IDS,
+    FEATURES,
+    click.option(
+        "-o",
+        "--output",
+        type=ANY_PATH,
+        metavar="DIR",
+        help="Write the table and the JSON there; a data directory's IDs go to its cache by default.",
+    ),
+    click.option(
+        "--parent", type=EXISTING, metavar="TABLE", help="Add new items to this table; known items keep their IDs."
+    ),
+    click.option("--retrain", is_flag=True, help="Train anew although there are IDs: they move."),
+    click.option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        help="Stream a data directory's embeddings, part by part, in local processes or on Ray.",
+    ),
+    click.option("--num-shards", type=int, metavar="N", help="Share the work with N - 1 other runs of this command."),
+    click.option("--shard-id", type=int, metavar="K", help="Which share this is, from 0; the last one publishes."),
+    click.option(
+        "--sequences",
+        type=EXISTING,
+        metavar="FILE",
+        help="What users took in order (.txt, .jsonl, .parquet): what is taken together gets IDs that are alike.",
+    ),
+    SETTINGS,
+)
+def generate(  # noqa: PLR0912 - one branch for everything that does not go together
+    source: Path,
+    ids: str | None,
+    features: tuple[str, ...],
+    output: Path | None,
+    parent: Path | None,
+    retrain: bool,
+    engine: str | None,
+    num_shards: int | None,
+    shard_id: int | None,
+    sequences: Path | None,
+    **settings: Any,
+) -> Answer:
+    """
+    Make IDs of embeddings.
+
+    SOURCE is a data directory, whose IDs go to its cache, or a file of embeddings: .npy (with --ids), .npz,
+    .parquet, .jsonl or .safetensors, which needs -o.
+    """
+    from semid_dataset import api as commands
+    from semid_dataset.codec.behaviour import read_sequences
+
+    config = config_of(**settings)
+    if output is not None and (output / TABLE).exists() and parent is None and not retrain:
+        raise click.UsageError(
+            f"'{output}' holds IDs already, and new ones would replace them. Add new items with --parent {output}, "
+            "or start over with --retrain."
+        )
+    if {engine, num_shards, shard_id} != {None} and not source.is_dir():
+        raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
+    if {num_shards, shard_id} != {None}:
+        return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id)
+    if sequences is not None and (parent is not None or (source.is_dir() and (output is None or engine is not None))):
+        raise click.UsageError("--sequences is for training in memory: give -o, no --parent and no --engine.")
+    check_device(config.device)
+    started = time.perf_counter()
+    new: int | None = None
+    if source.is_dir():
+        if ids is not None:
+            raise click.UsageError("--ids belongs to a file of vectors; a data directory holds its items itself.")
+        if output is not None:
+            check_writable(output)
+        if output is not None and parent is not None:
+            raise click.UsageError(
+                "With a data directory give -o (train there) or --parent (extend in the cache), not both."
+            )
+        if output is None:
+            _check_cache(source, features or ("81",), config, parent, retrain)
+        table = commands.generate_semantic_ids(
+            source,
+            features or ("81",),
+            config=config,
+            output_dir=output,
+            retrain=retrain and output is None,
+            parent=parent,
+            engine=engine,
+            sequences=None if sequences is None else read_sequences(sequences),
+        )
+        written = [] if table.path is None or table.status == "cached" else [table.path]
+        if output is not None:
+            written = [output / TABLE, output / JSON]
+    else:
+        if output is None:
+            raise click.UsageError("Where shall the IDs go? Give -o DIR.")
+        check_writable(output)
+        streamed = None
+        if source.suffix == ".npy" and ids is not None and parent is None and sequences is None:
+            streamed = commands.generate_from_array(source, ids, output_dir=output, config=config)
+        if streamed is not None:
+            seconds = time.perf_counter() - started
+            return _generated(streamed, None, [output / TABLE, output / JSON], seconds, str(output))
+        embeddings = read_embeddings(source, ids, features)
+        vectors = embeddings.features[0].matrix
+        if parent is None:
+            taken = None if sequences is None else read_sequences(sequences)
+            table = commands.generate_from_vectors(
+                embeddings.items, vectors, config=config, output_dir=output, sequences=taken
+            )
+            written = [output / TABLE, output / JSON]
+        else:
+            base = open_parent(parent)
+            table, new = commands.extend_with_vectors(base, embeddings.items, vectors)
+            written = write_ids(table, output)
+    seconds = time.perf_counter() - started
+    return _generated(table, new, written, seconds, str(output or table.path or source))
+
+
+def _generated(table: SemanticIdTable, new: int | None, written: Sequence[Path], seconds: float, where: str) -> Answer:
+    """Say what was generated."""
+    added = "" if new is None else f", {new:,} of them new"
+    return Answer(
+        {**facts_of(table), "new": new, "written": written, "seconds": seconds},
+        [
+            f"{count(len(table), 'item')} have IDs of {table.levels} levels{added} ({table.status}, {seconds:.1f} s).",
+            *quality_line(table),
+            *(f"Wrote {path}" for path in written),
+            *([] if written else [f"Nothing was written: they were there, in {table.path or 'memory'}"]),
+        ],
+        [
+            f"semid report {where} -o report.html     to look at them",
+            f"semid export {where} -o item.index.json     to carry them elsewhere (semid export --help)",
+        ],
+    )
+
+
+def _shard(
+    source: Path,
+    features: Sequence[str],
+    config: SemanticIdConfig,
+    output: Path | None,
+    parent: Path | None,
+    retrain: bool,
+    engine: str | None,
+    num_shards: int | None,
+    shard_id: int | None,
+) -> Answer:
+    """Do one share of `generate`."""
+    from semid_dataset import api as commands
+
+    if num_shards is None or shard_id is None:
+        raise click.UsageError("--num-shards and --shard-id belong together: how many, and which one, from 0.")
+    if output is not None or retrain:
+        raise click.UsageError("Shards meet in the cache of the data directory: leave -o and --retrain out.")
+    started = time.perf_counter()
+    table, done, parts = commands.generate_shard(
+        source,
+        features or ("81",),
+        shard=shard_id,
+        shards=num_shards,
+        config=config,
+        parent=parent,
+        engine=engine or "local",
+    )
+    seconds = time.perf_counter() - started
+    if table is None:
+        return Answer(
+            {"status": "waiting", "parts_done": done, "parts": parts, "seconds": seconds},
+            [f"Shard {shard_id} of {num_shards} is done ({seconds:.1f} s); {done} of {parts} parts are there."],
+            ["run the shards that are missing, or this command again once they are done: the last one publishes"],
+        )
+    answer = _generated(table, None, [] if done == 0 or table.path is None else [table.path], seconds, str(source))
+    answer.facts |= {"parts_done": done, "parts": parts}
+    return answer
+
+
+def _check_cache(
+    source: Path, features: Sequence[str], config: SemanticIdConfig, parent: Path | None, retrain: bool
+) -> None:
+    """Raise before the work where IDs of a data directory have no place to go; IDs that are there need none."""
+    from semid_dataset import resolve
+    from semid_dataset.inputs.discover import find_sources
+
+    find_sources(source, features)
+    roots = store.Roots(source, None, Environment.read())
+    if store.writable_root(roots) is not None:
+        return
+    with suppress(SemidError):
+        if (
+            not retrain
+            and resolve.look(resolve.Ask(source, tuple(features), config=config, parent=parent)).status == "cached"
+        ):
+            return
+    asked = ", ".join(f"'{root.path}'" for root in roots)
+    raise GenerationError(
+        f"No cache folder takes a write: {asked}. Nothing was made. Give -o DIR, or set SEMID_CACHE_DIR to a folder "
+        "that takes one."
+    )

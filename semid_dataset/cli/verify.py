@@ -1,0 +1,102 @@
+"""`semid verify`: check every byte and every ID of a file."""
+
+from pathlib import Path
+
+import click
+
+from semid_dataset.build import lineages as lineage
+from semid_dataset.check import Comparison, verify_table
+from semid_dataset.cli._answer import WRONG, Answer, command, count
+from semid_dataset.cli._arguments import EXISTING, FEATURES, IDS, open_ids, options, read_embeddings
+from semid_dataset.errors import TableError
+
+__all__ = ["verify"]
+
+
+@command
+@click.argument("path", metavar="FILE", type=EXISTING)
+@options(
+    click.option(
+        "--embeddings",
+        type=EXISTING,
+        metavar="SOURCE",
+        help="Check against these vectors too: a data directory or a file.",
+    ),
+    click.option(
+        "--sequences",
+        type=EXISTING,
+        metavar="FILE",
+        help="With --embeddings: the sequences that the IDs were made with, where there were some.",
+    ),
+    IDS,
+    FEATURES,
+)
+def verify(
+    path: Path, embeddings: Path | None, sequences: Path | None, ids: str | None, features: tuple[str, ...]
+) -> Answer:
+    """
+    Check every byte and every ID of a file.
+
+    FILE is a table, a semantic_id_dict.json or an export. Exit code 1 if something is wrong.
+    """
+    try:
+        table = open_ids(path)
+    except TableError as error:
+        return Answer(
+            {"ok": False, "problems": [str(error)]},
+            [f"Wrong: {error}"],
+            [
+                "keep the file; a data directory heals its cache by itself at the next `semid generate DATA_DIR`"
+                if path.suffix == ".safetensors"
+                else "write it again from its table: semid export TABLE -o FILE"
+            ],
+            WRONG,
+        )
+    if sequences is not None and (embeddings is None or not lineage.made_with_sequences(table)):
+        raise click.UsageError(
+            "--sequences goes with --embeddings."
+            if embeddings is None
+            else f"'{path}' was made without sequences: leave --sequences out."
+        )
+    taken = None
+    if sequences is not None:
+        from semid_dataset.codec.behaviour import read_sequences
+
+        taken = read_sequences(sequences)
+    vectors = None if embeddings is None else read_embeddings(embeddings, ids, features)
+    found = verify_table(table, vectors, sequences=taken)
+    lines = [f"{count(len(table), 'item')}, {table.levels} levels; {found.shared:,} share an ID"]
+    compared = True
+    if found.vectors is not None:
+        lines += _lines_of(found.vectors)
+        compared = found.vectors.not_compared != "sequences"
+    fine = f"Everything{'' if compared else ' that was checked'} is as it should be."
+    lines += [f"Wrong: {problem}" for problem in found.problems] or [fine]
+    following = f"semid verify {path} --embeddings SOURCE     to check it against the vectors too"
+    if not found.ok:
+        steps = ["take the file from a backup, or make the IDs again (they move): semid generate --retrain"]
+    else:
+        steps = [f"semid report {path} -o report.html     to look at it"] if embeddings is not None else [following]
+    return Answer({"path": path, **found.to_dict()}, lines, steps, 0 if found.ok else WRONG)
+
+
+def _lines_of(found: Comparison) -> list[str]:
+    """Say how IDs fit vectors."""
+    lines = [f"{found.known:,} of {found.items:,} items with vectors have an ID ({found.coverage:.2%})"]
+    if found.not_compared == "no quantizer":
+        lines.append("There is no quantizer to compare vectors with.")
+    elif found.not_compared == "sequences":
+        lines.append(
+            "The IDs were made with sequences too, so vectors alone do not give them again: whether each fits its "
+            "vector was not checked. Give --sequences FILE, the ones they were made with."
+        )
+    if found.relative_mse is None or found.reproduced is None:
+        return lines
+    birth = found.relative_mse_at_birth
+    return [
+        *lines,
+        f"Error {found.relative_mse:.3f} of the variance"
+        + ("" if birth is None else f" ({birth:.3f} at birth)")
+        + f"; {round(found.reproduced * found.known):,} of {found.known:,} IDs come out again, {found.moved:,} were "
+        "moved to make them unique",
+    ]
