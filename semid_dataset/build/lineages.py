@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset._messages import degrade, logger, tell
 from semid_dataset.cache import store
 from semid_dataset.config import Identity
 from semid_dataset.errors import CorruptTableError, ParentError, StoreError
-from semid_dataset._messages import degrade, logger, tell
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
-    from semid_dataset.features import FeatureMatrix
     from semid_dataset.codec.residual import ResidualQuantizer
+    from semid_dataset.features import FeatureMatrix
 
 __all__ = [
     "Lineage",

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset._messages import degrade, tell
 from semid_dataset.cache.store import Turn
+from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.table.table import build_table_buffers
 
 if TYPE_CHECKING:
-    from semid_dataset.codec.unique import Items, Resolution
-    from semid_dataset.inputs.read import Embeddings
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.codec.train import Trained
+    from semid_dataset.codec.unique import Items, Resolution
+    from semid_dataset.inputs.read import Embeddings
 
 __all__ = ["Clock", "make_unique", "table_info", "train_quantizer", "train_table"]
 

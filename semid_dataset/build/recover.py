@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
+from semid_dataset._messages import logger
 from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import store
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import SemidError
-from semid_dataset.inputs.read import Embeddings
 from semid_dataset.format.id_json import parse_id_json
-from semid_dataset._messages import logger
+from semid_dataset.inputs.read import Embeddings
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from world import SMALL, vectors_of
 
-from semid_dataset.build.streaming import executors as engines, run as scale, tasks as stages
+from semid_dataset.build.streaming import executors as engines
+from semid_dataset.build.streaming import run as scale
+from semid_dataset.build.streaming import tasks as stages
 from semid_dataset.cache import store
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
 from semid_dataset.inputs.discover import find_sources

@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from world import ITEM0, SMALL, SmallDataset, vectors_of
 
 from semid_dataset import api as commands
-from semid_dataset.build.streaming import executors as engines, run as scale, tasks as stages
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build.streaming import executors as engines
+from semid_dataset.build.streaming import run as scale
+from semid_dataset.build.streaming import tasks as stages
 from semid_dataset.cache import store
+from semid_dataset.cache.prune import find_waste
 from semid_dataset.config import Environment, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, StoreError
 from semid_dataset.features import FeatureMatrix
-from semid_dataset.cache.prune import find_waste
 from semid_dataset.inputs.discover import find_sources
 from semid_dataset.table.table import SemanticIdTable
 

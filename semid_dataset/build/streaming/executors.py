@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from semid_dataset import errors
-from semid_dataset.inputs import partitions as parts
-from semid_dataset.errors import ConfigError, TrainingError
 from semid_dataset._messages import logger
-from semid_dataset.inputs.partitions import Progress
 from semid_dataset.build.streaming.tasks import Task, perform
+from semid_dataset.errors import ConfigError, TrainingError
+from semid_dataset.inputs import partitions as parts
+from semid_dataset.inputs.partitions import Progress
 
 __all__ = ["ENGINES", "Engine", "run_here", "run_on_ray", "run_processes", "serve"]
 

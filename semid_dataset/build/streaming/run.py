@@ -31,20 +31,10 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.build import pipeline as birth
-from semid_dataset.format import tensors as container
 from semid_dataset import _files as files
-from semid_dataset.inputs import partitions as parts, matrix as vectors
-from semid_dataset.cache import store
-from semid_dataset.config import Identity, SemanticIdConfig
-from semid_dataset.build.streaming.executors import Engine, run_processes
-from semid_dataset.errors import EmbeddingError
-from semid_dataset.inputs.read import Embeddings, files_digest
-from semid_dataset.features import FeatureMatrix
 from semid_dataset._messages import meter, tell
-from semid_dataset.inputs.partitions import Part, hash_ids
-from semid_dataset.inputs._rows import canonical_int
-from semid_dataset.inputs.discover import FeatureSource
+from semid_dataset.build import pipeline as birth
+from semid_dataset.build.streaming.executors import Engine, run_processes
 from semid_dataset.build.streaming.tasks import (
     LAYOUT,
     Plan,
@@ -57,12 +47,23 @@ from semid_dataset.build.streaming.tasks import (
     task_file,
     write_file,
 )
+from semid_dataset.cache import store
+from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset.errors import EmbeddingError
+from semid_dataset.features import FeatureMatrix
+from semid_dataset.format import tensors as container
+from semid_dataset.inputs import matrix as vectors
+from semid_dataset.inputs import partitions as parts
+from semid_dataset.inputs._rows import canonical_int
+from semid_dataset.inputs.discover import FeatureSource
+from semid_dataset.inputs.partitions import Part, hash_ids
+from semid_dataset.inputs.read import Embeddings, files_digest
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
-    from semid_dataset.codec.unique import Resolution
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.codec.train import Trained
+    from semid_dataset.codec.unique import Resolution
 
 __all__ = [
     "Encoded",

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.format import tensors as container
 from semid_dataset import _files as files
-from semid_dataset.inputs.formats.pickle import read_array_pickle
+from semid_dataset._messages import logger
 from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError
 from semid_dataset.features import FeatureMatrix
-from semid_dataset._messages import logger
-from semid_dataset.inputs.partitions import Part, Progress, Stream, hash_ids, read_part
+from semid_dataset.format import tensors as container
 from semid_dataset.inputs._rows import ForwardFile
+from semid_dataset.inputs.formats.pickle import read_array_pickle
+from semid_dataset.inputs.partitions import Part, Progress, Stream, hash_ids, read_part
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
