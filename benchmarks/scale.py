@@ -214,7 +214,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
     from semid_dataset import SemanticIdConfig
     from semid_dataset.build.streaming import run as scale
     from semid_dataset.build.streaming.executors import run_on_ray
-    from semid_dataset.cache import store
+    from semid_dataset.cache.cache import Cache
     from semid_dataset.config import Environment
     from semid_dataset.inputs.discover import find_sources
 
@@ -222,7 +222,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
     try:
         write(data_dir, "parquet", items, dim)
         (source,) = find_sources(data_dir, ["81"])
-        root = store.writable_root(store.Roots(data_dir, None, Environment.read({})))
+        root = Cache.of(Environment.read({}), data_dir).writable()
         config = SemanticIdConfig(num_epochs=0)
         # So small a limit makes parts of 8 MB, enough for all workers to end together.
         job = scale.open_job(root, "ray", source, config, limit=128 << 20)

@@ -19,7 +19,11 @@ from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build.sequences import with_sequences
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import open_table
+from semid_dataset.cache.fingerprint import Question
+from semid_dataset.cache.folders import Root
+from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
 from semid_dataset.inputs.discover import FeatureSource, find_sources
@@ -87,10 +91,8 @@ def generate_semantic_ids(
     if not retrain:
         return resolution.remembered(question) or resolution.generate(found, None, question)
     before = resolution.remembered(question)
-    root = store.writable_root(resolution.roots)
-    name = question.name
-    with store.take_turn(root, name, timeout=resolution.lock_timeout, ready=lambda: False) as turn:
-        table = resolution.generate_now(found, None, question, root, turn or store.Turn(None), retraining=True)
+    with resolution.cache.turn(question.name, timeout=resolution.lock_timeout, ready=lambda: False) as turn:
+        table = resolution.generate_now(found, None, question, turn or Turn(None), retraining=True)
     if before is not None:
         rows = table.rows_of(before.keys_array)
         both = rows >= 0
@@ -132,19 +134,17 @@ def generate_shard(
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
     if (table := resolution.remembered(question)) is not None:
         return table, 0, 0
-    root = store.writable_root(resolution.roots)
-    job = resolution.job(found, question, root, lambda: None)
-    assert root is not None  # else there is no job to be had
-    assert job is not None
+    job = resolution.job(found, question, resolution.cache.writable(), lambda: None)
+    assert job is not None  # without a folder to work in this was an error
 
     def ready() -> bool:
         return job.chosen is not None or resolution.remembered(question) is not None
 
     try:
         job.sample_share((shard, shards))
-        with store.take_turn(root, question.name, timeout=resolution.lock_timeout, ready=ready) as turn:
+        with resolution.cache.turn(question.name, timeout=resolution.lock_timeout, ready=ready) as turn:
             if turn is not None and not ready():
-                resolution.choose_codebooks(found, question, root, turn)
+                resolution.choose_codebooks(found, question, turn)
         basis = job.chosen
         done, parts = (0, 0) if basis is None else job.encode(basis, (shard, shards))
     except (SemidError, OSError):
@@ -163,7 +163,7 @@ def _asked(
     config: SemanticIdConfig | None,
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None",
     engine: str | None,
-) -> tuple[Resolution, list[FeatureSource], store.Question]:
+) -> tuple[Resolution, list[FeatureSource], Question]:
     """Return who resolves, the embeddings' files, and the question about them."""
     if engine is not None and engine not in ENGINES:
         raise ConfigError(f"There is no engine {engine!r}; there are {' and '.join(ENGINES)}.")
@@ -189,7 +189,7 @@ def _generate_into(
     output: Path,
     resolution: Resolution,
     found: Sequence[FeatureSource],
-    question: store.Question,
+    question: Question,
     sequences: Iterable[Sequence[Any] | NDArray[Any]] | None,
 ) -> SemanticIdTable:
     if resolution.parent is not None:
@@ -197,8 +197,8 @@ def _generate_into(
     assert question.identity is not None
     started = time.perf_counter()
     tell("loading_features")
-    turn = store.Turn(None)
-    root = store.Root(output / WORK, output)  # the cache is left alone
+    turn = Turn(None)
+    root = Root(output / WORK, output)  # the cache is left alone
     if sequences is None:
         embeddings = resolution.read_or_stream(found, question, root, turn)
     else:
@@ -212,16 +212,17 @@ def _train_into(
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
     name = lineage.lineage_name(identity, embeddings.digest)
-    buffers = first_table(embeddings, config, identity, name, store.Turn(None), started)
+    buffers = first_table(embeddings, config, identity, name, Turn(None), started)
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / lineage.TABLE_FILE, buffers)
     del buffers
     if embeddings.stream is not None:
         embeddings.stream.close()
         with suppress(OSError):  # where others work there too, it stays
-            for folder in (output / WORK / store.VERSION / store.JOBS, output / WORK / store.VERSION, output / WORK):
+            versioned = output / WORK / folders.VERSION
+            for folder in (versioned / folders.JOBS, versioned, output / WORK):
                 folder.rmdir()
-    table = store.open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
+    table = open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
     tell("saving", path=output / JSON_FILE)
     files.replace_file(output / JSON_FILE, table.json_chunks())
     tell("saved")
@@ -283,7 +284,7 @@ def generate_from_array(
 
     started = time.perf_counter()
     config, output = config or SemanticIdConfig(), Path(output_dir)
-    root = store.Root(output / WORK, output)
+    root = Root(output / WORK, output)
     job = scale.open_array_job(root, Path(path), ids, config, limit=Environment.read().memory_for(config))
     if job is None:
         return None

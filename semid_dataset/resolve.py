@@ -23,7 +23,11 @@ from semid_dataset import _files as files
 from semid_dataset._messages import degrade, logger, tell, text
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import pipeline as birth
-from semid_dataset.cache import store
+from semid_dataset.cache.cache import Cache
+from semid_dataset.cache.entries import Memo
+from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
+from semid_dataset.cache.folders import Root
+from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import (
     ConfigError,
@@ -76,7 +80,7 @@ def first_table(
     config: SemanticIdConfig,
     identity: Identity,
     name: str,
-    turn: store.Turn,
+    turn: Turn,
     started: float,
 ) -> list[Any]:
     """Return the bytes of table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
@@ -160,11 +164,10 @@ class Resolution:
         self.may_generate = may_generate and not in_worker
         self.in_worker = in_worker
         self.forbidden_by = "ALLOW_SEMANTIC_GENERATION forbids generating"
-        self.mmap = environment.mmap
         self.lock_timeout = environment.lock_timeout or ask.config.lock_timeout
         self.memory_limit = environment.memory_for(ask.config)
         self.engine: str | None = None  # who is to stream, however few the items are
-        self.roots = store.Roots(ask.data_dir, ask.cache_dir, environment)
+        self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
         self._named_parent = ask.parent if ask.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
 
@@ -172,7 +175,7 @@ class Resolution:
         """Open the parent that was named, if any; not needed, and not missed, where a hand-made file answers."""
         named = self._named_parent
         if named is not None:
-            self.parent = lineage.open_parent(Path(named) if isinstance(named, str) else named, mmap=self.mmap)
+            self.parent = lineage.open_parent(Path(named) if isinstance(named, str) else named, mmap=self.cache.mmap)
 
     def run(self) -> SemanticIdTable:
         """Return the first table that answers."""
@@ -201,36 +204,36 @@ class Resolution:
             return None
         path = self.ask.data_dir / JSON_FILE
         try:
-            stamp = store.FileStamp.of(path, self.ask.data_dir)
+            stamp = FileStamp.of(path, self.ask.data_dir)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        question = store.Question("json", None, (stamp,))
-        memo = store.Memo.recall(self.roots, question, renew=self.may_generate)
+        question = Question("json", None, (stamp,))
+        memo = self.cache.recall(question)
         if memo is not None and memo.lineage.startswith("json-"):
-            table = lineage.newest_table(self.roots, memo.lineage, mmap=self.mmap, may_write=self.may_generate)
+            table = self.cache.newest(memo.lineage)
             if table is not None and table.digest == memo.digest:
                 tell("loaded", items=len(table))
                 return table.with_status("pregenerated", f"{path} (compiled)")
         elif memo is not None:
             return None  # our own export
-        buffer, _ = files.map_file(path, mmap=self.mmap, follow=True)
+        buffer, _ = files.map_file(path, mmap=self.cache.mmap, follow=True)
         sha256 = stamp.digest()
         if (ours := self._exported_by(sha256)) is not None:
             if self.may_generate:
-                store.Memo(ours.lineage, ours.generation, ours.digest).note(self.roots, question, {path: sha256})
+                self.cache.remember(Memo(ours.lineage, ours.generation, ours.digest), question, {path: sha256})
             return None
         return self._compile(path, buffer, sha256, question)
 
     def _exported_by(self, sha256: str) -> SemanticIdTable | None:
-        for name in store.lineages(self.roots):
-            for found in store.generations(self.roots, name):
+        for name in self.cache.lineages():
+            for found in self.cache.generations(name):
                 with suppress(SemidError, OSError):
-                    table = store.open_table(found.path, mmap=self.mmap)
+                    table = self.cache.open(found.path)
                     if table.info.get("json_sha256") == sha256 and not name.startswith("json-"):
                         return table
         return None
 
-    def _compile(self, path: Path, buffer: memoryview, sha256: str, question: store.Question) -> SemanticIdTable:
+    def _compile(self, path: Path, buffer: memoryview, sha256: str, question: Question) -> SemanticIdTable:
         items, codes = parse_id_json(bytes(buffer), str(path))
         if not len(items):
             raise SemanticIdFileError(
@@ -241,16 +244,15 @@ class Resolution:
         buffers = build_table_buffers(items, codes, info=info)
         reason = f"{path}"
         table: SemanticIdTable | None = None
-        if not self.in_worker and (root := store.writable_root(self.roots)) is not None:
+        if not self.in_worker:
             try:
-                store.publish_table(root, name, 0, buffers)
-                table = lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=self.may_generate)
+                self.cache.publish(name, 0, buffers)
+                table = self.cache.newest(name)
             except OSError as error:
-                logger.debug("%s was not compiled into %s: %s", path, root.path, error)
+                logger.debug("%s was not compiled: %s", path, error)
             else:
                 if table is not None:
-                    memo = store.Memo(name, table.generation, table.digest)
-                    memo.note([root], question, {path: sha256})
+                    self.cache.remember(Memo(name, table.generation, table.digest), question, {path: sha256})
         if table is None:
             table = SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="pregenerated", reason=reason)
         tell("loaded", items=len(table))
@@ -270,14 +272,14 @@ class Resolution:
                 return []
             raise
 
-    def question(self, sources: Sequence[FeatureSource]) -> "tuple[store.Question, Embeddings | None]":
+    def question(self, sources: Sequence[FeatureSource]) -> "tuple[Question, Embeddings | None]":
         """Return what is asked, and the embeddings if they come from memory: then their content is part of it."""
         parent = "" if self.parent is None else self.parent.digest
         if sources:
             assert self.ask.data_dir is not None
             identity = Identity.of(self.config, [(source.id, source.dim) for source in sources])
-            stamps = tuple(store.FileStamp.of(file, self.ask.data_dir) for source in sources for file in source.files)
-            question = store.Question("ids", identity, stamps, parent=parent)
+            stamps = tuple(FileStamp.of(file, self.ask.data_dir) for source in sources for file in source.files)
+            question = Question("ids", identity, stamps, parent=parent)
             embeddings = None
         else:
             assert self.ask.embeddings is not None
@@ -285,23 +287,23 @@ class Resolution:
 
             embeddings = from_memory(self.ask.embeddings, self.ask.feature_ids)
             identity = Identity.of(self.config, embeddings.dims)
-            question = store.Question("ids", identity, (), content=embeddings.digest, parent=parent)
+            question = Question("ids", identity, (), content=embeddings.digest, parent=parent)
         if self.parent is not None:
             lineage.check_parent(self.parent, identity, self.ask.feature_ids)
         return question, embeddings
 
-    def remembered(self, question: store.Question) -> SemanticIdTable | None:
+    def remembered(self, question: Question) -> SemanticIdTable | None:
         """Return the table that a memo names for this question: no embedding is read."""
-        memo = store.Memo.recall(self.roots, question, renew=self.may_generate)
+        memo = self.cache.recall(question)
         if memo is None:
             tell("passed_over", level=logging.DEBUG, step="memo", reason="this question is new here")
             return None
         if self.parent is not None and memo.digest == self.parent.digest:
             table: SemanticIdTable | None = self.parent
         else:
-            table = store.named_table(self.roots, memo.lineage, memo.generation, mmap=self.mmap)
+            table = self.cache.named(memo.lineage, memo.generation)
             if table is None or table.digest != memo.digest:  # damaged or healed: one that grew from it will do
-                table = lineage.newest_table(self.roots, memo.lineage, mmap=self.mmap, may_write=self.may_generate)
+                table = self.cache.newest(memo.lineage)
         if table is None or not lineage.descends(table, memo.digest):
             tell("passed_over", level=logging.DEBUG, step="memo", reason=f"table {memo.generation} is gone")
             return None
@@ -321,20 +323,18 @@ class Resolution:
                 how=RETRAIN,
             )
 
-    def _row(self, question: store.Question, embeddings: "Embeddings", *, may_write: bool) -> lineage.Lineage | None:
+    def _row(self, cache: Cache, question: Question, embeddings: "Embeddings") -> lineage.Lineage | None:
         """Return the dataset's lineage: the parent's, else one that holds and fits its items."""
         if self.parent is not None:
-            row = lineage.row_of_parent(self.roots, self.parent, mmap=self.mmap, may_write=may_write)
-            before = store.Memo.recall(self.roots, replace(question, parent=""), renew=False)
+            row = lineage.row_of_parent(cache, self.parent)
+            before = cache.recall(replace(question, parent=""), renew=False)
             if before is not None and before.lineage != row.name:
                 tell("passed_over", step=f"lineage {before.lineage}", reason=f"the parent is of lineage {row.name}")
             return row
         assert question.identity is not None
-        return lineage.find_lineage(
-            self.roots, question.identity, embeddings.items, embeddings.features, mmap=self.mmap, may_write=may_write
-        )
+        return lineage.find_lineage(cache, question.identity, embeddings.items, embeddings.features)
 
-    def read(self, sources: Sequence[FeatureSource], turn: store.Turn | None = None) -> "Embeddings":
+    def read(self, sources: Sequence[FeatureSource], turn: Turn | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
         from semid_dataset.inputs.read import read_sources
 
@@ -343,9 +343,9 @@ class Resolution:
     def read_or_stream(
         self,
         sources: Sequence[FeatureSource],
-        question: store.Question,
-        root: store.Root | None,
-        turn: store.Turn,
+        question: Question,
+        root: Root | None,
+        turn: Turn,
     ) -> "Embeddings":
         """
         Return the embeddings; where they would take too much memory, a sample whose `stream` is the job on all of them.
@@ -369,8 +369,8 @@ class Resolution:
     def job(
         self,
         sources: Sequence[FeatureSource],
-        question: store.Question,
-        root: store.Root | None,
+        question: Question,
+        root: Root | None,
         beat: Callable[[], None],
     ) -> "Job | None":
         """
@@ -404,9 +404,7 @@ class Resolution:
             root, question.name, sources[0], self.config, limit=self.memory_limit, engine=engine, beat=beat
         )
 
-    def choose_codebooks(
-        self, sources: Sequence[FeatureSource], question: store.Question, root: store.Root, turn: store.Turn
-    ) -> None:
+    def choose_codebooks(self, sources: Sequence[FeatureSource], question: Question, turn: Turn) -> None:
         """
         Have the codebooks ready that all shards encode with: the lineage's, or new ones.
 
@@ -415,8 +413,8 @@ class Resolution:
         """
         from semid_dataset.build.streaming import run as scale
 
-        embeddings = self.read_or_stream(sources, question, root, turn)
-        row = self._row(self._about_what_was_read(question, embeddings), embeddings, may_write=True)
+        embeddings = self.read_or_stream(sources, question, self.cache.writable(), turn)
+        row = self._row(self.cache.writing(), self._about_what_was_read(question, embeddings), embeddings)
         scale.choose_basis(embeddings, self.config, None if row is None else row.base, turn)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
@@ -438,7 +436,7 @@ class Resolution:
         raise error
 
     def _behind_the_gate(
-        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: store.Question
+        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: Question
     ) -> SemanticIdTable:
         why = "this is a DataLoader worker" if self.in_worker else self.forbidden_by
         if self.in_worker:  # reading gigabytes in every worker is no answer either
@@ -447,9 +445,9 @@ class Resolution:
             return self._stale(exported, f"its table is damaged and {why}")
         row: lineage.Lineage | None = None
         try:
-            if self.parent is not None or any(not name.startswith("json-") for name in store.lineages(self.roots)):
+            if self.parent is not None or any(not name.startswith("json-") for name in self.cache.lineages()):
                 embeddings = embeddings or self.read(sources)
-                row = self._row(self._about_what_was_read(question, embeddings), embeddings, may_write=False)
+                row = self._row(self.cache.reading(), self._about_what_was_read(question, embeddings), embeddings)
                 if row is not None:
                     missing = int((row.base.rows_of(embeddings.items) < 0).sum())
                     if not missing:
@@ -470,8 +468,8 @@ class Resolution:
             return None
         if (exported := self._exported_ids(None)) is not None:
             return exported
-        name = store.last_served(self.roots, self.ask.data_dir)
-        return None if name is None else lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=False)
+        name = self.cache.last_served(self.ask.data_dir)
+        return None if name is None else self.cache.reading().newest(name)
 
     def _stale(self, table: SemanticIdTable, reason: str) -> SemanticIdTable:
         logger.warning("%s", text("stale", reason=reason, known=len(table)))
@@ -479,18 +477,18 @@ class Resolution:
 
     # --- a damaged table ---
 
-    def _lost_export(self) -> store.Memo | None:
+    def _lost_export(self) -> Memo | None:
         """Return which table `semantic_id_dict.json` was exported from, if its IDs are in no table any more."""
         if self.ask.data_dir is None:
             return None
         try:
-            stamp = store.FileStamp.of(self.ask.data_dir / JSON_FILE, self.ask.data_dir)
+            stamp = FileStamp.of(self.ask.data_dir / JSON_FILE, self.ask.data_dir)
         except OSError:
             return None
-        export = store.Memo.recall(self.roots, store.Question("json", None, (stamp,)), renew=False)
+        export = self.cache.recall(Question("json", None, (stamp,)), renew=False)
         if export is None or export.lineage.startswith("json-"):
             return None
-        newest = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=self.may_generate)
+        newest = self.cache.newest(export.lineage)
         return None if newest is not None and lineage.descends(newest, export.digest) else export
 
     def _exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
@@ -507,9 +505,8 @@ class Resolution:
     def _heal(
         self,
         embeddings: "Embeddings",
-        question: store.Question,
-        root: store.Root | None,
-        turn: store.Turn,
+        question: Question,
+        turn: Turn,
         started: float,
     ) -> lineage.Lineage | None:
         """
@@ -522,7 +519,7 @@ class Resolution:
         assert identity is not None
         if (export := self._lost_export()) is None:
             return None
-        base = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=True)
+        base = self.cache.writing().newest(export.lineage)
         if self.parent is not None:
             if export.lineage not in {self.parent.lineage, f"{self.parent.lineage}-{self.parent.digest[:8]}"}:
                 return None
@@ -537,7 +534,7 @@ class Resolution:
         if ids is None:
             return None
         if base is not None and base.generation > export.generation:
-            return self._rejoin(ids, base, export, root, path)
+            return self._rejoin(ids, base, export, path)
 
         def train_again() -> SemanticIdTable:
             buffers = birth.train_table(embeddings, self.config, identity, export.lineage, turn, started)
@@ -545,30 +542,23 @@ class Resolution:
 
         same = lineage.lineage_name(identity, embeddings.digest) == export.lineage
         buffers = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
-        return None if buffers is None else self._publish_healed(buffers, export, root, path)
+        return None if buffers is None else self._publish_healed(buffers, export, path)
 
-    def _publish_healed(
-        self, buffers: list[Any], export: store.Memo, root: store.Root | None, path: Path
-    ) -> lineage.Lineage | None:
+    def _publish_healed(self, buffers: list[Any], export: Memo, path: Path) -> lineage.Lineage | None:
         """Publish a lost table again; return it only where it stays in memory."""
         table = SemanticIdTable.from_buffer(b"".join(buffers))
-        refusal: object = "no cache folder takes a write"
-        if root is not None:
-            try:
-                store.publish_table(root, export.lineage, export.generation, buffers)
-                found = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=True)
-                if found is not None:
-                    tell("healed", level=logging.WARNING, source=path)
-                    return None  # it is found like any other lineage
-                refusal = f"what was published in {root.path} cannot be found"
-            except OSError as error:
-                refusal = error
+        refusal: object = "what was published cannot be found"
+        try:
+            self.cache.publish(export.lineage, export.generation, buffers)
+            if self.cache.writing().newest(export.lineage) is not None:
+                tell("healed", level=logging.WARNING, source=path)
+                return None  # it is found like any other lineage
+        except OSError as error:
+            refusal = error
         degrade("not_saved", error=refusal)
         return lineage.Lineage(export.lineage, table)
 
-    def _rejoin(
-        self, ids: SemanticIdTable, base: SemanticIdTable, export: store.Memo, root: store.Root | None, path: Path
-    ) -> lineage.Lineage | None:
+    def _rejoin(self, ids: SemanticIdTable, base: SemanticIdTable, export: Memo, path: Path) -> lineage.Lineage | None:
         """
         Put the IDs of a lost table back into a lineage that another dataset has extended without them.
 
@@ -578,22 +568,20 @@ class Resolution:
         from semid_dataset.build import recover as healing
 
         for _ in range(lineage.MOST_TRIES):
-            number = 1 + max(store.last_generation(self.roots, export.lineage), base.generation)
+            number = 1 + max(self.cache.last_generation(export.lineage), base.generation)
             found = healing.rejoined(ids, base, export, number)
             if found is None:
                 return None
             buffers, others, shared = found
-            refusal: object = None if root is not None else "no cache folder takes a write"
-            if root is not None:
-                try:
-                    if not store.publish_table(root, export.lineage, number, buffers):  # another writer took the number
-                        newest = lineage.newest_table(self.roots, export.lineage, mmap=self.mmap, may_write=True)
-                        base = newest or base
-                        if lineage.descends(base, export.digest):
-                            return None
-                        continue
-                except OSError as error:
-                    refusal = error
+            refusal: object = None
+            try:
+                if not self.cache.publish(export.lineage, number, buffers):  # another writer took the number
+                    base = self.cache.writing().newest(export.lineage) or base
+                    if lineage.descends(base, export.digest):
+                        return None
+                    continue
+            except OSError as error:
+                refusal = error
             if others or shared:
                 logger.error(
                     "%s",
@@ -608,13 +596,13 @@ class Resolution:
         raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
 
     def _after_loss(
-        self, name: str, buffers: list[Any], question: store.Question, embeddings: "Embeddings"
+        self, name: str, buffers: list[Any], question: Question, embeddings: "Embeddings"
     ) -> tuple[str, list[Any]]:
         """Say aloud that a lineage is lost, and return a name that no lost lineage had, with the table under it."""
-        memo = store.Memo.recall(self.roots, question, renew=False)
+        memo = self.cache.recall(question, renew=False)
         digest = None if memo is None else memo.digest
         before = {name} | ({memo.lineage} if memo is not None else set())
-        if self.ask.data_dir is not None and (served := store.last_served(self.roots, self.ask.data_dir)):
+        if self.ask.data_dir is not None and (served := self.cache.last_served(self.ask.data_dir)):
             before.add(served)
         lost = sorted(old for old in before if self._is_lost(old))
         if not lost:
@@ -635,21 +623,18 @@ class Resolution:
         return new, build_table_buffers(table.keys_array, table.codes_array, info=info, weights=table.weights)
 
     def _is_lost(self, name: str) -> bool:
-        if store.last_generation(self.roots, name) < 0:
-            return False
-        return lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=self.may_generate) is None
+        return self.cache.last_generation(name) >= 0 and self.cache.newest(name) is None
 
     # --- generating ---
 
     def generate(
-        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: store.Question
+        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: Question
     ) -> SemanticIdTable:
         """Take this process's turn, unless the answer appears while it waits for it."""
-        root = store.writable_root(self.roots)
         answered: list[SemanticIdTable] = []
 
         def ready() -> bool:
-            memo = store.Memo.recall(self.roots, question, renew=False)
+            memo = self.cache.recall(question, renew=False)
             if memo is None:
                 return False
             found = self.remembered(question)
@@ -657,45 +642,44 @@ class Resolution:
             return found is not None
 
         tell("not_found")
-        with store.take_turn(root, question.name, timeout=self.lock_timeout, ready=ready) as turn:
+        with self.cache.turn(question.name, timeout=self.lock_timeout, ready=ready) as turn:
             if turn is None or ready():  # look, lock, look again: whoever held the lock may have answered
                 tell("loaded", items=len(answered[-1]))
                 return answered[-1]
-            return self.generate_now(sources, embeddings, question, root, turn)
+            return self.generate_now(sources, embeddings, question, turn)
 
     def generate_now(
         self,
         sources: Sequence[FeatureSource],
         embeddings: "Embeddings | None",
-        question: store.Question,
-        root: store.Root | None,
-        turn: store.Turn,
+        question: Question,
+        turn: Turn,
         retraining: bool = False,
     ) -> SemanticIdTable:
         """Extend the dataset\'s lineage, or train; publish, export and remember the answer."""
         started = time.perf_counter()
         tell("generating")
         tell("loading_features")
-        embeddings = embeddings or self.read_or_stream(sources, question, root, turn)
+        embeddings = embeddings or self.read_or_stream(sources, question, self.cache.writable(), turn)
         turn.beat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)
         found = self._about_what_was_read(question, embeddings)
         row: lineage.Lineage | None = None
         if not retraining:
-            row = self._heal(embeddings, found, root, turn, started)
-            row = row or self._row(found, embeddings, may_write=True)
+            row = self._heal(embeddings, found, turn, started)
+            row = row or self._row(self.cache.writing(), found, embeddings)
         if row is not None:
-            table = self._extend(row, embeddings, root, found, turn)
+            table = self._extend(row, embeddings, found, turn)
         else:
-            table = self._train(embeddings, found, root, turn, started, retraining=retraining)
-        self._remember(table, embeddings, question, root)
+            table = self._train(embeddings, found, turn, started, retraining=retraining)
+        self._remember(table, embeddings, question)
         if embeddings.stream is not None and table.path is not None:
             embeddings.stream.close()
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
 
-    def _about_what_was_read(self, question: store.Question, embeddings: "Embeddings") -> store.Question:
+    def _about_what_was_read(self, question: Question, embeddings: "Embeddings") -> Question:
         """Return the question with the identity of the features that could be read: one of them may be damaged."""
         identity = Identity.of(self.config, embeddings.dims)
         if identity == question.identity:
@@ -708,16 +692,15 @@ class Resolution:
         self,
         row: lineage.Lineage,
         embeddings: "Embeddings",
-        root: store.Root | None,
-        question: store.Question,
-        turn: store.Turn,
+        question: Question,
+        turn: Turn,
     ) -> SemanticIdTable:
         known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
         if len(known) and len(row.base) and not lineage.made_with_sequences(row.base):
             error, birth, fits = lineage.reproduction_error(row.base, embeddings.items, embeddings.features, known)
             if not fits:
                 tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)
-        last = store.last_generation(self.roots, row.name)
+        last = self.cache.last_generation(row.name)
         items: Any = embeddings.items
         features: Any = embeddings.features
         if embeddings.stream is not None:
@@ -725,9 +708,9 @@ class Resolution:
 
             extension = scale.Extension(embeddings, self.config, row.base, turn)
             items, features = extension.items, extension.encode
-        table, new = lineage.grow(self.roots, root, row, items, features, mmap=self.mmap)
+        table, new = lineage.grow(self.cache, row, items, features)
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
-            memo = store.Memo.recall(self.roots, question, renew=False)
+            memo = self.cache.recall(question, renew=False)
             if memo is not None and lineage.descends(table, memo.digest):
                 tell("healed", level=logging.WARNING, source=row.base.path or "the parent")
             else:
@@ -744,9 +727,8 @@ class Resolution:
     def _train(
         self,
         embeddings: "Embeddings",
-        question: store.Question,
-        root: store.Root | None,
-        turn: store.Turn,
+        question: Question,
+        turn: Turn,
         started: float,
         *,
         retraining: bool,
@@ -756,22 +738,19 @@ class Resolution:
             raise NoEmbeddingsError("The embeddings hold no item.")
         name = lineage.lineage_name(question.identity, embeddings.digest)
         counter = 0
-        while retraining and store.generations(self.roots, name):
+        while retraining and self.cache.generations(name):
             counter += 1
             name = lineage.lineage_name(question.identity, embeddings.digest, counter)
         buffers = first_table(embeddings, self.config, question.identity, name, turn, started)
         if not retraining:
             name, buffers = self._after_loss(name, buffers, question, embeddings)
         table: SemanticIdTable | None = None
-        if root is None:
-            refusal = "no cache folder takes a write"
-        else:
-            try:
-                store.publish_table(root, name, 0, buffers)
-                table = lineage.newest_table(self.roots, name, mmap=self.mmap, may_write=True)
-                refusal = f"what was published in {root.path} cannot be found"
-            except OSError as error:
-                refusal = str(error)
+        refusal = "what was published cannot be found"
+        try:
+            self.cache.publish(name, 0, buffers)
+            table = self.cache.writing().newest(name)
+        except OSError as error:
+            refusal = str(error)
         if table is None:
             degrade("not_saved", error=refusal)
             return SemanticIdTable.from_buffer(
@@ -789,28 +768,25 @@ class Resolution:
             return
         path = data_dir / JSON_FILE
         try:
-            if path.exists() and self._exported_by(store.FileStamp.of(path, data_dir).digest()) is None:
+            if path.exists() and self._exported_by(FileStamp.of(path, data_dir).digest()) is None:
                 raise FileExistsError(f"'{path}' was made by hand meanwhile")
             tell("saving", path=path)
             chunks = table.json_chunks()
-            files.replace_file(path, chunks, backdate_ns=2 * store.FRESH_NS)
-            stamp = store.FileStamp.of(path, data_dir)
+            files.replace_file(path, chunks, backdate_ns=2 * FRESH_NS)
+            stamp = FileStamp.of(path, data_dir)
         except OSError as error:
             tell("json_not_saved", path=path, error=error)
             return
-        question = store.Question("json", None, (stamp,))
+        question = Question("json", None, (stamp,))
         identity = table.info.get("identity")
-        memo = store.Memo(
+        memo = Memo(
             table.lineage, table.generation, table.digest, Identity.from_dict(identity).digest if identity else ""
         )
-        memo.note(self.roots, question, {path: str(table.info["json_sha256"])})
+        self.cache.remember(memo, question, {path: str(table.info["json_sha256"])})
 
-    def _remember(
-        self, table: SemanticIdTable, embeddings: "Embeddings", question: store.Question, root: store.Root | None
-    ) -> None:
-        if root is None or table.path is None:
+    def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", question: Question) -> None:
+        if table.path is None:
             return
-        memo = store.Memo(table.lineage, table.generation, table.digest)
-        memo.note(self.roots, question, embeddings.file_digests)
+        self.cache.remember(Memo(table.lineage, table.generation, table.digest), question, embeddings.file_digests)
         if self.ask.data_dir is not None and not (self.parent is not None and table.digest == self.parent.digest):
-            store.note_served(self.roots, self.ask.data_dir, table.lineage)
+            self.cache.note_served(self.ask.data_dir, table.lineage)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semid_dataset.cache import store
+from semid_dataset.cache import cache, folders
 from semid_dataset.errors import TableError
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
@@ -22,8 +22,8 @@ LINEAGE = "0123456789abcdef"
 ITEMS = 40
 
 
-def root_at(path: Path) -> store.Root:
-    return store.Root(path, path)
+def root_at(path: Path) -> folders.Root:
+    return folders.Root(path, path)
 
 
 def table_bytes(seed: int, generation: int = 0, items: int = ITEMS) -> bytes:
@@ -36,10 +36,10 @@ def digest_of(seed: int, items: int = ITEMS) -> str:
     return SemanticIdTable.from_buffer(table_bytes(seed, items=items)).digest
 
 
-def read_digest(root: store.Root, generation: int = 0) -> str | None:
+def read_digest(root: folders.Root, generation: int = 0) -> str | None:
     """What a reader finds: a digest (a hit), or None (a miss); a file that is there must be whole."""
     try:
-        return store.open_table(root.folder(LINEAGE) / f"{generation}.safetensors", mmap=True).digest
+        return cache.open_table(root.folder(LINEAGE) / f"{generation}.safetensors", mmap=True).digest
     except FileNotFoundError:
         return None
     except TableError as error:

@@ -22,11 +22,13 @@ from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, opti
 from semid_dataset import (
     SemanticIdConfig,
     SemanticIdTable,
+    _files,
     generate_semantic_ids,
     generate_semantic_ids_on_demand,
     resolve,
 )
 from semid_dataset.build import pipeline as birth
+from semid_dataset.cache import folders
 from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs import read as features
@@ -78,9 +80,9 @@ def test_a_warm_start_takes_no_lock_and_writes_nothing(data: Path, monkeypatch: 
     os.utime(data / "creative_emb" / "emb_81_8.pkl", (1e9, 1e9))
     table_of(data)
     before = files_below(data)
-    monkeypatch.setattr(resolve.store, "take_turn", no_reading)
-    monkeypatch.setattr(resolve.store.files, "replace_file", no_reading)
-    monkeypatch.setattr(resolve.store.files, "publish_first", no_reading)
+    monkeypatch.setattr(resolve.Cache, "turn", no_reading)
+    monkeypatch.setattr(_files, "replace_file", no_reading)
+    monkeypatch.setattr(_files, "publish_first", no_reading)
     assert table_of(data).status == "cached"
     assert files_below(data) == before
 
@@ -588,7 +590,7 @@ def test_a_training_that_fails_gives_defaults_with_the_reason(data: Path, monkey
 
 def test_where_nothing_can_be_written_ids_stay_in_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real IDs, a warning, and no file."""
-    monkeypatch.setattr(resolve.store.Root, "takes_writes", lambda self: False)
+    monkeypatch.setattr(folders.Root, "takes_writes", lambda self: False)
     with pytest.warns(SemanticIdWarning, match="could not be saved"):
         table = SmallDataset(data).semantic_id_dict
     assert (table.status, len(table), table.path) == ("trained", 200, None)

@@ -8,9 +8,8 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 """
 
 import hashlib
-import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset._messages import degrade, logger, tell
-from semid_dataset.cache import store
+from semid_dataset._messages import degrade, logger
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import Cache, open_table
 from semid_dataset.config import Identity
-from semid_dataset.errors import CorruptTableError, ParentError, StoreError
+from semid_dataset.errors import ParentError, StoreError
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "joined_items",
     "lineage_name",
     "made_with_sequences",
-    "newest_table",
     "open_parent",
     "picked_items",
     "reproduction_error",
@@ -71,42 +70,6 @@ def lineage_name(identity: Identity, embeddings_digest: str, retraining: int = 0
     return hashlib.sha256(born_from.encode()).hexdigest()[:24]
 
 
-def newest_table(roots: Iterable[store.Root], name: str, *, mmap: bool, may_write: bool) -> SemanticIdTable | None:
-    """
-    Return the newest table of a lineage that can be read, or None.
-
-    A damaged one is set aside (only named, where nothing may be written); a copy of it in another root answers,
-    else the one before it.
-
-    Raises:
-        TableVersionError: a newer version of this package wrote it.
-        OSError: it is there and cannot be opened.
-    """
-    damaged = -1
-    for found in store.generations(roots, name):
-        try:
-            inode = found.path.lstat().st_ino  # before it is read: what is set aside must be what was found damaged
-            table = store.open_table(found.path, mmap=mmap)
-            if (table.lineage, table.generation) != (name, found.generation):
-                raise CorruptTableError(
-                    f"'{found.path}' says it is table {table.generation} of lineage '{table.lineage}'. "
-                    "It was copied or renamed; remove it."
-                )
-        except FileNotFoundError:  # set aside by somebody else since it was listed
-            continue
-        except StoreError as error:  # a link, a FIFO: no file of ours ever was one, so none is lost by passing it over
-            logger.warning("%s", error)
-            continue
-        except CorruptTableError as error:
-            damaged = max(damaged, found.generation)
-            store.set_damaged_aside(found.path, inode, error, may_write=may_write)
-            continue
-        if damaged == found.generation:
-            tell("healed", level=logging.WARNING, source=found.path)
-        return table
-    return None
-
-
 def descends(table: SemanticIdTable, digest: str) -> bool:
     """Whether a table is the one with this digest, or holds its IDs because it grew from it or took them in."""
     history = table.info.get("history")
@@ -136,7 +99,7 @@ def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: b
             from semid_dataset.codec.residual import ResidualQuantizer
 
             return _table_of_quantizer(ResidualQuantizer.from_pretrained(file))
-        table = store.open_table(file, mmap=mmap, follow=True)
+        table = open_table(file, mmap=mmap, follow=True)
     else:
         return _table_of_quantizer(parent)
     return table
@@ -151,7 +114,7 @@ def _parent_file(path: Path) -> Path:
         return path / TABLE_FILE
     if (path / BARE_FILE).exists():
         return path / BARE_FILE
-    numbered = [file for file in path.iterdir() if store.TABLE_NAME.fullmatch(file.name)]
+    numbered = [file for file in path.iterdir() if folders.TABLE_NAME.fullmatch(file.name)]
     if not numbered:
         raise ParentError(f"The parent folder '{path}' holds no {TABLE_FILE}. Save the table beside the weights.")
     return max(numbered, key=lambda file: int(file.stem))
@@ -207,7 +170,7 @@ def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[st
     )
 
 
-def row_of_parent(roots: Iterable[store.Root], parent: SemanticIdTable, *, mmap: bool, may_write: bool) -> Lineage:
+def row_of_parent(cache: Cache, parent: SemanticIdTable) -> Lineage:
     """
     Return the row that continues a parent: it holds every ID of the parent.
 
@@ -217,13 +180,13 @@ def row_of_parent(roots: Iterable[store.Root], parent: SemanticIdTable, *, mmap:
     Raises:
         StoreError: a row named after this parent does not hold its IDs.
     """
-    newest = newest_table(roots, parent.lineage, mmap=mmap, may_write=may_write)
+    newest = cache.newest(parent.lineage)
     if newest is None or _holds(parent, newest):
         return Lineage(parent.lineage, parent)
     if _holds(newest, parent):
         return Lineage(parent.lineage, newest)
     name = f"{parent.lineage}-{parent.digest[:8]}"
-    newest = newest_table(roots, name, mmap=mmap, may_write=may_write)
+    newest = cache.newest(name)
     if newest is None:
         return Lineage(name, parent)
     if not _holds(newest, parent):
@@ -245,13 +208,7 @@ def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
 
 
 def find_lineage(
-    roots: Iterable[store.Root],
-    identity: Identity,
-    items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix]",
-    *,
-    mmap: bool,
-    may_write: bool,
+    cache: Cache, identity: Identity, items: NDArray[np.int64] | list[str], features: "Sequence[FeatureMatrix]"
 ) -> Lineage | None:
     """
     Return the newest lineage of this identity that holds half of these items and fits their vectors.
@@ -260,9 +217,9 @@ def find_lineage(
     quantizer must reproduce a sample of the known items' vectors about as well as it did at birth.
     """
     best: Lineage | None = None
-    for name in store.lineages(roots):
+    for name in cache.lineages():
         try:
-            table = newest_table(roots, name, mmap=mmap, may_write=may_write)
+            table = cache.newest(name)
         except PermissionError as refusal:  # another user's, who keeps it private: it answers nobody else
             logger.warning("lineage %s cannot be read: %s", name, refusal)
             continue
@@ -331,13 +288,7 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
 
 
 def grow(
-    roots: Iterable[store.Root],
-    root: store.Root | None,
-    row: Lineage,
-    items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix] | Encoder",
-    *,
-    mmap: bool,
+    cache: Cache, row: Lineage, items: NDArray[np.int64] | list[str], features: "Sequence[FeatureMatrix] | Encoder"
 ) -> tuple[SemanticIdTable, int]:
     """
     Return a table of the row that holds all `items`, and how many of them this call had to encode.
@@ -351,24 +302,22 @@ def grow(
     Raises:
         StoreError: other writers kept winning.
     """
-    base, encoded = row.base, 0
+    cache = cache.writing()
+    base, encoded, refusal = row.base, 0, ""
     for _ in range(MOST_TRIES):
         try:
             # The number first, then the newest table: it holds whatever was published under the numbers until then, and
             # what is published meanwhile has the number that this call tries to take. Those set aside count too: a
             # number never stands for two tables.
-            last = store.last_generation(roots, row.name)
-            newest = newest_table(roots, row.name, mmap=mmap, may_write=True)
+            last = cache.last_generation(row.name)
+            newest = cache.newest(row.name)
         except OSError as error:
-            last, newest = -1, None
-            root, refusal = None, str(error)
-        else:
-            refusal = "no cache folder takes a write"
+            last, newest, refusal = -1, None, str(error)
         if newest is not None and newest.generation > last:
             continue
         if newest is not None and not _holds(base, newest):
             if not _holds(newest, base):  # another base got into the row first: part from it
-                row = row_of_parent(roots, base, mmap=mmap, may_write=True)
+                row = row_of_parent(cache, base)
                 base = row.base
                 continue
             base = newest
@@ -378,10 +327,10 @@ def grow(
         encoded = len(missing)
         generation = 1 + max(last, base.generation)
         buffers = extended_buffers(row.name, generation, base, items, features, missing)
-        if root is None:
+        if refusal:
             return _in_memory(buffers, refusal), encoded
         try:
-            store.publish_table(root, row.name, generation, buffers)
+            cache.publish(row.name, generation, buffers)
         except OSError as error:
             return _in_memory(buffers, str(error)), encoded
     raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")

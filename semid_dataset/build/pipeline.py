@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, tell
-from semid_dataset.cache.store import Turn
+from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.table.table import build_table_buffers
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.build import lineages as lineage
-from semid_dataset.cache import store
+from semid_dataset.cache.entries import Memo
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import SemidError
 from semid_dataset.format.id_json import parse_id_json
@@ -35,7 +35,7 @@ SWEEPS = 20  # over all levels; each is the exact optimum of one level, so the e
 BEAM = 8
 
 
-def exported_table(path: Path, export: store.Memo) -> SemanticIdTable | None:
+def exported_table(path: Path, export: Memo) -> SemanticIdTable | None:
     """
     Return the IDs that a lost table exported, as a table in memory without a quantizer.
 
@@ -59,7 +59,7 @@ def exported_table(path: Path, export: store.Memo) -> SemanticIdTable | None:
 def restore(
     ids: SemanticIdTable,
     base: SemanticIdTable | None,
-    export: store.Memo,
+    export: Memo,
     embeddings: Embeddings,
     identity: Identity,
     config: SemanticIdConfig,
@@ -102,7 +102,7 @@ def restore(
 
 
 def rejoined(
-    ids: SemanticIdTable, base: SemanticIdTable, export: store.Memo, generation: int
+    ids: SemanticIdTable, base: SemanticIdTable, export: Memo, generation: int
 ) -> tuple[list[Any], int, int] | None:
     """
     Return a table that holds the IDs of `base` and those that a lost table before it had exported.
@@ -155,9 +155,7 @@ def _agrees(ids: SemanticIdTable, older: SemanticIdTable) -> bool:
     return bool((rows >= 0).all()) and np.array_equal(ids.codes_array[rows], older.codes_array)
 
 
-def _build(
-    ids: SemanticIdTable, export: store.Memo, info: dict[str, Any], weights: dict[str, NDArray[Any]]
-) -> list[Any]:
+def _build(ids: SemanticIdTable, export: Memo, info: dict[str, Any], weights: dict[str, NDArray[Any]]) -> list[Any]:
     kept = {key: value for key, value in info.items() if key not in {"digest", "json_sha256"}}
     info = {**kept, "lineage": export.lineage, "generation": export.generation}
     sizes = info["identity"]["codebook_sizes"] if info.get("identity") else [256]
@@ -167,7 +165,7 @@ def _build(
 
 def _fitted(
     ids: SemanticIdTable,
-    export: store.Memo,
+    export: Memo,
     embeddings: Embeddings,
     identity: Identity,
     config: SemanticIdConfig,

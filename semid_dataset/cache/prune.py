@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semid_dataset import _files as files
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import Cache
+from semid_dataset.cache.folders import Root
 from semid_dataset.errors import SemidError
 
 __all__ = ["Waste", "find_waste"]
@@ -30,31 +32,24 @@ class Waste:
     why: str
 
 
-def find_waste(
-    roots: Sequence[store.Root],
-    *,
-    min_age: float,
-    lineages: bool = False,
-    parent: Path | None = None,
-    mmap: bool = True,
-) -> list[Waste]:
+def find_waste(cache: Cache, *, min_age: float, lineages: bool = False, parent: Path | None = None) -> list[Waste]:
     """
-    Return the files below the roots that may be deleted.
+    Return the files in the cache's folders that may be deleted.
 
     Args:
-        roots: cache folders, looked at together: the newest table of a lineage may lie in any of them.
+        cache: its folders are looked at together: the newest table of a lineage may lie in any of them.
         min_age: seconds since its last change that a file must have.
         lineages: also find whole lineages that no note in these roots names. A dataset whose notes lie elsewhere,
             or a recommender that names one as its parent, may need them.
         parent: the table or folder that is named as everybody's parent; its lineage stays.
-        mmap: how tables are opened, to see which can be read.
     """
+    roots = list(cache.folders)
     before = time.time() - min_age
     named = {lineage for root in roots for kind in ("memo", "served") for lineage in _named(root, kind)}
     found: list[Waste] = []
-    for name in store.lineages(roots):
+    for name in cache.lineages():
         unused = lineages and name not in named and not _is_in(parent, [root.versioned / name for root in roots])
-        found += _waste_of(name, roots, before, unused=unused, mmap=mmap)
+        found += _waste_of(name, cache, roots, before, unused=unused)
     for root in roots:
         for folder in [root.versioned, *_listed(root.versioned)]:
             for path in _listed(folder):
@@ -62,7 +57,7 @@ def find_waste(
                     found += _if_old(
                         path, min(before, time.time() - files.LEFTOVER_SECONDS), "left by a writer that died"
                     )
-        for job in _listed(root.versioned / store.JOBS):
+        for job in _listed(root.versioned / folders.JOBS):
             parts = _listed(job)
             last = max((path.lstat().st_mtime for path in parts), default=0.0)
             if last < min(before, time.time() - WORK_SECONDS):
@@ -70,10 +65,10 @@ def find_waste(
     return found
 
 
-def _waste_of(name: str, roots: Sequence[store.Root], before: float, *, unused: bool, mmap: bool) -> Iterator[Waste]:
+def _waste_of(name: str, cache: Cache, roots: Sequence[Root], before: float, *, unused: bool) -> Iterator[Waste]:
     """Yield what is not needed of one lineage."""
-    tables = store.generations(roots, name)
-    newest = next((table.generation for table in tables if _readable(table.path, mmap)), None)
+    tables = cache.generations(name)
+    newest = next((table.generation for table in tables if _readable(cache, table.path)), None)
     for table in tables:
         if newest is not None and table.generation < newest:
             yield from _if_old(table.path, before, f"generation {newest} holds all its IDs")
@@ -87,15 +82,15 @@ def _waste_of(name: str, roots: Sequence[store.Root], before: float, *, unused: 
                 yield from _if_old(path, before, "damaged, and healed since" if newest is not None else "damaged")
 
 
-def _readable(path: Path, mmap: bool) -> bool:
+def _readable(cache: Cache, path: Path) -> bool:
     try:
-        store.open_table(path, mmap=mmap)
+        cache.open(path)
     except (SemidError, OSError):
         return False
     return True
 
 
-def _named(root: store.Root, kind: str) -> Iterator[str]:
+def _named(root: Root, kind: str) -> Iterator[str]:
     for path in _listed(root.versioned / kind):
         with suppress(SemidError, OSError, ValueError):  # torn: it answers nobody either
             note = json.loads(bytes(files.map_file(path, mmap=False)[0]))

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from semid_dataset.build import lineages as lineage
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import Cache
 from semid_dataset.cli._answer import JSON, TABLE, Function
 from semid_dataset.config import Environment, SemanticIdConfig, parse_bytes
 from semid_dataset.errors import ConfigError, ParentError, TableError
@@ -125,9 +126,9 @@ def open_ids(path: Path) -> SemanticIdTable:
         environment = Environment.read()
         if holds_table(path):
             return lineage.open_parent(path, mmap=environment.mmap)
-        roots = store.Roots(path, None, environment)
-        name = store.last_served(roots, path)
-        table = None if name is None else lineage.newest_table(roots, name, mmap=environment.mmap, may_write=False)
+        cache = Cache.of(environment, path)
+        name = cache.last_served(path)
+        table = None if name is None else cache.newest(name)
         if table is not None:
             return table
         if not (path / JSON).exists():
@@ -170,7 +171,7 @@ def read_embeddings(path: Path, ids: str | None, features: Sequence[str]) -> "Em
 
 def holds_table(folder: Path) -> bool:
     """Whether a folder holds a table: the one of a generation, or those of a lineage."""
-    return (folder / TABLE).exists() or any(store.TABLE_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return (folder / TABLE).exists() or any(folders.TABLE_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
 def check_writable(path: Path) -> None:

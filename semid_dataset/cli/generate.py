@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from semid_dataset.cache import store
+from semid_dataset.cache.cache import Cache
 from semid_dataset.cli._answer import JSON, TABLE, Answer, command, count, facts_of, quality_line, write_ids
 from semid_dataset.cli._arguments import (
     ANY_PATH,
@@ -214,8 +214,8 @@ def _check_cache(
     from semid_dataset.inputs.discover import find_sources
 
     find_sources(source, features)
-    roots = store.Roots(source, None, Environment.read())
-    if store.writable_root(roots) is not None:
+    cache = Cache.of(Environment.read(), source)
+    if cache.writable() is not None:
         return
     with suppress(SemidError):
         if (
@@ -223,7 +223,7 @@ def _check_cache(
             and resolve.look(resolve.Ask(source, tuple(features), config=config, parent=parent)).status == "cached"
         ):
             return
-    asked = ", ".join(f"'{root.path}'" for root in roots)
+    asked = ", ".join(f"'{root.path}'" for root in cache.folders)
     raise GenerationError(
         f"No cache folder takes a write: {asked}. Nothing was made. Give -o DIR, or set SEMID_CACHE_DIR to a folder "
         "that takes one."

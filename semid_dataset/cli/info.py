@@ -8,7 +8,9 @@ from typing import Any
 import click
 
 from semid_dataset.build import lineages as lineage
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import Cache
+from semid_dataset.cache.folders import Root
 from semid_dataset.cli._answer import WRONG, Answer, command, count, facts_of, quality_line
 from semid_dataset.cli._arguments import EXISTING, FEATURES, SETTINGS, config_of, holds_table, open_ids, options
 from semid_dataset.config import Environment
@@ -33,12 +35,12 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
     from semid_dataset import resolve
     from semid_dataset.inputs.discover import features_folder
 
-    found: list[store.Root] = []
+    found: list[Root] = []
     if not target.is_dir() or (features_folder(target) is None and holds_table(target)):
         table = open_ids(target)
     else:
         ask = resolve.Ask(target, features or ("81",), config=config_of(**settings), parent=parent)
-        found = list(store.Roots(target, None, Environment.read()))
+        found = list(Cache.of(Environment.read(), target).folders)
         try:
             table = resolve.look(ask)
         except SemidError as error:
@@ -76,12 +78,12 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
     )
 
 
-def _root_facts(root: store.Root) -> dict[str, Any]:
-    names = store.lineages([root])
+def _root_facts(root: Root) -> dict[str, Any]:
+    names = folders.lineages([root])
     return {
         "path": root.path,
         "exists": root.path.is_dir(),
-        "lineages": {name: [found.generation for found in store.generations([root], name)] for name in names},
+        "lineages": {name: [found.generation for found in folders.generations([root], name)] for name in names},
     }
 
 

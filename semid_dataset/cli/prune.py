@@ -5,7 +5,9 @@ from pathlib import Path
 
 import click
 
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import Cache
+from semid_dataset.cache.folders import Root
 from semid_dataset.cli._answer import Answer, command, count
 from semid_dataset.cli._arguments import EXISTING, options
 from semid_dataset.config import Environment
@@ -43,12 +45,11 @@ def prune(target: Path | None, delete: bool, older_than: float, lineages: bool) 
     from semid_dataset.cache.prune import find_waste
 
     environment = Environment.read()
-    if target is not None and (target / store.VERSION).is_dir():
-        roots = [store.Root(target, target)]
-    else:
-        roots = list(store.Roots(target, None, environment))
+    cache = Cache.of(environment, target)
+    if target is not None and (target / folders.VERSION).is_dir():
+        cache = Cache([Root(target, target)], environment.mmap)
     parent = None if environment.parent is None else Path(environment.parent)
-    waste = find_waste(roots, min_age=older_than * DAY, lineages=lineages, parent=parent, mmap=environment.mmap)
+    waste = find_waste(cache, min_age=older_than * DAY, lineages=lineages, parent=parent)
     if delete:
         for one in waste:
             one.path.unlink(missing_ok=True)
@@ -61,7 +62,7 @@ def prune(target: Path | None, delete: bool, older_than: float, lineages: bool) 
         "deleted": delete,
         "bytes": size,
         "files": [{"path": one.path, "bytes": one.bytes, "why": one.why} for one in waste],
-        "roots": [root.path for root in roots],
+        "roots": [root.path for root in cache.folders],
     }
     lines = [f"  {one.path} ({one.bytes:,} bytes): {one.why}" for one in waste]
     lines.append(

@@ -17,7 +17,7 @@ from world import SMALL, vectors_of
 from semid_dataset.build.streaming import executors as engines
 from semid_dataset.build.streaming import run as scale
 from semid_dataset.build.streaming import tasks as stages
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
 from semid_dataset.inputs.discover import find_sources
 
@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in range(6):
         lines = [json.dumps({"anonymous_cid": row, "emb": vectors[row].tolist()}) for row in range(part, 240, 6)]
         (source / f"part-{part}").write_text("\n".join(lines))
-    root = store.Root(tmp_path / "cache", tmp_path)
+    root = folders.Root(tmp_path / "cache", tmp_path)
     job = scale.open_job(root, "q", find_sources(tmp_path, ["81"])[0], SMALL, limit=LIMIT)
     assert len(job.plan.parts) == 6
     return job.folder

@@ -13,7 +13,8 @@ from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, vect
 
 from semid_dataset import ResidualQuantizer, SemanticIdTable
 from semid_dataset.build import lineages as lineage
-from semid_dataset.cache import store
+from semid_dataset.cache import folders
+from semid_dataset.cache.cache import Cache
 from semid_dataset.config import Environment, Identity
 from semid_dataset.errors import ParentError, SemanticIdWarning
 from semid_dataset.features import FeatureMatrix
@@ -112,7 +113,7 @@ def test_a_table_published_between_look_and_write_is_not_passed_over(
     resolve_quietly(tmp_path / "base")
     write_items(tmp_path / "a", [*range(200), *range(300, 330)])
     write_items(tmp_path / "b", [*range(200), *range(400, 430)])
-    look = store.last_generation
+    look = folders.last_generation
     others = []
 
     def look_late(*args: Any) -> int:
@@ -121,7 +122,7 @@ def test_a_table_published_between_look_and_write_is_not_passed_over(
             others[0] = resolve_quietly(tmp_path / "b").to_dict()
         return look(*args)
 
-    monkeypatch.setattr(store, "last_generation", look_late)
+    monkeypatch.setattr(folders, "last_generation", look_late)
     table = resolve_quietly(tmp_path / "a")
     assert {item: table[item] for item in others[0]} == others[0]
     assert len(set(map(tuple, table.values()))) == len(table) == 260
@@ -215,13 +216,13 @@ def test_half_of_the_items_with_their_vectors_make_a_lineage_theirs(tmp_path: Pa
     vectors = vectors_of(1000)
     data = make_data(tmp_path / "data")
     born = resolve_quietly(data)
-    roots = list(store.Roots(data, None, Environment.read()))
+    cache = Cache.of(Environment.read(), data)
     identity = Identity.of(SMALL, [("81", 8)])
 
     def found(items: range, matrix: np.ndarray) -> lineage.Lineage | None:
         keys = np.array([ITEM0 + item for item in items])
         feature = FeatureMatrix("81", np.arange(len(keys)), matrix)
-        return lineage.find_lineage(roots, identity, keys, [feature], mmap=True, may_write=False)
+        return lineage.find_lineage(cache, identity, keys, [feature])
 
     mine = found(range(100, 300), np.concatenate([vectors_of(200)[100:], vectors[200:300]]))
     assert mine is not None
@@ -261,7 +262,7 @@ def test_names_of_lineages_depend_on_what_they_were_born_from() -> None:
     }
     assert len(names) == 4
     assert lineage.lineage_name(identity, "e") in names
-    assert all(store.LINEAGE_NAME.fullmatch(name) for name in names)
+    assert all(folders.LINEAGE_NAME.fullmatch(name) for name in names)
 
 
 def test_a_copied_table_under_another_name_is_not_believed(tmp_path: Path) -> None:
@@ -269,8 +270,7 @@ def test_a_copied_table_under_another_name_is_not_believed(tmp_path: Path) -> No
     data = make_data(tmp_path / "data")
     born = resolve_quietly(data)
     assert born.path is not None
-    roots = list(store.Roots(data, None, Environment.read()))
     os.link(born.path, born.path.with_name("5.safetensors"))
-    newest = lineage.newest_table(roots, born.lineage, mmap=True, may_write=True)
+    newest = Cache.of(Environment.read(), data, may_write=True).newest(born.lineage)
     assert newest is not None
     assert newest.generation == 0

@@ -24,7 +24,7 @@ from semid_dataset.build import lineages as lineage
 from semid_dataset.build.streaming import executors as engines
 from semid_dataset.build.streaming import run as scale
 from semid_dataset.build.streaming import tasks as stages
-from semid_dataset.cache import store
+from semid_dataset.cache import cache, folders
 from semid_dataset.cache.prune import find_waste
 from semid_dataset.config import Environment, SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, StoreError
@@ -150,7 +150,7 @@ def test_an_explicit_limit_counts_more_than_the_variable(tmp_path: Path) -> None
 
 
 def job_of(data_dir: Path, **options: Any) -> scale.Job:
-    root = store.Root(data_dir / "cache", data_dir)
+    root = folders.Root(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
     return scale.open_job(root, "question", source, SMALL, limit=1 << 30, engine=engines.run_here, **options)
 
@@ -275,7 +275,7 @@ def _raise(*args: Any, **options: Any) -> None:
 def test_other_settings_are_another_job(tmp_path: Path) -> None:
     """What one left does not pass for the other's; the limit alone changes nothing but the size of parts."""
     data_dir = write(tmp_path, "jsonl", *world())
-    root = store.Root(data_dir / "cache", data_dir)
+    root = folders.Root(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
 
     def folder(question: str = "q", limit: int = 1 << 30, **settings: Any) -> Path:
@@ -419,7 +419,7 @@ def test_others_may_extend_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (data_dir / "creative_emb" / f"emb_81_{DIM}").rmdir()
     write(data_dir, "jsonl", ids, vectors)
     monkeypatch.setenv("SEMID_CACHE_DIR", str(data_dir / ".semantic_ids"))
-    publish = store.publish_table
+    publish = cache.publish_table
     meanwhile: list[SemanticIdTable] = []
 
     def late(root: Any, name: str, generation: int, buffers: Any) -> bool:
@@ -428,7 +428,7 @@ def test_others_may_extend_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyP
             meanwhile[0] = generate(other)
         return publish(root, name, generation, buffers)
 
-    monkeypatch.setattr(store, "publish_table", late)
+    monkeypatch.setattr(cache, "publish_table", late)
     table = generate(data_dir, engine="local")
     assert (len(meanwhile[0]), len(table), table.generation) == (400, 600, 2)
     assert np.array_equal(table.codes(ids[:400]), meanwhile[0].codes(ids[:400]))
@@ -442,7 +442,7 @@ def test_nothing_new_publishes_nothing(tmp_path: Path) -> None:
     (tmp_path / "creative_emb" / f"emb_81_{DIM}" / "part-9").write_text("\n")
     again = generate(tmp_path, engine="local")
     assert (again.status, again.digest) == ("cached", first.digest)
-    assert len(store.generations(store.Roots(tmp_path, None, Environment.read()), first.lineage)) == 1
+    assert len(folders.generations(folders.Roots(tmp_path, None, Environment.read()), first.lineage)) == 1
 
 
 # Where it cannot be.
@@ -612,12 +612,12 @@ def test_parts_of_runs_that_never_ended_are_waste(tmp_path: Path) -> None:
     data_dir = write(tmp_path, "jsonl", *world())
     job = job_of(data_dir)
     job.read()
-    (root,) = [store.Root(data_dir / "cache", data_dir)]
-    assert find_waste([root], min_age=0) == []
+    root = folders.Root(data_dir / "cache", data_dir)
+    assert find_waste(cache.Cache([root]), min_age=0) == []
     past = time.time() - 2 * 86_400
     files = sorted(job.folder.iterdir())
     for path in files:
         os.utime(path, (past, past))
-    assert sorted(waste.path for waste in find_waste([root], min_age=0)) == files
+    assert sorted(waste.path for waste in find_waste(cache.Cache([root]), min_age=0)) == files
     os.utime(files[0])
-    assert find_waste([root], min_age=0) == []
+    assert find_waste(cache.Cache([root]), min_age=0) == []

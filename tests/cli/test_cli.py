@@ -19,7 +19,7 @@ pytest.importorskip("click", reason='the extra "cli" is missing: pip install ".[
 
 from semid_dataset import SemanticIdTable, config
 from semid_dataset import _files as files
-from semid_dataset.cache import store
+from semid_dataset.cache import cache, folders
 from semid_dataset.cli._app import run
 from semid_dataset.codec import train as training
 from semid_dataset.table.table import build_table_buffers
@@ -325,21 +325,21 @@ def test_a_report_is_written(semid: Any, world: Path, made: Path) -> None:
 # --- prune ---
 
 
-def a_used_cache(data: Path) -> tuple[store.Root, str]:
+def a_used_cache(data: Path) -> tuple[folders.Root, str]:
     """Make a lineage of two generations with all that may lie around in a cache."""
     make_data(data, 60)
     SmallDataset(data).semantic_id_dict  # noqa: B018 - reading it makes it
     write_embeddings(data, vectors_of(70))
     table = SmallDataset(data).semantic_id_dict
     assert (table.status, table.generation) == ("extended", 1)
-    root = store.Root(data / ".semantic_ids", data)
+    root = folders.Root(data / ".semantic_ids", data)
     folder = root.versioned / table.lineage
     (folder / "1.safetensors.damaged-0123456789ab").write_bytes(b"x")
     leftover = folder / ".2.safetensors.0123.tmp"
     leftover.write_bytes(b"x")
     os.utime(leftover, (time.time() - 7200,) * 2)
     (folder / ".3.safetensors.4567.tmp").write_bytes(b"somebody is writing this")
-    store.publish_table(root, "forgotten-lineage", 0, build_table_buffers(np.arange(3), np.ones((3, 3), np.uint8)))
+    cache.publish_table(root, "forgotten-lineage", 0, build_table_buffers(np.arange(3), np.ones((3, 3), np.uint8)))
     return root, table.lineage
 
 
@@ -382,8 +382,8 @@ def test_pruning_lineages_leaves_those_in_use(semid: Any, tmp_path: Path, monkey
 
 def test_pruning_keeps_the_trace_of_a_loss(semid: Any, tmp_path: Path) -> None:
     """A damaged table without any other tells the next training that IDs were lost."""
-    root = store.Root(tmp_path, tmp_path)
-    store.publish_table(root, "lost-lineage", 0, [b"nonsense"])
+    root = folders.Root(tmp_path, tmp_path)
+    cache.publish_table(root, "lost-lineage", 0, [b"nonsense"])
     aside = files.set_aside(
         root.versioned / "lost-lineage" / "0.safetensors",
         (root.versioned / "lost-lineage" / "0.safetensors").lstat().st_ino,
@@ -493,7 +493,7 @@ def test_a_data_directory_without_a_writable_cache_is_an_error_before_the_work(
     """IDs that end with the process are no answer to a command; where they are there already, none need be written."""
     data = make_data(tmp_path / "data", 60)
     with monkeypatch.context() as patch:
-        patch.setattr(store.Root, "takes_writes", lambda _: False)
+        patch.setattr(folders.Root, "takes_writes", lambda _: False)
         patch.setattr(training, "train", None)
         done = semid("generate", data, *QUICK)
         assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
@@ -501,7 +501,7 @@ def test_a_data_directory_without_a_writable_cache_is_an_error_before_the_work(
         assert "Give -o DIR" in done.err
         assert [path.name for path in data.iterdir()] == ["creative_emb"]
     assert semid("generate", data, *QUICK).code == 0
-    monkeypatch.setattr(store.Root, "takes_writes", lambda _: False)
+    monkeypatch.setattr(folders.Root, "takes_writes", lambda _: False)
     again = semid("generate", data, *QUICK)
     assert (again.code, "Nothing was written" in again.out) == (0, True)
     assert semid("generate", data, *QUICK, "--retrain").code == 3

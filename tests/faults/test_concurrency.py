@@ -33,7 +33,7 @@ from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data
 
 from semid_dataset import resolve
 from semid_dataset.build import pipeline as birth
-from semid_dataset.cache import store
+from semid_dataset.cache import cache, folders, lock
 from semid_dataset.config import Environment
 from semid_dataset.errors import GenerationError, LockTimeoutError, SemanticIdWarning
 from semid_dataset.inputs import discover as sources
@@ -116,15 +116,15 @@ def test_processes_that_all_believe_to_hold_the_lock_serve_one_table(data: Path,
 
 
 GENERATE = (
-    "import sys, time, pathlib, faultkit; from semid_dataset.cache import store\n"
+    "import sys, time, pathlib, faultkit; from semid_dataset.cache import cache, folders, lock\n"
     "root, seed, go = faultkit.root_at(pathlib.Path(sys.argv[1])), int(sys.argv[2]), pathlib.Path(sys.argv[3])\n"
     "inside = go.with_name(f'inside{seed}')\n"
     "ready = lambda: faultkit.read_digest(root) is not None\n"
     "faultkit.wait_for(go)\n"
-    "with store.take_turn(root, 'q', timeout=60, ready=ready) as turn:\n"
+    "with lock.take_turn(root, 'q', timeout=60, ready=ready) as turn:\n"
     "    if turn is not None and not ready():\n"
     "        inside.touch(); time.sleep(0.5)\n"
-    "        store.publish_table(root, faultkit.LINEAGE, 0, [faultkit.table_bytes(seed)])\n"
+    "        cache.publish_table(root, faultkit.LINEAGE, 0, [faultkit.table_bytes(seed)])\n"
     "print(faultkit.read_digest(root))\n"
 )
 
@@ -157,13 +157,13 @@ def test_a_lock_that_fails_is_done_without(tmp_path: Path, error: str) -> None:
 
 
 HOLD = (
-    "import sys, time, pathlib, faultkit; from semid_dataset.cache import store\n"
-    "with store.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), sys.argv[2], timeout=60, ready=lambda: False):\n"
+    "import sys, time, pathlib, faultkit; from semid_dataset.cache import cache, folders, lock\n"
+    "with lock.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), sys.argv[2], timeout=60, ready=lambda: False):\n"
     "    pathlib.Path(sys.argv[3]).touch(); time.sleep(float(sys.argv[4]))\n"
 )
 
 
-def hold(root: store.Root, name: str, marker: Path) -> "subprocess.Popen[str]":
+def hold(root: folders.Root, name: str, marker: Path) -> "subprocess.Popen[str]":
     child = start(HOLD, root.path, name, marker, 300)
     wait_for(marker)
     return child
@@ -198,8 +198,8 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> N
     """Row 12: a training forks (loaders do) and is killed; the child lives on and nobody waits for it."""
     root = root_at(tmp_path / "cache")
     code = (
-        "import os, sys, time, pathlib, faultkit; from semid_dataset.cache import store\n"
-        "with store.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
+        "import os, sys, time, pathlib, faultkit; from semid_dataset.cache import cache, folders, lock\n"
+        "with lock.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
         "    child = os.fork()\n"
         "    if child == 0: os.close(1), os.close(2), time.sleep(30), os._exit(0)\n"
         "    print(child, flush=True); os.kill(os.getpid(), 9)\n"
@@ -207,17 +207,17 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> N
     owner = start(code, root.path)
     child = int(owner.communicate(timeout=50)[0])
     try:
-        with store.take_turn(root, "q", timeout=10, ready=lambda: False) as turn:
+        with lock.take_turn(root, "q", timeout=10, ready=lambda: False) as turn:
             assert turn is not None
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def question_of(data: Path) -> tuple[store.Root, str]:
+def question_of(data: Path) -> tuple[folders.Root, str]:
     """Where the processes that ask for this directory's IDs meet."""
     resolution = resolve.Resolution(resolve.Ask(data, ("81",), config=SMALL), Environment.read(), may_generate=True)
     question, _ = resolution.question(sources.find_sources(data, ["81"]))
-    return next(iter(resolution.roots)), question.name
+    return next(iter(resolution.cache.folders)), question.name
 
 
 def test_an_owner_that_hangs_ends_in_default_ids_and_under_ranks_in_an_error(
@@ -225,7 +225,7 @@ def test_an_owner_that_hangs_ends_in_default_ids_and_under_ranks_in_an_error(
 ) -> None:
     """Row 13: waiting is said with the owner's name; the timeout names its setting; ranks stop."""
     root, name = question_of(data)
-    monkeypatch.setattr(store, "SAY_SECONDS", 0.3)
+    monkeypatch.setattr(lock, "SAY_SECONDS", 0.3)
     monkeypatch.setenv("SEMID_LOCK_TIMEOUT", "1.0")
     owner = hold(root, name, tmp_path / "held")
     try:
@@ -249,7 +249,7 @@ def test_waiting_is_said_every_ten_seconds() -> None:
     """Row 13: the figures that the documentation promises."""
     from semid_dataset import SemanticIdConfig
 
-    assert (store.SAY_SECONDS, SemanticIdConfig().lock_timeout) == (10.0, 300.0)
+    assert (lock.SAY_SECONDS, SemanticIdConfig().lock_timeout) == (10.0, 300.0)
 
 
 # --- long ---
@@ -420,20 +420,20 @@ def test_a_soak_of_readers_beside_writers_stays_flat(tmp_path: Path, tally: Coun
 
             child = os.fork()
             if child == 0:
-                store.publish_table(root, LINEAGE, generation, [table_bytes(seed, generation)])
+                cache.publish_table(root, LINEAGE, generation, [table_bytes(seed, generation)])
                 os._exit(0)
             if generation % 3 == 0:
                 time.sleep(0.001 * (generation % 7))
                 os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-            for old in store.generations([root], LINEAGE)[20:]:
+            for old in folders.generations([root], LINEAGE)[20:]:
                 old.path.unlink(missing_ok=True)
             time.sleep(0.02)
 
     def read(answer: Path) -> None:
         reads, first, wrong = 0, (0, 0), 0
         while not end.exists():
-            for found in store.generations([root], LINEAGE)[:3]:
+            for found in folders.generations([root], LINEAGE)[:3]:
                 digest = read_digest(root, found.generation)
                 reads += 1
                 wrong += digest is not None and digest not in allowed

@@ -21,7 +21,7 @@ from world import ITEM0, SmallMixinDataset, vectors_of, write_embeddings
 from semid_dataset import SemanticIdConfig, SemanticIdTable
 from semid_dataset.build import pipeline as birth
 from semid_dataset.build import recover as healing
-from semid_dataset.cache import store
+from semid_dataset.cache import cache
 from semid_dataset.errors import CorruptTableError, SemanticIdWarning
 from semid_dataset.format import tensors as container
 from semid_dataset.table.table import build_table_buffers
@@ -78,7 +78,7 @@ def test_a_flipped_byte_anywhere_is_found(tmp_path: Path) -> None:
         path.unlink(missing_ok=True)
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
         with pytest.raises(CorruptTableError):
-            store.open_table(path, mmap=True)
+            cache.open_table(path, mmap=True)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -178,7 +178,7 @@ def test_a_newest_table_damaged_under_load_heals_and_moves_no_id(grown: Path, tm
     def healed() -> bool:
         """Under the number that it had, or the next where it is damaged again while it heals."""
         try:
-            newest = store.open_table(tables(grown)[-1], mmap=True)
+            newest = cache.open_table(tables(grown)[-1], mmap=True)
         except (CorruptTableError, FileNotFoundError):
             return False
         return newest.generation >= born and newest.to_dict() == ids

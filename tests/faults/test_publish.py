@@ -33,32 +33,32 @@ from faultkit import (
 from world import SmallDataset
 
 from semid_dataset import resolve
-from semid_dataset.cache import store
+from semid_dataset.cache import cache, folders
 from semid_dataset.errors import SemanticIdWarning
 
 PUBLISH = (
-    "import sys, pathlib, faultkit; from semid_dataset.cache import store\n"
+    "import sys, pathlib, faultkit; from semid_dataset.cache import cache, folders, lock\n"
     "root = faultkit.root_at(pathlib.Path(sys.argv[1]))\n"
-    "try: print(store.publish_table(root, faultkit.LINEAGE, 0, [faultkit.table_bytes(int(sys.argv[2]))]))\n"
+    "try: print(cache.publish_table(root, faultkit.LINEAGE, 0, [faultkit.table_bytes(int(sys.argv[2]))]))\n"
     "except OSError as error: print('OSError', error.errno)\n"
 )
 
 
-def kill_a_publish(root: store.Root, seed: int, number: int, call: str) -> bool:
+def kill_a_publish(root: folders.Root, seed: int, number: int, call: str) -> bool:
     """Publish table `seed` in a child that gets SIGKILL as it enters `call` the nth time; whether it was killed."""
     return os.WIFSIGNALED(publish_traced(root, seed, f"trace={call}", f"inject={call}:signal=KILL:when={number}"))
 
 
-def calls_of_a_publish(root: store.Root, log: Path) -> list[tuple[str, int]]:
+def calls_of_a_publish(root: folders.Root, log: Path) -> list[tuple[str, int]]:
     """Every system call of a publish in order, as its name and how often it had come until then."""
-    store.publish_table(root, "9" * 16, 0, [table_bytes(1)])  # here too, so that no child imports what it first needs
+    cache.publish_table(root, "9" * 16, 0, [table_bytes(1)])  # here too, so that no child imports what it first needs
     assert publish_traced(root, 1, "trace=all", log=log) == 0
     names = [match[1] for line in log.read_text().splitlines() if (match := re.match(r"(\w+)\(", line))]
     first = next(k for k, name in enumerate(names) if name != "read")  # the one that waited for the tracer
     return [(name, names[first : k + 1].count(name)) for k, name in enumerate(names) if k >= first]
 
 
-def publish_traced(root: store.Root, seed: int, *expressions: str, log: Path = Path("/dev/null")) -> int:
+def publish_traced(root: folders.Root, seed: int, *expressions: str, log: Path = Path("/dev/null")) -> int:
     """Publish table `seed` in a child under strace; return its wait status."""
     ready, go = os.pipe()
     started, say = os.pipe()
@@ -67,7 +67,7 @@ def publish_traced(root: store.Root, seed: int, *expressions: str, log: Path = P
         os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
         os.read(ready, 1)
         try:
-            store.publish_table(root, LINEAGE, 0, [table_bytes(seed)])
+            cache.publish_table(root, LINEAGE, 0, [table_bytes(seed)])
         finally:
             os._exit(0)
     os.read(started, 1)
@@ -91,7 +91,7 @@ def publish_traced(root: store.Root, seed: int, *expressions: str, log: Path = P
 class Readers:
     """Threads that read without pause and note every digest they see."""
 
-    def __init__(self, root: store.Root, count: int = 2) -> None:
+    def __init__(self, root: folders.Root, count: int = 2) -> None:
         self.seen: Counter[str | None] = Counter()
         self.failures: list[BaseException] = []
         self._root, self._end = root, threading.Event()
@@ -125,7 +125,7 @@ def test_a_publish_killed_at_its_decisive_calls_leaves_a_miss_or_a_hit(tmp_path:
     assert kill_a_publish(root, 1, 1, call)
     found = read_digest(root)
     assert found == (digest_of(1) if call.startswith("unlink") else None)
-    store.publish_table(root, LINEAGE, 0, [table_bytes(2)])
+    cache.publish_table(root, LINEAGE, 0, [table_bytes(2)])
     assert read_digest(root) == (digest_of(1) if found else digest_of(2))
 
 
@@ -143,7 +143,7 @@ def test_a_publish_killed_at_every_call_leaves_a_miss_or_a_hit(tmp_path: Path, t
             with Readers(root) as readers:
                 killed = kill_a_publish(root, 1, number, name)
                 found = read_digest(root)
-                store.publish_table(root, LINEAGE, 0, [table_bytes(2)])
+                cache.publish_table(root, LINEAGE, 0, [table_bytes(2)])
                 healed = read_digest(root)
             tally["runs"] += 1
             tally["faults injected"] += killed
@@ -172,14 +172,14 @@ def loop_device(image: Path, folder: Path) -> Iterator[Path]:
         yield folder
 
 
-def read_after_power_loss(image: Path, tmp_path: Path, cache: str = "cache") -> tuple[str | None, list[str]]:
+def read_after_power_loss(image: Path, tmp_path: Path, folder_name: str = "cache") -> tuple[str | None, list[str]]:
     copy = tmp_path / "copy.img"
     shutil.copy(image, copy)
     with loop_device(copy, tmp_path / "after") as folder:
-        root = root_at(folder / cache)
+        root = root_at(folder / folder_name)
         found = read_digest(root)
-        names = [path.name for path in (folder / cache / "v1" / LINEAGE).glob("*")]
-        store.publish_table(root, LINEAGE, 0, [table_bytes(2)])
+        names = [path.name for path in (folder / folder_name / "v1" / LINEAGE).glob("*")]
+        cache.publish_table(root, LINEAGE, 0, [table_bytes(2)])
         assert read_digest(root) == (found or digest_of(2))
     copy.unlink()
     return found, names
@@ -189,7 +189,7 @@ def test_what_was_published_survives_a_power_loss(tmp_path: Path) -> None:
     """Row 5: file and name were synced before anybody was told."""
     image = tmp_path / "disk.img"
     with loop_device(image, tmp_path / "disk") as folder:
-        store.publish_table(root_at(folder / "cache"), LINEAGE, 0, [table_bytes(1)])
+        cache.publish_table(root_at(folder / "cache"), LINEAGE, 0, [table_bytes(1)])
         found, names = read_after_power_loss(image, tmp_path)
     assert found == digest_of(1)
     assert "0.safetensors" in names
@@ -243,10 +243,10 @@ def test_a_full_disk_publishes_nothing(tmp_path: Path, options: str) -> None:
                     file.write(bytes(4096))
                     file.flush()
         with pytest.raises(OSError):  # noqa: PT011
-            store.publish_table(root, LINEAGE, 0, [table_bytes(1, items=20_000)])
+            cache.publish_table(root, LINEAGE, 0, [table_bytes(1, items=20_000)])
         assert [path.name for path in root.folder(LINEAGE).iterdir()] == []
         filler.unlink()
-        assert store.publish_table(root, LINEAGE, 0, [table_bytes(1)])
+        assert cache.publish_table(root, LINEAGE, 0, [table_bytes(1)])
         assert read_digest(root) == digest_of(1)
 
 

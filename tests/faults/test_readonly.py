@@ -15,7 +15,7 @@ from faultkit import LINEAGE, TESTS, need, need_root, need_strace, read_only, ro
 from world import ITEM0, SmallDataset
 
 from semid_dataset import SemanticIdTable
-from semid_dataset.cache import store
+from semid_dataset.cache import cache
 from semid_dataset.errors import SemanticIdWarning
 from semid_dataset.table.table import build_table_buffers
 
@@ -153,7 +153,7 @@ def open_to_all(folder: Path) -> None:
 def test_a_lock_of_another_user_does_not_stop_reading_or_generating(tmp_path: Path, mode: int) -> None:
     """Row 11: reading needs no lock; generating goes on without one, with a warning."""
     root = root_at(tmp_path / "cache")
-    store.publish_table(root, LINEAGE, 0, [table_bytes(1)])
+    cache.publish_table(root, LINEAGE, 0, [table_bytes(1)])
     lock = root.folder("locks", create=True) / "q.lock"
     lock.touch(0o644)
     for folder in (root.versioned, lock.parent, root.folder(LINEAGE)):
@@ -161,12 +161,12 @@ def test_a_lock_of_another_user_does_not_stop_reading_or_generating(tmp_path: Pa
     open_to_all(root.folder(LINEAGE))
     open_to_all(lock.parent)
     code = (
-        "import os, sys, pathlib, warnings, faultkit; from semid_dataset.cache import store\n"
+        "import os, sys, pathlib, warnings, faultkit; from semid_dataset.cache import cache, folders, lock\n"
         "assert os.geteuid() == 65534\n"
         "root = faultkit.root_at(pathlib.Path(sys.argv[1])); print(faultkit.read_digest(root))\n"
         "with warnings.catch_warnings(record=True) as seen:\n"
         "    warnings.simplefilter('always')\n"
-        "    with store.take_turn(root, 'q', timeout=5, ready=lambda: False) as turn: turn.beat()\n"
+        "    with lock.take_turn(root, 'q', timeout=5, ready=lambda: False) as turn: turn.beat()\n"
         "print(*[warning.message for warning in seen])\n"
     )
     done = as_nobody(code, root.path)

@@ -47,7 +47,8 @@ from semid_dataset.build.streaming.tasks import (
     task_file,
     write_file,
 )
-from semid_dataset.cache import store
+from semid_dataset.cache.folders import JOBS, Root
+from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.features import FeatureMatrix
@@ -114,9 +115,7 @@ def _bytes_of(sources: Sequence[FeatureSource]) -> int:
     return taken
 
 
-def open_array_job(
-    root: store.Root, path: Path, ids: str | Path, config: SemanticIdConfig, *, limit: int
-) -> "Job | None":
+def open_array_job(root: Root, path: Path, ids: str | Path, config: SemanticIdConfig, *, limit: int) -> "Job | None":
     """
     Return the job of a matrix in an .npy file; None where it is better read into memory.
 
@@ -151,7 +150,7 @@ def open_array_job(
 
 
 def open_job(
-    root: store.Root,
+    root: Root,
     question: str,
     source: FeatureSource,
     config: SemanticIdConfig,
@@ -180,7 +179,7 @@ def open_job(
     sampled = int(min(MOST_SAMPLED, max(LEAST_SAMPLED, limit // (TRAINING_COPIES * row))))
     rows_per_part = max(LEAST_PART, min(PART_BYTES, limit // 16) // row)
     named = json.dumps([LAYOUT, question, settings, sampled, rows_per_part, [str(path) for path in source.files]])
-    folder = root.folder(store.JOBS, hashlib.sha256(named.encode()).hexdigest()[:32], create=True)
+    folder = root.folder(JOBS, hashlib.sha256(named.encode()).hexdigest()[:32], create=True)
     return Job(folder, source, config.seed, sampled, rows_per_part, limit, engine or run_processes, beat)
 
 
@@ -639,7 +638,7 @@ def train_table(
     config: SemanticIdConfig,
     identity: Identity,
     name: str,
-    turn: store.Turn,
+    turn: Turn,
     started: float,
 ) -> list[Any]:
     """
@@ -700,9 +699,7 @@ def train_table(
     return build_table_buffers(ids, codes, info=info, weights=weights)
 
 
-def choose_basis(
-    embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, turn: store.Turn
-) -> str:
+def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, turn: Turn) -> str:
     """
     Have the codebooks ready that all parts are encoded with: those of `base`, which is extended, or new ones.
 
@@ -742,9 +739,7 @@ class Extension:
         StoreError: the cache has no room for the work.
     """
 
-    def __init__(
-        self, embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable, turn: store.Turn
-    ) -> None:
+    def __init__(self, embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable, turn: Turn) -> None:
         job: Job = embeddings.stream
         basis = choose_basis(embeddings, config, base, turn)
         tell("encoding")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semid_dataset.cache import store
+from semid_dataset.cache import cache, entries, fingerprint, folders, lock
 from semid_dataset.config import Environment, Identity, SemanticIdConfig
 from semid_dataset.errors import CorruptTableError, LockTimeoutError, SemanticIdWarning, StoreError
 from semid_dataset.table.table import build_table_buffers
@@ -27,8 +27,8 @@ def environment(**variables: str) -> Environment:
     return Environment.read(variables)
 
 
-def root_at(path: Path) -> store.Root:
-    return store.Root(path, path)
+def root_at(path: Path) -> folders.Root:
+    return folders.Root(path, path)
 
 
 def a_table(seed: int = 0, generation: int = 0) -> list:
@@ -37,7 +37,7 @@ def a_table(seed: int = 0, generation: int = 0) -> list:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> store.Root:
+def root(tmp_path: Path) -> folders.Root:
     return root_at(tmp_path / "cache")
 
 
@@ -51,8 +51,8 @@ def stamped(tmp_path: Path) -> Path:
     return path
 
 
-def question_of(path: Path) -> store.Question:
-    return store.Question("ids", IDENTITY, (store.FileStamp.of(path, path.parent),))
+def question_of(path: Path) -> fingerprint.Question:
+    return fingerprint.Question("ids", IDENTITY, (fingerprint.FileStamp.of(path, path.parent),))
 
 
 # --- roots ---
@@ -61,7 +61,7 @@ def question_of(path: Path) -> store.Question:
 def test_roots_are_read_in_the_documented_order(tmp_path: Path) -> None:
     """The user's own cache comes last."""
     env = environment(SEMID_CACHE_DIR=str(tmp_path / "b"), USER_CACHE_PATH=str(tmp_path / "c"))
-    roots = list(store.Roots(tmp_path / "data", tmp_path / "a", env))
+    roots = list(folders.Roots(tmp_path / "data", tmp_path / "a", env))
     assert [root.path for root in roots[:4]] == [
         tmp_path / "a",
         tmp_path / "b",
@@ -76,40 +76,40 @@ def test_the_first_root_that_really_takes_a_write_is_written(tmp_path: Path) -> 
     blocked = tmp_path / "a"
     blocked.write_text("not a folder")
     roots = [root_at(blocked), root_at(tmp_path / "b")]
-    assert store.writable_root(roots) == roots[1]
-    assert store.writable_root(roots[:1]) is None
+    assert folders.writable_root(roots) == roots[1]
+    assert folders.writable_root(roots[:1]) is None
 
 
 def test_looking_for_roots_creates_nothing(tmp_path: Path) -> None:
     """A reader leaves no trace."""
-    roots = list(store.Roots(tmp_path / "data", tmp_path / "a", environment()))
-    assert store.lineages(roots) == []
-    assert store.generations(roots, LINEAGE) == []
+    roots = list(folders.Roots(tmp_path / "data", tmp_path / "a", environment()))
+    assert folders.lineages(roots) == []
+    assert folders.generations(roots, LINEAGE) == []
     assert list(tmp_path.iterdir()) == []
 
 
 # --- tables ---
 
 
-def test_a_published_table_is_found_and_opened_once(root: store.Root) -> None:
+def test_a_published_table_is_found_and_opened_once(root: folders.Root) -> None:
     """Within a process every file is mapped and checked once."""
-    assert store.publish_table(root, LINEAGE, 0, a_table()) is True
-    assert store.publish_table(root, LINEAGE, 0, a_table(1)) is False
-    (found,) = store.generations([root], LINEAGE)
-    assert store.open_table(found.path, mmap=True) is store.open_table(found.path, mmap=True)
-    assert store.lineages([root]) == [LINEAGE]
+    assert cache.publish_table(root, LINEAGE, 0, a_table()) is True
+    assert cache.publish_table(root, LINEAGE, 0, a_table(1)) is False
+    (found,) = folders.generations([root], LINEAGE)
+    assert cache.open_table(found.path, mmap=True) is cache.open_table(found.path, mmap=True)
+    assert folders.lineages([root]) == [LINEAGE]
 
 
 def test_the_newest_generation_comes_first_and_reading_order_breaks_ties(tmp_path: Path) -> None:
     """Two roots may hold the same generation; the second is a copy to heal from."""
     first, second = root_at(tmp_path / "a"), root_at(tmp_path / "b")
     for root, generation in ((first, 0), (second, 0), (second, 10), (second, 9)):
-        store.publish_table(root, LINEAGE, generation, a_table(generation=generation))
-    found = store.generations([first, second], LINEAGE)
+        cache.publish_table(root, LINEAGE, generation, a_table(generation=generation))
+    found = folders.generations([first, second], LINEAGE)
     assert [(table.generation, table.root) for table in found] == [(10, second), (9, second), (0, first), (0, second)]
 
 
-def test_foreign_files_in_a_lineage_are_not_tables(root: store.Root) -> None:
+def test_foreign_files_in_a_lineage_are_not_tables(root: folders.Root) -> None:
     """Temporary, damaged and hand-placed files are passed over."""
     folder = root.folder(LINEAGE, create=True)
     for name in (
@@ -121,20 +121,20 @@ def test_foreign_files_in_a_lineage_are_not_tables(root: store.Root) -> None:
         "٣.safetensors",
     ):
         (folder / name).touch()
-    assert store.generations([root], LINEAGE) == []
+    assert folders.generations([root], LINEAGE) == []
 
 
-def test_a_damaged_table_is_refused(root: store.Root) -> None:
+def test_a_damaged_table_is_refused(root: folders.Root) -> None:
     """Existence is not validity."""
-    store.publish_table(root, LINEAGE, 0, a_table())
+    cache.publish_table(root, LINEAGE, 0, a_table())
     path = root.folder(LINEAGE) / "0.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CorruptTableError):
-        store.open_table(path, mmap=True)
+        cache.open_table(path, mmap=True)
 
 
 @pytest.mark.parametrize("place", ["v1", f"v1/{LINEAGE}", "v1/memo"])
-def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: store.Root, place: str) -> None:
+def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: folders.Root, place: str) -> None:
     """Whoever may write into a shared cache must not send our files elsewhere."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -142,10 +142,10 @@ def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: store.Root, place:
     link.parent.mkdir(parents=True)
     link.symlink_to(elsewhere)
     if place.endswith("memo"):
-        store.Memo(LINEAGE, 0, "d").note([root], store.Question("ids", IDENTITY, ()), {})
+        entries.Memo(LINEAGE, 0, "d").note([root], fingerprint.Question("ids", IDENTITY, ()), {})
     else:
         with pytest.raises(StoreError, match="not a folder"):
-            store.publish_table(root, LINEAGE, 0, a_table())
+            cache.publish_table(root, LINEAGE, 0, a_table())
     assert list(elsewhere.iterdir()) == []
 
 
@@ -153,14 +153,14 @@ def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: store.Root, place:
 
 
 def test_a_memo_is_recalled_without_reading_the_files(
-    root: store.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch
+    root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """stat is enough while device, inode and times are those noted."""
-    memo = store.Memo(LINEAGE, 3, "digest")
+    memo = entries.Memo(LINEAGE, 3, "digest")
     memo.note([root], question_of(stamped), {})
     for digest in ("digest", "sampled_digest"):
-        monkeypatch.setattr(store.FileStamp, digest, lambda self: pytest.fail("a file was read"))
-    assert store.Memo.recall([root], question_of(stamped), renew=True) == memo
+        monkeypatch.setattr(fingerprint.FileStamp, digest, lambda self: pytest.fail("a file was read"))
+    assert entries.Memo.recall([root], question_of(stamped), renew=True) == memo
 
 
 def test_the_question_changes_with_every_part_of_it(stamped: Path) -> None:
@@ -183,9 +183,9 @@ def test_the_question_changes_with_every_part_of_it(stamped: Path) -> None:
     assert replace(base, stamps=(replace(stamp, inode=1, ctime_ns=1, device=1, seen_ns=1),)).name == base.name
 
 
-def test_another_inode_with_the_same_blocks_is_accepted_and_noted(root: store.Root, stamped: Path) -> None:
+def test_another_inode_with_the_same_blocks_is_accepted_and_noted(root: folders.Root, stamped: Path) -> None:
     """Containers see other inodes; the next look is cheap again."""
-    memo = store.Memo(LINEAGE, 0, "digest")
+    memo = entries.Memo(LINEAGE, 0, "digest")
     memo.note([root], question_of(stamped), {})
     status = stamped.stat()
     content = stamped.read_bytes()
@@ -193,79 +193,79 @@ def test_another_inode_with_the_same_blocks_is_accepted_and_noted(root: store.Ro
     stamped.write_bytes(content)
     os.utime(stamped, ns=(status.st_atime_ns, status.st_mtime_ns))
     question = question_of(stamped)
-    assert store.Memo.recall([root], question, renew=True) == memo
+    assert entries.Memo.recall([root], question, renew=True) == memo
     noted = json.loads((root.folder("memo") / f"{question.name}.json").read_text())
     assert len(noted["files"][0]["places"]) == 2
 
 
 @pytest.mark.parametrize("where", [0, 500_000, 1_048_575])
-def test_other_content_of_the_same_size_and_time_is_noticed(root: store.Root, stamped: Path, where: int) -> None:
+def test_other_content_of_the_same_size_and_time_is_noticed(root: folders.Root, stamped: Path, where: int) -> None:
     """Sampled blocks reach from the first byte to the last."""
-    store.Memo(LINEAGE, 0, "digest").note([root], question_of(stamped), {})
+    entries.Memo(LINEAGE, 0, "digest").note([root], question_of(stamped), {})
     status = stamped.stat()
     content = bytearray(stamped.read_bytes())
     content[where // 16_644 * 16_644 if where not in (0, 1_048_575) else where] ^= 1
     stamped.rename(stamped.with_name("kept"))
     stamped.write_bytes(content)
     os.utime(stamped, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert store.Memo.recall([root], question_of(stamped), renew=False) is None
+    assert entries.Memo.recall([root], question_of(stamped), renew=False) is None
 
 
-def test_a_file_that_was_too_fresh_is_hashed_before_it_is_trusted(root: store.Root, stamped: Path) -> None:
+def test_a_file_that_was_too_fresh_is_hashed_before_it_is_trusted(root: folders.Root, stamped: Path) -> None:
     """Within two seconds a change can leave the time as it was."""
     stamped.write_bytes(b"a" * 200_000)
     question = question_of(stamped)
-    store.Memo(LINEAGE, 0, "digest").note([root], question, {})
+    entries.Memo(LINEAGE, 0, "digest").note([root], question, {})
     with stamped.open("r+b") as file:  # between two sampled blocks, time and inode kept
         file.seek(4096 + 100)
         file.write(b"b")
     (stamp,) = question.stamps
     os.utime(stamped, ns=(stamp.mtime_ns, stamp.mtime_ns))
-    assert store.Memo.recall([root], question_of(stamped), renew=True) is None
+    assert entries.Memo.recall([root], question_of(stamped), renew=True) is None
 
 
-def test_a_fresh_file_that_stayed_is_trusted_from_then_on(root: store.Root, stamped: Path) -> None:
+def test_a_fresh_file_that_stayed_is_trusted_from_then_on(root: folders.Root, stamped: Path) -> None:
     """Hashing it once is enough."""
     stamped.write_bytes(b"a" * 100)
-    memo = store.Memo(LINEAGE, 0, "digest")
+    memo = entries.Memo(LINEAGE, 0, "digest")
     memo.note([root], question_of(stamped), {})
     then = time.time_ns()
     os.utime(stamped, ns=(then, stamped.stat().st_mtime_ns))
     question = question_of(stamped)
-    later = store.FileStamp(**{**question.stamps[0].__dict__, "seen_ns": then + 10 * store.FRESH_NS})
-    question = store.Question("ids", IDENTITY, (later,))
-    assert store.Memo.recall([root], question, renew=True) == memo
+    later = fingerprint.FileStamp(**{**question.stamps[0].__dict__, "seen_ns": then + 10 * fingerprint.FRESH_NS})
+    question = fingerprint.Question("ids", IDENTITY, (later,))
+    assert entries.Memo.recall([root], question, renew=True) == memo
     noted = json.loads((root.folder("memo") / f"{question.name}.json").read_text())
     assert noted["files"][0]["fresh"] is False
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"lineage": 1}', "\0" * 100, '{"files": [], "lineage": "x"}'])
-def test_a_torn_memo_is_a_miss(root: store.Root, stamped: Path, content: str) -> None:
+def test_a_torn_memo_is_a_miss(root: folders.Root, stamped: Path, content: str) -> None:
     """Power may fail while it is written; it is not worth a sync."""
     question = question_of(stamped)
     (root.folder("memo", create=True) / f"{question.name}.json").write_text(content)
-    assert store.Memo.recall([root], question, renew=False) is None
+    assert entries.Memo.recall([root], question, renew=False) is None
 
 
-def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: store.Root, tmp_path: Path) -> None:
+def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: folders.Root, tmp_path: Path) -> None:
     """Links to it are the same directory."""
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert store.last_served([root], tmp_path / "data") is None
-    store.note_served([root], tmp_path / "data", LINEAGE)
-    assert store.last_served([root], tmp_path / "link") == LINEAGE
+    assert entries.last_served([root], tmp_path / "data") is None
+    entries.note_served([root], tmp_path / "data", LINEAGE)
+    assert entries.last_served([root], tmp_path / "link") == LINEAGE
 
 
 # --- the lock ---
 
 
 @pytest.fixture
-def holder(root: store.Root) -> Iterator[subprocess.Popen[bytes]]:
+def holder(root: folders.Root) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the lock "q" until it is ended."""
     code = (
-        "import sys, time, pathlib; from semid_dataset.cache import store\n"
-        "path = pathlib.Path(sys.argv[1]); root = store.Root(path, path)\n"
-        "with store.take_turn(root, 'q', timeout=60, ready=lambda: False) as turn:\n"
+        "import sys, time, pathlib; from semid_dataset.cache import cache, folders, lock\n"
+        "path = pathlib.Path(sys.argv[1]); root = folders.Root(path, path)\n"
+        "with lock.take_turn(root, 'q', timeout=60, ready=lambda: False) as turn:\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(root.path)], stdout=subprocess.PIPE)
@@ -277,42 +277,45 @@ def holder(root: store.Root) -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.close()
 
 
-def test_a_waiter_leaves_when_the_answer_is_there(root: store.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_a_waiter_leaves_when_the_answer_is_there(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
     """It need not wait for the lock itself."""
-    with store.take_turn(root, "q", timeout=60, ready=lambda: True) as turn:
+    with lock.take_turn(root, "q", timeout=60, ready=lambda: True) as turn:
         assert turn is None
 
 
-def test_a_waiter_takes_over_when_the_owner_dies(root: store.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_a_waiter_takes_over_when_the_owner_dies(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
     """The kernel frees the lock of a dead process."""
     os.kill(holder.pid, signal.SIGKILL)
-    with store.take_turn(root, "q", timeout=30, ready=lambda: False) as turn:
+    with lock.take_turn(root, "q", timeout=30, ready=lambda: False) as turn:
         assert turn is not None
 
 
-def test_an_owner_without_progress_is_given_up_by_name(root: store.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_an_owner_without_progress_is_given_up_by_name(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
     """The error names the process and the setting."""
     os.kill(holder.pid, signal.SIGSTOP)
     try:
         with pytest.raises(LockTimeoutError, match=rf"process {holder.pid} on .*SEMID_LOCK_TIMEOUT"):  # noqa: SIM117
-            with store.take_turn(root, "q", timeout=0.5, ready=lambda: False):
+            with lock.take_turn(root, "q", timeout=0.5, ready=lambda: False):
                 pass
     finally:
         os.kill(holder.pid, signal.SIGCONT)
 
 
 def test_waiting_is_said_with_the_owner(
-    root: store.Root, holder: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: folders.Root,
+    holder: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Who reads the log knows whom to look at."""
-    monkeypatch.setattr(store, "SAY_SECONDS", 0.2)
+    monkeypatch.setattr(lock, "SAY_SECONDS", 0.2)
     with caplog.at_level("INFO", "semid_dataset"), pytest.raises(LockTimeoutError):  # noqa: SIM117
-        with store.take_turn(root, "q", timeout=0.8, ready=lambda: False):
+        with lock.take_turn(root, "q", timeout=0.8, ready=lambda: False):
             pass
     assert f"Waiting for process {holder.pid}" in caplog.text
 
 
-def test_progress_of_the_owner_keeps_the_others_waiting(root: store.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_progress_of_the_owner_keeps_the_others_waiting(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
     """Only silence ends the wait."""
     beats = iter(range(40))
     owner = root.folder("locks") / "q.owner"
@@ -324,13 +327,13 @@ def test_progress_of_the_owner_keeps_the_others_waiting(root: store.Root, holder
         owner.write_text(json.dumps({"pid": 1, "host": "h", "beats": number}))
         return False
 
-    with store.take_turn(root, "q", timeout=1.5, ready=answer_after_forty_looks) as turn:
+    with lock.take_turn(root, "q", timeout=1.5, ready=answer_after_forty_looks) as turn:
         assert turn is None
 
 
 @pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP", "EIO", "ESTALE", "ENOSYS"])
 def test_a_lock_that_fails_is_warned_about_and_done_without(
-    root: store.Root, monkeypatch: pytest.MonkeyPatch, error: str
+    root: folders.Root, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
     """Correctness never rests on it, and no marker file is left behind."""
     import errno
@@ -341,13 +344,13 @@ def test_a_lock_that_fails_is_warned_about_and_done_without(
 
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.warns(SemanticIdWarning, match="without it"):  # noqa: SIM117
-        with store.take_turn(root, "q", timeout=5, ready=lambda: False) as turn:
+        with lock.take_turn(root, "q", timeout=5, ready=lambda: False) as turn:
             assert turn is not None
     assert {path.name for path in root.folder("locks").iterdir()} <= {"q.lock", "q.owner"}
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-def test_something_else_at_the_locks_path_is_done_without(root: store.Root, tmp_path: Path, kind: str) -> None:
+def test_something_else_at_the_locks_path_is_done_without(root: folders.Root, tmp_path: Path, kind: str) -> None:
     """It is neither followed nor waited for."""
     path = root.folder("locks", create=True) / "q.lock"
     if kind == "link":
@@ -357,14 +360,14 @@ def test_something_else_at_the_locks_path_is_done_without(root: store.Root, tmp_
     else:
         path.mkdir()
     with pytest.warns(SemanticIdWarning, match="without it"):  # noqa: SIM117
-        with store.take_turn(root, "q", timeout=5, ready=lambda: False) as turn:
+        with lock.take_turn(root, "q", timeout=5, ready=lambda: False) as turn:
             assert turn is not None
     assert not (tmp_path / "target").exists()
 
 
-def _hold_in_turn(root: store.Root, marker: Path, failures: Path) -> None:
+def _hold_in_turn(root: folders.Root, marker: Path, failures: Path) -> None:
     for _ in range(20):
-        with store.take_turn(root, "q", timeout=60, ready=lambda: False):
+        with lock.take_turn(root, "q", timeout=60, ready=lambda: False):
             try:
                 marker.mkdir()  # fails if another process is inside
                 time.sleep(0.001)
@@ -373,7 +376,7 @@ def _hold_in_turn(root: store.Root, marker: Path, failures: Path) -> None:
                 failures.touch()
 
 
-def test_one_process_at_a_time(root: store.Root, tmp_path: Path) -> None:
+def test_one_process_at_a_time(root: folders.Root, tmp_path: Path) -> None:
     """An occupancy marker would show two."""
     context = multiprocessing.get_context("fork")
     arguments = (root, tmp_path / "inside", tmp_path / "failed")
@@ -390,6 +393,6 @@ def test_one_process_at_a_time(root: store.Root, tmp_path: Path) -> None:
 
 def test_without_a_root_there_is_no_waiting() -> None:
     """IDs then stay in memory, so there is nothing to meet at."""
-    with store.take_turn(None, "q", timeout=1, ready=lambda: False) as turn:
+    with lock.take_turn(None, "q", timeout=1, ready=lambda: False) as turn:
         assert turn is not None
         turn.beat()

@@ -1,0 +1,146 @@
+"""
+Where tables lie: the folders of the cache, and which files in them are tables.
+
+A **root** is a cache folder. Roots are read in order, all of them; the first that really takes a
+write is written. Below a root:
+
+    v1/<lineage>/<n>.safetensors     table n of a lineage; published once, never changed
+    v1/memo/<question>.json          which table answered a question, so that a warm start reads no embeddings
+    v1/served/<folder>.json          which lineage last served a data directory
+    v1/locks/<question>.lock, .owner who generates, and how far they are
+    v1/jobs/<job>/                   finished parts of what is made of more than memory holds, until it is published
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from semid_dataset import _files as files
+from semid_dataset._messages import logger
+from semid_dataset.config import Environment
+
+__all__ = ["Found", "Root", "Roots", "generations", "last_generation", "lineages", "writable_root"]
+
+VERSION = "v1"
+JOBS = "jobs"  # folder of what is made part by part, see `build.streaming`
+TABLE_NAME = re.compile(r"(0|[1-9][0-9]{0,8})\.safetensors")
+LINEAGE_NAME = re.compile(r"[0-9a-z][0-9a-z-]{7,100}")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A cache folder; `base` is the part of its path that belongs to the user and may be reached through links."""
+
+    path: Path
+    base: Path
+
+    @property
+    def versioned(self) -> Path:
+        """The folder that holds everything of this format."""
+        return self.path / VERSION
+
+    def folder(self, *parts: str, create: bool = False) -> Path:
+        """
+        Return a folder below the root.
+
+        Raises:
+            StoreError: a link or a file is in its way.
+            FileNotFoundError, OSError: it is not there, or cannot be made.
+        """
+        return files.real_folder(self.versioned.joinpath(*parts), self.base, create=create)
+
+    def takes_writes(self) -> bool:
+        """Try a write: permission bits say nothing about root, read-only mounts and quotas."""
+        try:
+            files.try_write(self.folder(create=True))
+            return True
+        except OSError as error:
+            logger.debug("cache folder %s takes no writes: %s", self.path, error)
+            return False
+
+
+class Roots:
+    """
+    The cache folders in reading order.
+
+    The user's own cache comes last and is looked up only when it is reached: a warm start has found
+    its table by then, and platformdirs takes as long to import as the whole of it.
+    """
+
+    def __init__(self, data_dir: Path | None, cache_dir: Path | None, environment: Environment) -> None:
+        named = []
+        if cache_dir is not None:
+            named.append(Root(cache_dir, cache_dir))
+        if environment.cache_dir is not None:
+            named.append(Root(Path(environment.cache_dir), Path(environment.cache_dir)))
+        if data_dir is not None:
+            named.append(Root(data_dir / ".semantic_ids", data_dir))
+        if environment.user_cache_path is not None:
+            shared = Path(environment.user_cache_path)
+            named.append(Root(shared / "semantic_ids", shared))
+        self._named = named
+
+    def __iter__(self) -> Iterator[Root]:
+        yield from self._named
+        import platformdirs
+
+        own = Path(platformdirs.user_cache_dir("semid_dataset", appauthor=False))
+        yield Root(own, own.parent)
+
+
+def writable_root(roots: Iterable[Root]) -> Root | None:
+    """Return the first root that takes a write."""
+    return next((root for root in roots if root.takes_writes()), None)
+
+
+# --- which files are tables ---
+
+
+@dataclass(frozen=True)
+class Found:
+    """A table file of a lineage: its generation, where it lies, in which root."""
+
+    generation: int
+    path: Path
+    root: Root
+
+
+def lineages(roots: Iterable[Root]) -> list[str]:
+    """Return the names of all lineages in all roots, sorted."""
+    names: set[str] = set()
+    for root in roots:
+        with suppress(OSError):
+            names.update(entry.name for entry in os.scandir(root.folder()) if LINEAGE_NAME.fullmatch(entry.name))
+    return sorted(names)
+
+
+def generations(roots: Iterable[Root], lineage: str) -> list[Found]:
+    """Return the table files of a lineage in all roots, newest first; copies of one generation in reading order."""
+    found: list[Found] = []
+    for root in roots:
+        try:
+            folder = root.folder(lineage)
+            names = [path.name for path in folder.iterdir()]
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            logger.debug("cache folder %s cannot be read: %s", root.path, error)
+            continue
+        for name in names:
+            if match := TABLE_NAME.fullmatch(name):
+                found.append(Found(int(match[1]), folder / name, root))
+    return sorted(found, key=lambda table: -table.generation)  # stable: copies stay in reading order
+
+
+def last_generation(roots: Iterable[Root], lineage: str) -> int:
+    """Return the highest generation of which there is a file, readable, damaged or set aside; -1 if there is none."""
+    last = -1
+    for root in roots:
+        with suppress(OSError):
+            for path in root.folder(lineage).iterdir():
+                if match := TABLE_NAME.match(path.name):
+                    last = max(last, int(match[1]))
+    return last

@@ -1,0 +1,134 @@
+"""
+How processes meet: one generates, the others wait for what it publishes.
+
+The lock saves work and nothing else: files are published first-wins (see `_files`), so two writers
+that both believe to hold it waste time and never disagree. Lock files stay: unlinking one lets two
+processes hold "the" lock.
+"""
+
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from semid_dataset import _files as files
+from semid_dataset._messages import degrade, tell
+from semid_dataset.cache.folders import Root
+from semid_dataset.errors import LockTimeoutError, StoreError
+
+__all__ = ["Turn", "take_turn"]
+
+POLL_SECONDS = 0.1
+SAY_SECONDS = 10.0
+BEAT_SECONDS = 1.0
+
+
+class Turn:
+    """
+    One process's turn at generating.
+
+    `beat()` tells the others that work goes on; call it whenever some of it is done.
+    """
+
+    def __init__(self, owner_file: Path | None) -> None:
+        self._owner_file = owner_file
+        self._last_beat = 0.0
+        self._beats = 0
+
+    def beat(self) -> None:
+        """Say that there was progress; at most once a second it reaches the disk."""
+        now = time.monotonic()
+        if self._owner_file is None or now - self._last_beat < BEAT_SECONDS:
+            return
+        self._last_beat = now
+        self._beats += 1
+        owner = {"host": os.uname().nodename, "pid": os.getpid(), "beats": self._beats, "time": time.time()}
+        with suppress(OSError):  # the others see an older beat: they may stop waiting, nothing worse
+            files.replace_file(self._owner_file, [json.dumps(owner).encode()], sync=False)
+
+
+@contextmanager
+def take_turn(root: Root | None, name: str, *, timeout: float, ready: Callable[[], bool]) -> Iterator[Turn | None]:
+    """
+    Wait until this process may generate, or until there is no need to.
+
+    Args:
+        root: where the lock lies; None where no cache takes a write: no waiting then.
+        name: of the question, so that those who ask the same meet here.
+        timeout: seconds without progress of the owner after which waiting ends.
+        ready: tells whether the answer has become visible meanwhile; asked ten times a second.
+
+    Yields:
+        A turn, or None if `ready()` became true while another process held the lock.
+
+    Raises:
+        LockTimeoutError: the owner makes no progress.
+    """
+    if root is None:
+        yield Turn(None)
+        return
+    import filelock  # 40 ms: only where something is generated
+
+    folder = root.folder("locks", create=True)
+    path, owner_file = folder / f"{name}.lock", folder / f"{name}.owner"
+    wait = _Wait(owner_file, timeout, ready)
+    # Without the soft fallback: where flock is missing, a marker file that outlives a kill would block everyone.
+    lock = filelock.UnixFileLock(path, fallback_to_soft=False, thread_local=False)
+    try:
+        if path.is_symlink() or (path.exists() and not stat.S_ISREG(path.lstat().st_mode)):
+            raise StoreError(f"'{path}' is not a regular file")
+        lock.acquire(timeout=-1, poll_interval=POLL_SECONDS, cancel_check=wait.over)
+    except filelock.Timeout:
+        if wait.served:
+            yield None
+            return
+        raise LockTimeoutError(
+            f"{wait.owner} holds '{path}' and has made no progress for {timeout:g} s. Nothing was changed. "
+            "End that process, or wait longer: lock_timeout of SemanticIdConfig, or SEMID_LOCK_TIMEOUT (seconds)."
+        ) from None
+    except OSError as error:
+        degrade("unlocked", path=path, error=error)
+        yield Turn(owner_file)
+        return
+    try:
+        turn = Turn(owner_file)
+        turn.beat()
+        yield turn
+    finally:
+        lock.release()
+
+
+class _Wait:
+    """What a waiting process looks at, ten times a second, to know whether to go on waiting."""
+
+    def __init__(self, owner_file: Path, timeout: float, ready: Callable[[], bool]) -> None:
+        self._owner_file = owner_file
+        self._timeout = timeout
+        self._ready = ready
+        self._started = self._progress_at = self._said_at = time.monotonic()
+        self._last_seen: bytes | None = None
+        self.owner = "another process"
+        self.served = False
+
+    def over(self) -> bool:
+        """Whether waiting has ended, with an answer (`served`) or without."""
+        if self._ready():
+            self.served = True
+            return True
+        now = time.monotonic()
+        self._look_at_owner(now)
+        if now - self._said_at >= SAY_SECONDS:
+            self._said_at = now
+            tell("waiting", owner=self.owner, seconds=now - self._started)
+        return now - self._progress_at > self._timeout
+
+    def _look_at_owner(self, now: float) -> None:
+        with suppress(OSError, ValueError):
+            seen = bytes(files.map_file(self._owner_file, mmap=False)[0])
+            if seen != self._last_seen:
+                self._last_seen, self._progress_at = seen, now
+                owner = json.loads(seen)
+                self.owner = f"process {owner['pid']} on {owner['host']}"
