@@ -5,14 +5,9 @@ RUN := $(BIN)/python
 
 .PHONY: demo test check docs bench package stress stress-short clean
 
-demo: .venv/installed
-	rm -rf sample
-	@echo "--- first run: makes the sample, generates semantic IDs, recommends ---"
-	$(RUN) examples/evalu/infer.py
-	@echo "--- second run: loads them ---"
-	$(RUN) examples/evalu/infer.py
-	@echo "--- what they look like ---"
-	$(BIN)/semid report sample/eval -o sample/report.html
+# Needs less than the tests do: what it installs is what users install, and pip shows that it is at work.
+demo: .venv/runtime
+	$(BIN)/semid demo sample
 
 test: .venv/installed
 	$(RUN) -m pytest --cov --cov-report=term -n 2 --dist loadfile
@@ -51,10 +46,15 @@ package:
 		(cd / && $(CURDIR)/.venv-package/bin/python $(CURDIR)/dist/package_smoke.py) || exit 1; \
 	done
 
+.venv/runtime: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[all]'
+	@touch $@
+
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	@touch $@
+	@touch .venv/runtime $@
 
 # The programs that we are measured against, in an environment of their own.
 .venv-bench/installed: pyproject.toml constraints.txt benchmarks/requirements.txt

@@ -25,6 +25,7 @@ TORCH_MODULES = {
     "codec/unique.py",
     "codec/train.py",
     "codec/metrics.py",
+    "demo/recommender.py",
 }
 LATE = {"torch", "filelock", "platformdirs", "tqdm", "pyarrow"}  # imported by the functions that need them
 

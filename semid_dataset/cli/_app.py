@@ -19,6 +19,7 @@ import click
 
 from semid_dataset import __version__
 from semid_dataset.cli._answer import FAILED, INTERRUPTED, USAGE
+from semid_dataset.cli.demo import demo
 from semid_dataset.cli.diff import diff
 from semid_dataset.cli.encode import encode
 from semid_dataset.cli.export import export
@@ -83,6 +84,7 @@ def cli() -> None:
     Semantic IDs for items that have embeddings.
 
     \b
+    semid demo                                    see it work, in a minute
     semid generate x.npy --ids ids.txt -o out     IDs of your own embeddings
     semid generate DATA_DIR                       IDs of a data directory (creative_emb/), into its cache
     semid report out -o report.html               look at them
@@ -93,5 +95,5 @@ def cli() -> None:
     """
 
 
-for _one in (generate, info, verify, encode, export, diff, prune, report):
+for _one in (demo, generate, info, verify, encode, export, diff, prune, report):
     cli.add_command(_one)
