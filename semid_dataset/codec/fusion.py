@@ -6,17 +6,21 @@ coverage of its own. A quantizer needs one vector per item. `Fusion.fit` learns 
 `Fusion.apply` makes it, for a million items as for one, and what was learned travels with the
 quantizer, so that an item which has only one of the features is encoded without the others.
 
+`apply` gives an item the same vector in any company and on any machine: `_exact` says how. `fit` need not, since what
+it learned is written down.
+
 NumPy only: encoding new items on a warm machine must not need more than that.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset.codec._exact import Float64, bits_for, lengths, parts, product, solve
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.features import FeatureMatrix
 
@@ -29,8 +33,10 @@ RIDGE = 1e-3  # of a feature's mean variance; keeps its covariance invertible
 FIT_ROWS = 32_768  # items that statistics are taken from, at most
 MAX_FEATURES = 64  # one bit each
 MAX_FOLDED = 64  # sets of features whose maps are kept
-BLOCK = 256  # rows per product; see `_project`
+BLOCK = 1_024  # rows per product
 FIT_BLOCK = 2_048  # rows at once while fitting
+ALONE = -1  # key of a map that does not depend on the other features
+MAP_PARTS = 3  # of maps that are multiplied with each other, once
 EXACT_EIGH = 1_024  # dims up to which the whole spectrum is computed
 
 
@@ -76,7 +82,7 @@ class Fusion:
     dim: int
     maps: tuple[_Map, ...] = field(repr=False)
     joint: _Joint | None = field(default=None, repr=False)
-    _folded: dict[int, list[Float32]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _folded: dict[int, list[Float64]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def fit(cls, features: Sequence[FeatureMatrix], items: int, kind: str = "aligned", seed: int = 0) -> "Fusion":
@@ -153,7 +159,7 @@ class Fusion:
         Return the fused vectors (items, dim).
 
         A feature may be left out; an item needs one of those that are given. An item alone gets the vector
-        that it gets among others, bit for bit.
+        that it gets among others, bit for bit, and on every machine the same.
 
         Raises:
             EmbeddingError: an item has none of the features; a feature has another width than the fitted one.
@@ -190,9 +196,10 @@ class Fusion:
         for feature in ordered:
             mapping = known[feature.id]
             columns = slice(mapping.offset, mapping.offset + mapping.dim)
+            grid = self._maps_for(ALONE, lambda: [_grid(self.maps[0].map)])[0] if self.kind == "metric" else None
             for start in range(0, len(feature.rows), BLOCK):
                 rows = feature.rows[start : start + BLOCK]
-                fused[rows, columns] += _project(feature.matrix[start : start + BLOCK], mapping.mean, mapping.map)
+                fused[rows, columns] += _project(feature.matrix[start : start + BLOCK], mapping, grid)
         if self.kind == "mean":
             fused /= count[:, None].astype(np.float32)
         elif self.kind == "metric":
@@ -207,11 +214,8 @@ class Fusion:
             having[feature.rows] |= np.uint64(1 << number[feature.id])
         for mask in np.unique(having).tolist():
             chosen = [at for at in range(len(self.maps)) if mask >> at & 1]
-            if mask not in self._folded:
-                if len(self._folded) >= MAX_FOLDED:
-                    self._folded.clear()
-                self._folded[mask] = self._maps_of(chosen)
-            folded = dict(zip(chosen, self._folded[mask], strict=True))
+            grids = self._maps_for(mask, lambda chosen=chosen: self._maps_of(chosen))  # type: ignore[misc]
+            folded = dict(zip(chosen, grids, strict=True))
             for feature in features:
                 at = number[feature.id]
                 if at not in folded:
@@ -219,11 +223,20 @@ class Fusion:
                 theirs = np.flatnonzero(having[feature.rows] == np.uint64(mask))
                 for start in range(0, len(theirs), BLOCK):
                     rows = theirs[start : start + BLOCK]
-                    fused[feature.rows[rows]] += _project(feature.matrix[rows], self.maps[at].mean, folded[at])
+                    fused[feature.rows[rows]] += _project(feature.matrix[rows], self.maps[at], folded[at])
 
-    def _maps_of(self, chosen: Sequence[int]) -> list[Float32]:
+    def _maps_for(self, key: int, make: Callable[[], list[Float64]]) -> list[Float64]:
+        """Return the maps that are kept under a key, made where there are none."""
+        found = self._folded.get(key)
+        if found is None:
+            if len(self._folded) >= MAX_FOLDED:
+                self._folded.clear()
+            found = self._folded[key] = make()
+        return found
+
+    def _maps_of(self, chosen: Sequence[int]) -> list[Float64]:
         """
-        Return the map (dim, width) of each chosen feature, for items that have these and no others.
+        Return the map (dim, width) of each chosen feature on its grid, for items that have these and no others.
 
         The coordinates of the others are expected to be C_oc C_cc^-1 x; then everything goes into the shared space.
         """
@@ -239,13 +252,13 @@ class Fusion:
             ridge = np.concatenate(
                 [np.full(len(parts[at]), RIDGE * np.diag(covariance)[parts[at]].mean() + 1e-12) for at in chosen]
             )
-            expected = np.linalg.solve(own + np.diag(ridge), covariance[np.ix_(mine, others)])
-            shared_mine = shared[mine] + expected @ shared[others]
+            expected = solve(own + np.diag(ridge), covariance[np.ix_(mine, others)])
+            shared_mine = shared[mine] + _product(expected, shared[others])
         else:
             shared_mine = shared[mine]
         ends = np.cumsum([len(parts[at]) for at in chosen])[:-1]
         return [
-            np.ascontiguousarray(self.maps[at].map @ part, np.float32)
+            _grid(_product(self.maps[at].map, part))
             for at, part in zip(chosen, np.split(shared_mine, ends), strict=True)
         ]
 
@@ -295,9 +308,9 @@ class Fusion:
 
 
 def unit_length(vectors: NDArray[np.floating]) -> Float32:
-    """Return vectors (n, dim) of length one; a vector of zeros stays."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1), np.float32)
+    """Return vectors (n, dim) of length one, each the same on every machine; a vector of zeros stays."""
+    found = lengths(vectors)[:, None]
+    return np.asarray(vectors / np.where(found > 0, found, 1), np.float32)
 
 
 def _float32(array: NDArray[Any]) -> Float32:
@@ -327,20 +340,24 @@ def _restore(arrays: Mapping[str, NDArray[Any]], kind: str, entry: Mapping[str, 
     return _Map(name, mean, matrix, int(entry["offset"]))
 
 
-def _project(block: Float32, mean: Float32, matrix: Float32) -> Float32:
-    """
-    Return (block - mean) @ matrix.
+def _grid(matrix: NDArray[Any]) -> Float64:
+    """Return a map (dim, width) rounded so that products with it need no rounding."""
+    return parts(matrix, bits_for(len(matrix)), axis=0)[0]
 
-    Always a product of BLOCK rows, padded with zeros: BLAS takes other paths, with other rounding, for
-    other shapes, and then an item alone could get another vector, so another ID, than among others.
-    """
-    if not matrix.size:
+
+def _product(left: NDArray[Any], right: NDArray[Any]) -> Float64:
+    """Return left @ right to float64's precision, the same on every machine."""
+    return product(left, parts(right, bits_for(len(right)), MAP_PARTS, axis=0))
+
+
+def _project(block: Float32, mapping: _Map, grid: Float64 | None) -> Float32:
+    """Return (block - mean) @ map; `grid` is the map on its grid, None where it is no matrix."""
+    if not mapping.map.size:
         return block
-    if matrix.shape == (1, 1):  # one factor for every dim
-        return np.asarray((block - mean) * matrix[0, 0], np.float32)
-    centred = np.zeros((BLOCK, len(mean)), np.float32)
-    np.subtract(block, mean, out=centred[: len(block)])
-    return np.asarray(centred @ matrix, np.float32)[: len(block)]
+    centred = block - mapping.mean
+    if grid is None:  # one factor for every dim
+        return np.asarray(centred * mapping.map[0, 0], np.float32)
+    return product(centred, [grid]).astype(np.float32)
 
 
 def _fit_mean(features: Sequence[FeatureMatrix]) -> Fusion:
