@@ -215,7 +215,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
     from semid_dataset.build.streaming import run as scale
     from semid_dataset.build.streaming.executors import run_on_ray
     from semid_dataset.cache.cache import Cache
-    from semid_dataset.config import Environment
+    from semid_dataset.environment import Environment
     from semid_dataset.inputs.discover import find_sources
 
     data_dir = Path(tempfile.mkdtemp(dir=where))

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import TypeVar
 
-from semid_dataset.config import Environment
 from semid_dataset.errors import SemanticIdWarning
 
-__all__ = ["degrade", "logger", "meter", "progress_bar", "tell", "text"]
+__all__ = ["degrade", "logger", "meter", "progress_bar", "speak", "tell", "text"]
 
 logger = logging.getLogger("semid_dataset")
 logger.addHandler(logging.NullHandler())
@@ -139,6 +138,10 @@ LINES: dict[str, tuple[str, str]] = {
         "ALLOW_SEMANTIC_GENERATION={value!r} is not understood; generation stays forbidden. Use true or false.",
         "无法识别 ALLOW_SEMANTIC_GENERATION={value!r}；视为禁止生成。请使用 true 或 false。",
     ),
+    "not_understood": (
+        "{variable}={value!r} is not understood (wanted: {wanted}); used instead: {used}",
+        "无法识别 {variable}={value!r}（应为: {wanted}）；改用: {used}",
+    ),
     "stale": (
         "semantic_id is stale: {reason}. {known} known items keep their IDs, items not in the table get the default ID",
         "semantic_id已过期: {reason}。{known} 个已知物品保留其ID，其余物品使用默认值",
@@ -178,10 +181,19 @@ LINES: dict[str, tuple[str, str]] = {
 }
 
 
+_language = "en"  # of the door that was last passed, see `environment.Context`
+
+
+def speak(language: str) -> None:
+    """Say lines in this language from now on: "en" or "zh". Doors call it; nothing deeper asks the environment."""
+    global _language  # noqa: PLW0603 - as the logger, it belongs to the process
+    _language = language
+
+
 def text(message: str, /, **fields: object) -> str:
-    """Return the line with this id in the user's language (`SEMID_LANG`, else the locale)."""
+    """Return the line with this id in the language of the door that was last passed (`SEMID_LANG`, else the locale)."""
     english, chinese = LINES[message]
-    return (chinese if Environment.read().language == "zh" else english).format(**fields)
+    return (chinese if _language == "zh" else english).format(**fields)
 
 
 def tell(message: str, /, level: int = logging.INFO, **fields: object) -> None:

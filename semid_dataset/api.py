@@ -24,7 +24,8 @@ from semid_dataset.cache.cache import open_table
 from semid_dataset.cache.fingerprint import Question
 from semid_dataset.cache.folders import Root
 from semid_dataset.cache.lock import Turn
-from semid_dataset.config import Environment, Identity, SemanticIdConfig
+from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
 from semid_dataset.inputs.discover import FeatureSource, find_sources
 from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
@@ -91,7 +92,7 @@ def generate_semantic_ids(
     if not retrain:
         return resolution.remembered(question) or resolution.generate(found, None, question)
     before = resolution.remembered(question)
-    with resolution.cache.turn(question.name, timeout=resolution.lock_timeout, ready=lambda: False) as turn:
+    with resolution.cache.turn(question.name, waiting=resolution.waiting, ready=lambda: False) as turn:
         table = resolution.generate_now(found, None, question, turn or Turn(None), retraining=True)
     if before is not None:
         rows = table.rows_of(before.keys_array)
@@ -142,7 +143,7 @@ def generate_shard(
 
     try:
         job.sample_share((shard, shards))
-        with resolution.cache.turn(question.name, timeout=resolution.lock_timeout, ready=ready) as turn:
+        with resolution.cache.turn(question.name, waiting=resolution.waiting, ready=ready) as turn:
             if turn is not None and not ready():
                 resolution.choose_codebooks(found, question, turn)
         basis = job.chosen
@@ -173,7 +174,7 @@ def _asked(
         config=config or SemanticIdConfig(),
         parent=Path(parent) if isinstance(parent, str) else parent,
     )
-    resolution = Resolution(ask, Environment.read(), may_generate=True)
+    resolution = Resolution(ask, Context.at_door(explicit=True), may_generate=True)
     resolution.engine = engine
     resolution.open_parent()
     if resolution.parent is not None and not resolution.parent.has_quantizer:
@@ -203,11 +204,11 @@ def _generate_into(
         embeddings = resolution.read_or_stream(found, question, root, turn)
     else:
         embeddings = with_sequences(resolution.read(found, turn), sequences)
-    return _train_into(output, embeddings, resolution.config, question.identity, started)
+    return _train_into(output, embeddings, resolution.config, question.identity, started, resolution.cache.mmap)
 
 
 def _train_into(
-    output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, started: float
+    output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, started: float, mmap: bool
 ) -> SemanticIdTable:
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
@@ -222,7 +223,7 @@ def _train_into(
             versioned = output / WORK / folders.VERSION
             for folder in (versioned / folders.JOBS, versioned, output / WORK):
                 folder.rmdir()
-    table = open_table(output / lineage.TABLE_FILE, mmap=Environment.read().mmap, follow=True)
+    table = open_table(output / lineage.TABLE_FILE, mmap=mmap, follow=True)
     tell("saving", path=output / JSON_FILE)
     files.replace_file(output / JSON_FILE, table.json_chunks())
     tell("saved")
@@ -255,11 +256,13 @@ def generate_from_vectors(
         SemidError, OSError: as the steps say.
     """
     started = time.perf_counter()
+    environment = Context.at_door(explicit=True).environment
     embeddings = own_embeddings(items, vectors)
     config = config or SemanticIdConfig()
     if sequences is not None:
         embeddings = with_sequences(embeddings, sequences)
-    return _train_into(Path(output_dir), embeddings, config, Identity.of(config, embeddings.dims), started)
+    identity = Identity.of(config, embeddings.dims)
+    return _train_into(Path(output_dir), embeddings, config, identity, started, environment.mmap)
 
 
 def generate_from_array(
@@ -285,11 +288,13 @@ def generate_from_array(
     started = time.perf_counter()
     config, output = config or SemanticIdConfig(), Path(output_dir)
     root = Root(output / WORK, output)
-    job = scale.open_array_job(root, Path(path), ids, config, limit=Environment.read().memory_for(config))
+    environment = Context.at_door(explicit=True).environment
+    job = scale.open_array_job(root, Path(path), ids, config, limit=environment.memory_for(config))
     if job is None:
         return None
     embeddings = job.read()
-    return _train_into(output, embeddings, config, Identity.of(config, embeddings.dims), started)
+    identity = Identity.of(config, embeddings.dims)
+    return _train_into(output, embeddings, config, identity, started, environment.mmap)
 
 
 def extend_with_vectors(
@@ -371,7 +376,7 @@ def generate_semantic_ids_on_demand(
     config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
     ask = Ask(Path(data_path), tuple(map(str, mm_emb_ids)), config=config)
     try:
-        return resolve(ask)
+        return resolve(ask, Context.at_door())
     except SemidError as error:
         degrade("default", reason=error)
         return SemanticIdTable.default(config.num_quantizers, reason=str(error))

@@ -1,28 +1,21 @@
 """
-What can be set, and the only place that reads environment variables.
-
-`SemanticIdConfig` is a frozen value that has checked itself; `Environment.read()` is a snapshot of
-the variables that this package honours. Reading them anywhere else would make an answer depend on
-when it was asked.
+What can be set: `SemanticIdConfig`, a frozen value that has checked itself, and `Identity`, what of it decides an ID.
 """
 
 import hashlib
 import json
 import math
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from semid_dataset.errors import ConfigError
 
-__all__ = ["Environment", "Gate", "Identity", "SemanticIdConfig", "parse_bytes"]
+__all__ = ["Identity", "SemanticIdConfig"]
 
 MAX_LEVELS = 16
 MAX_CODES = 65_536  # codes are stored as uint16 at most
 LEAST_MEMORY = 1 << 20  # bytes
-UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}  # powers of two
 
 
 @dataclass(frozen=True)
@@ -172,105 +165,3 @@ class Identity:
         features = " + ".join(f"{fid}:{dim}" for fid, dim in self.features)
         sizes = "/".join(map(str, self.codebook_sizes))
         return f"{len(self.codebook_sizes)} levels of {sizes} over {features} ({self.fusion})"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """Whether `ALLOW_SEMANTIC_GENERATION` lets IDs be made; `value` is what it held."""
-
-    allowed: bool
-    value: str | None
-    understood: bool = True
-
-    @classmethod
-    def parse(cls, value: str | None) -> "Gate":
-        """Unset, empty, 1, true, yes and on allow; 0, false, no and off forbid; so does anything else."""
-        word = (value or "").strip().casefold()
-        if word in {"", "1", "true", "yes", "on"}:
-            return cls(True, value)
-        return cls(False, value, understood=word in {"0", "false", "no", "off"})
-
-
-@dataclass(frozen=True)
-class Environment:
-    """A snapshot of the environment variables that this package reads."""
-
-    gate: Gate
-    cache_dir: str | None  # SEMID_CACHE_DIR
-    user_cache_path: str | None  # USER_CACHE_PATH, the competition's shared folder
-    parent: str | None  # SEMID_PARENT
-    mmap: bool  # SEMID_MMAP
-    language: str  # SEMID_LANG, else the locale: "en" or "zh"
-    world_size: int  # WORLD_SIZE
-    lock_timeout: float | None  # SEMID_LOCK_TIMEOUT, seconds
-    memory_limit: int | None = None  # SEMID_MEMORY_LIMIT, bytes
-
-    def memory_for(self, config: SemanticIdConfig) -> int:
-        """Return the bytes that making IDs may take: those of `config` where they were named, else of the variable."""
-        default = SemanticIdConfig.memory_limit
-        return config.memory_limit if config.memory_limit != default else self.memory_limit or default
-
-    @classmethod
-    def read(cls, variables: Mapping[str, str] | None = None) -> "Environment":
-        """
-        Read the variables from `variables`, by default from the process.
-
-        Raises:
-            ConfigError: SEMID_LOCK_TIMEOUT is not a positive number of seconds, or SEMID_MEMORY_LIMIT no size.
-        """
-        env = os.environ if variables is None else variables
-        return cls(
-            gate=Gate.parse(env.get("ALLOW_SEMANTIC_GENERATION")),
-            cache_dir=env.get("SEMID_CACHE_DIR") or None,
-            user_cache_path=env.get("USER_CACHE_PATH") or None,
-            parent=env.get("SEMID_PARENT") or None,
-            mmap=env.get("SEMID_MMAP", "1").strip() != "0",
-            language=_language(env),
-            world_size=_world_size(env.get("WORLD_SIZE")),
-            lock_timeout=_seconds("SEMID_LOCK_TIMEOUT", env.get("SEMID_LOCK_TIMEOUT")),
-            memory_limit=_memory("SEMID_MEMORY_LIMIT", env.get("SEMID_MEMORY_LIMIT")),
-        )
-
-
-def _language(env: Mapping[str, str]) -> str:
-    for name in ("SEMID_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
-        if value := env.get(name):
-            return "zh" if value.strip().casefold().startswith("zh") else "en"
-    return "en"
-
-
-def _world_size(value: str | None) -> int:
-    try:
-        return max(1, int(value or "1"))
-    except ValueError:
-        return 1  # set by somebody else for something else: one process, as without it
-
-
-def _seconds(name: str, value: str | None) -> float | None:
-    if not value:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise ConfigError(f"{name}={value!r} is not a positive number of seconds.")
-    return seconds
-
-
-def parse_bytes(name: str, text: str) -> int:
-    """
-    Return a number of bytes: "1073741824", "1G", "1.5 GiB", "800MB" (units are powers of two).
-
-    Raises:
-        ConfigError: it is none, or less than a megabyte; the message says `name`.
-    """
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
-    size = int(min(float(match[1]), 2e18) * (1 << UNITS[match[2]])) if match else 0
-    if not LEAST_MEMORY <= size <= 1 << 60:
-        raise ConfigError(f"{name}={text!r} is no number of bytes from a megabyte on, such as 2G or 512M.")
-    return size
-
-
-def _memory(name: str, value: str | None) -> int | None:
-    return parse_bytes(name, value) if value else None

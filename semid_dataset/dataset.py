@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from semid_dataset.config import SemanticIdConfig
+from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, RecursiveAccessError
 from semid_dataset.resolve import Ask, resolve
 from semid_dataset.table.table import SemanticIdTable
@@ -88,6 +89,7 @@ class LazySemanticIds:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{self._name} takes a mapping {{item: codes}}, not {type(value).__name__}.")
         if not isinstance(value, SemanticIdTable):
+            Context.at_door()  # in whose language look-ups will speak
             value = SemanticIdTable.from_mapping(value, status="pregenerated", reason="assigned by the program")
         with slot.lock():
             slot.table, slot.asked = value, _PINNED
@@ -121,7 +123,7 @@ class LazySemanticIds:
                     )
                 slot.resolving = True
                 try:
-                    slot.table, slot.asked = resolve(self._ask(instance, parent, config)), asked
+                    slot.table, slot.asked = resolve(self._ask(instance, parent, config), Context.at_door()), asked
                 finally:
                     slot.resolving = False
             return slot.table

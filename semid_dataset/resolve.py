@@ -28,7 +28,8 @@ from semid_dataset.cache.entries import Memo
 from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
 from semid_dataset.cache.folders import Root
 from semid_dataset.cache.lock import Turn
-from semid_dataset.config import Environment, Identity, SemanticIdConfig
+from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset.environment import Context
 from semid_dataset.errors import (
     ConfigError,
     GenerationError,
@@ -91,31 +92,35 @@ def first_table(
     return scale.train_table(embeddings, config, identity, name, turn, started)
 
 
-def resolve(ask: Ask) -> SemanticIdTable:
+def resolve(ask: Ask, context: Context) -> SemanticIdTable:
     """
     Return the table that answers; see the module for the order.
+
+    Args:
+        ask: what is asked for.
+        context: what the door read.
 
     Raises:
         GenerationError: default IDs would have to answer in one rank of several, or in a DataLoader worker.
         LockTimeoutError: as its cause there; elsewhere default IDs answer.
     """
-    environment = Environment.read()
-    if not environment.gate.understood:
-        degrade("gate_unknown", value=environment.gate.value)
+    gate = context.environment.gate
+    if not gate.understood:
+        degrade("gate_unknown", value=gate.value)
     try:
-        table = Resolution(ask, environment, may_generate=environment.gate.allowed, in_worker=in_loader_worker()).run()
+        table = Resolution(ask, context, may_generate=gate.allowed, in_worker=in_loader_worker()).run()
     except (SemidError, OSError, MemoryError) as error:
-        return _default(ask, environment, error)
+        return _default(ask, context, error)
     except Exception as error:  # noqa: BLE001 - whatever training meets (a CUDA error, say) ends in default IDs
         logger.exception("semantic_id generation failed unexpectedly")
-        return _default(ask, environment, error)
+        return _default(ask, context, error)
     tell("answered", level=logging.DEBUG, status=table.status, reason=table.reason)
     if table.status == "stale":
         warnings.warn(text("stale", reason=table.reason, known=len(table)), SemanticIdWarning, stacklevel=2)
     return table
 
 
-def look(ask: Ask) -> SemanticIdTable:
+def look(ask: Ask, context: Context) -> SemanticIdTable:
     """
     Return the table that answers now, without training or extending anything, or raise the reason why none does.
 
@@ -123,9 +128,8 @@ def look(ask: Ask) -> SemanticIdTable:
         GenerationError, NoEmbeddingsError: there are no IDs yet.
         SemidError, OSError: as the steps say.
     """
-    environment = Environment.read()
-    resolution = Resolution(ask, environment, may_generate=False)
-    if environment.gate.allowed:
+    resolution = Resolution(ask, context, may_generate=False)
+    if context.environment.gate.allowed:
         resolution.forbidden_by = "none are made by looking"
     return resolution.run()
 
@@ -136,16 +140,16 @@ def in_loader_worker() -> bool:
     return loader is not None and loader.get_worker_info() is not None
 
 
-def _default(ask: Ask, environment: Environment, error: Exception) -> SemanticIdTable:
+def _default(ask: Ask, context: Context, error: Exception) -> SemanticIdTable:
     """Let default IDs answer, aloud; or raise where they would do harm."""
     if in_loader_worker():
         raise GenerationError(
             f"No semantic IDs in this DataLoader worker: {error} "
             "Call dataset.prepare_semantic_ids() in the main process before the DataLoader is made."
         ) from error
-    if environment.world_size > 1:
+    if context.environment.world_size > 1:
         raise GenerationError(
-            f"No semantic IDs in one rank of {environment.world_size}: {error} "
+            f"No semantic IDs in one rank of {context.environment.world_size}: {error} "
             "Default IDs here and real ones elsewhere would be worse than this stop."
         ) from error
     if not isinstance(error, NoEmbeddingsError):  # its own lines have said why
@@ -158,13 +162,14 @@ def _default(ask: Ask, environment: Environment, error: Exception) -> SemanticId
 class Resolution:
     """One pass through the order; what several of its steps need is looked up once and kept here."""
 
-    def __init__(self, ask: Ask, environment: Environment, *, may_generate: bool, in_worker: bool = False) -> None:
+    def __init__(self, ask: Ask, context: Context, *, may_generate: bool, in_worker: bool = False) -> None:
+        environment = context.environment
         self.ask = ask
         self.config = ask.config
         self.may_generate = may_generate and not in_worker
         self.in_worker = in_worker
         self.forbidden_by = "ALLOW_SEMANTIC_GENERATION forbids generating"
-        self.lock_timeout = environment.lock_timeout or ask.config.lock_timeout
+        self.waiting = context.waiting(ask.config)
         self.memory_limit = environment.memory_for(ask.config)
         self.engine: str | None = None  # who is to stream, however few the items are
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
@@ -642,7 +647,7 @@ class Resolution:
             return found is not None
 
         tell("not_found")
-        with self.cache.turn(question.name, timeout=self.lock_timeout, ready=ready) as turn:
+        with self.cache.turn(question.name, waiting=self.waiting, ready=ready) as turn:
             if turn is None or ready():  # look, lock, look again: whoever held the lock may have answered
                 tell("loaded", items=len(answered[-1]))
                 return answered[-1]

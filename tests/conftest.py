@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from semid_dataset import _messages
+
 # Before torch is loaded, here and in the processes that tests start: several test processes with a thread a core
 # each wait for one another, and take minutes for what one thread does in seconds.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,6 +24,7 @@ def clean_environ(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setenv("SEMID_LANG", "en")
+    _messages.speak("en")
 
 
 @pytest.fixture(scope="session")

@@ -265,8 +265,8 @@ def test_the_site_builds_without_a_warning(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_variable_is_documented() -> None:
-    """What config reads from the environment stands in the table of the page on production."""
-    tree = ast.parse((ROOT / "semid_dataset" / "config.py").read_text())
+    """What is read from the environment stands in the table of the page on production."""
+    tree = ast.parse((ROOT / "semid_dataset" / "environment.py").read_text())
     read = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     variables = {name for name in read if re.fullmatch(r"[A-Z]{2,}(_[A-Z]+)*", name)}
     assert "SEMID_PARENT" in variables

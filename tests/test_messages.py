@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from semid_dataset import _messages as messages
+from semid_dataset.environment import Context
 from semid_dataset.errors import SemanticIdWarning
 
 
@@ -37,10 +38,13 @@ def test_every_line_that_is_told_exists(name: str) -> None:
     assert name in messages.LINES
 
 
-def test_language_is_chosen_when_the_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program may set the variable after the import."""
+def test_language_is_chosen_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program may set the variable after the import; saying a line asks nobody."""
+    Context.at_door()
     assert messages.text("generated", items=5) == "Successfully generated semantic_id features of 5 items"
     monkeypatch.setenv("SEMID_LANG", "zh")
+    assert messages.text("generated", items=5) == "Successfully generated semantic_id features of 5 items"
+    Context.at_door()
     assert messages.text("generated", items=5) == "成功生成 5 个物品的semantic_id特征"
 
 

@@ -20,7 +20,7 @@ from semid_dataset.cache.entries import Memo
 from semid_dataset.cache.fingerprint import Question
 from semid_dataset.cache.folders import Found, Root, Roots
 from semid_dataset.cache.lock import Turn, take_turn
-from semid_dataset.config import Environment
+from semid_dataset.environment import Environment
 from semid_dataset.errors import CorruptTableError, StoreError, TableError
 from semid_dataset.table.table import SemanticIdTable
 
@@ -212,6 +212,9 @@ class Cache:
 
     # --- others ---
 
-    def turn(self, name: str, *, timeout: float, ready: Callable[[], bool]) -> "AbstractContextManager[Turn | None]":
-        """Wait until this process may generate, or need not: see `take_turn`."""
-        return take_turn(self.writable(), name, timeout=timeout, ready=ready)
+    def turn(
+        self, name: str, *, waiting: tuple[float, float], ready: Callable[[], bool]
+    ) -> "AbstractContextManager[Turn | None]":
+        """Wait until this process may generate, or need not; `waiting` is timeout and deadline. See `take_turn`."""
+        timeout, deadline = waiting
+        return take_turn(self.writable(), name, timeout=timeout, deadline=deadline, ready=ready)

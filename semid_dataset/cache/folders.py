@@ -20,7 +20,7 @@ from pathlib import Path
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
-from semid_dataset.config import Environment
+from semid_dataset.environment import Environment
 
 __all__ = ["Found", "Root", "Roots", "generations", "last_generation", "lineages", "writable_root"]
 

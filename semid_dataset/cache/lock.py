@@ -7,6 +7,7 @@ processes hold "the" lock.
 """
 
 import json
+import math
 import os
 import stat
 import time
@@ -51,7 +52,9 @@ class Turn:
 
 
 @contextmanager
-def take_turn(root: Root | None, name: str, *, timeout: float, ready: Callable[[], bool]) -> Iterator[Turn | None]:
+def take_turn(
+    root: Root | None, name: str, *, timeout: float, ready: Callable[[], bool], deadline: float = math.inf
+) -> Iterator[Turn | None]:
     """
     Wait until this process may generate, or until there is no need to.
 
@@ -60,12 +63,13 @@ def take_turn(root: Root | None, name: str, *, timeout: float, ready: Callable[[
         name: of the question, so that those who ask the same meet here.
         timeout: seconds without progress of the owner after which waiting ends.
         ready: tells whether the answer has become visible meanwhile; asked ten times a second.
+        deadline: seconds after which waiting ends although the owner makes progress.
 
     Yields:
         A turn, or None if `ready()` became true while another process held the lock.
 
     Raises:
-        LockTimeoutError: the owner makes no progress.
+        LockTimeoutError: the owner makes no progress, or does not come to an end.
     """
     if root is None:
         yield Turn(None)
@@ -74,7 +78,7 @@ def take_turn(root: Root | None, name: str, *, timeout: float, ready: Callable[[
 
     folder = root.folder("locks", create=True)
     path, owner_file = folder / f"{name}.lock", folder / f"{name}.owner"
-    wait = _Wait(owner_file, timeout, ready)
+    wait = _Wait(owner_file, timeout, deadline, ready)
     # Without the soft fallback: where flock is missing, a marker file that outlives a kill would block everyone.
     lock = filelock.UnixFileLock(path, fallback_to_soft=False, thread_local=False)
     try:
@@ -85,6 +89,11 @@ def take_turn(root: Root | None, name: str, *, timeout: float, ready: Callable[[
         if wait.served:
             yield None
             return
+        if wait.too_long:
+            raise LockTimeoutError(
+                f"{wait.owner} has held '{path}' for {deadline:g} s and goes on. Nothing was changed. End that "
+                "process, or wait longer: SEMID_LOCK_DEADLINE (seconds, or 24h; by default 288 lock timeouts)."
+            ) from None
         raise LockTimeoutError(
             f"{wait.owner} holds '{path}' and has made no progress for {timeout:g} s. Nothing was changed. "
             "End that process, or wait longer: lock_timeout of SemanticIdConfig, or SEMID_LOCK_TIMEOUT (seconds)."
@@ -104,14 +113,15 @@ def take_turn(root: Root | None, name: str, *, timeout: float, ready: Callable[[
 class _Wait:
     """What a waiting process looks at, ten times a second, to know whether to go on waiting."""
 
-    def __init__(self, owner_file: Path, timeout: float, ready: Callable[[], bool]) -> None:
+    def __init__(self, owner_file: Path, timeout: float, deadline: float, ready: Callable[[], bool]) -> None:
         self._owner_file = owner_file
         self._timeout = timeout
+        self._deadline = deadline
         self._ready = ready
         self._started = self._progress_at = self._said_at = time.monotonic()
         self._last_seen: bytes | None = None
         self.owner = "another process"
-        self.served = False
+        self.served = self.too_long = False
 
     def over(self) -> bool:
         """Whether waiting has ended, with an answer (`served`) or without."""
@@ -123,7 +133,8 @@ class _Wait:
         if now - self._said_at >= SAY_SECONDS:
             self._said_at = now
             tell("waiting", owner=self.owner, seconds=now - self._started)
-        return now - self._progress_at > self._timeout
+        self.too_long = now - self._started > self._deadline
+        return self.too_long or now - self._progress_at > self._timeout
 
     def _look_at_owner(self, now: float) -> None:
         with suppress(OSError, ValueError):

@@ -19,6 +19,7 @@ import numpy as np
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.build.lineages import TABLE_FILE
+from semid_dataset.environment import Context
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Answer",
     "Function",
     "command",
+    "context",
     "count",
     "facts_of",
     "quality_line",
@@ -78,6 +80,7 @@ def command(function: Function) -> click.Command:
         logger.setLevel(logging.DEBUG if verbose else logging.INFO if sys.stderr.isatty() else logging.WARNING)
         logger.addHandler(handler)
         try:
+            click.get_current_context().obj = Context.at_door(explicit=True)
             answer = function(**options)
             answer.show(as_json)
         except Exception:
@@ -92,6 +95,13 @@ def command(function: Function) -> click.Command:
     shown = click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
     loud = click.option("-v", "--verbose", is_flag=True, help="Say on stderr what happens.")
     return click.command()(shown(loud(wrapped)))
+
+
+def context() -> Context:
+    """Return what was read when the command that runs was called."""
+    found = click.get_current_context().obj
+    assert isinstance(found, Context)
+    return found
 
 
 def write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:

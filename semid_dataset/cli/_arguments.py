@@ -18,8 +18,9 @@ import click
 from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cli._answer import JSON, TABLE, Function
-from semid_dataset.config import Environment, SemanticIdConfig, parse_bytes
+from semid_dataset.cli._answer import JSON, TABLE, Function, context
+from semid_dataset.config import SemanticIdConfig
+from semid_dataset.environment import parse_bytes
 from semid_dataset.errors import ConfigError, ParentError, TableError
 from semid_dataset.table.table import SemanticIdTable
 
@@ -123,7 +124,7 @@ def open_ids(path: Path) -> SemanticIdTable:
     from semid_dataset.exports import read_export
 
     if path.is_dir():
-        environment = Environment.read()
+        environment = context().environment
         if holds_table(path):
             return lineage.open_parent(path, mmap=environment.mmap)
         cache = Cache.of(environment, path)
@@ -144,7 +145,7 @@ def open_ids(path: Path) -> SemanticIdTable:
 def open_parent(path: Path) -> SemanticIdTable:
     """Open a table that new items are added to; files of IDs alone have no quantizer to encode them with."""
     try:
-        return lineage.open_parent(path, mmap=Environment.read().mmap)
+        return lineage.open_parent(path, mmap=context().environment.mmap)
     except TableError as error:
         if path.is_dir() or path.suffix == ".safetensors":
             raise

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cli._answer import JSON, TABLE, Answer, command, count, facts_of, quality_line, write_ids
+from semid_dataset.cli._answer import JSON, TABLE, Answer, command, context, count, facts_of, quality_line, write_ids
 from semid_dataset.cli._arguments import (
     ANY_PATH,
     EXISTING,
@@ -23,7 +23,7 @@ from semid_dataset.cli._arguments import (
     options,
     read_embeddings,
 )
-from semid_dataset.config import Environment, SemanticIdConfig
+from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import GenerationError, SemidError
 from semid_dataset.table.table import SemanticIdTable
 
@@ -214,14 +214,12 @@ def _check_cache(
     from semid_dataset.inputs.discover import find_sources
 
     find_sources(source, features)
-    cache = Cache.of(Environment.read(), source)
+    cache = Cache.of(context().environment, source)
     if cache.writable() is not None:
         return
     with suppress(SemidError):
-        if (
-            not retrain
-            and resolve.look(resolve.Ask(source, tuple(features), config=config, parent=parent)).status == "cached"
-        ):
+        ask = resolve.Ask(source, tuple(features), config=config, parent=parent)
+        if not retrain and resolve.look(ask, context()).status == "cached":
             return
     asked = ", ".join(f"'{root.path}'" for root in cache.folders)
     raise GenerationError(

@@ -11,9 +11,8 @@ from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.folders import Root
-from semid_dataset.cli._answer import WRONG, Answer, command, count, facts_of, quality_line
+from semid_dataset.cli._answer import WRONG, Answer, command, context, count, facts_of, quality_line
 from semid_dataset.cli._arguments import EXISTING, FEATURES, SETTINGS, config_of, holds_table, open_ids, options
-from semid_dataset.config import Environment
 from semid_dataset.errors import SemidError
 from semid_dataset.table.table import SemanticIdTable
 
@@ -40,9 +39,9 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
         table = open_ids(target)
     else:
         ask = resolve.Ask(target, features or ("81",), config=config_of(**settings), parent=parent)
-        found = list(Cache.of(Environment.read(), target).folders)
+        found = list(Cache.of(context().environment, target).folders)
         try:
-            table = resolve.look(ask)
+            table = resolve.look(ask, context())
         except SemidError as error:
             roots = [_root_facts(root) for root in found]
             return Answer(

@@ -8,9 +8,8 @@ import click
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.folders import Root
-from semid_dataset.cli._answer import Answer, command, count
+from semid_dataset.cli._answer import Answer, command, context, count
 from semid_dataset.cli._arguments import EXISTING, options
-from semid_dataset.config import Environment
 
 __all__ = ["prune"]
 
@@ -44,7 +43,7 @@ def prune(target: Path | None, delete: bool, older_than: float, lineages: bool) 
     """
     from semid_dataset.cache.prune import find_waste
 
-    environment = Environment.read()
+    environment = context().environment
     cache = Cache.of(environment, target)
     if target is not None and (target / folders.VERSION).is_dir():
         cache = Cache([Root(target, target)], environment.mmap)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade
-from semid_dataset.config import Environment, SemanticIdConfig
+from semid_dataset.config import SemanticIdConfig
+from semid_dataset.environment import Context, Environment
 from semid_dataset.errors import CorruptTableError, ParentError, TableError, UnknownItemError
 from semid_dataset.format.id_json import json_chunks
 from semid_dataset.format.tensors import (
@@ -194,7 +195,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             FileNotFoundError, OSError: as the system says.
         """
         path = Path(path)
-        buffer, _ = files.map_file(path, mmap=Environment.read().mmap, follow=True)
+        buffer, _ = files.map_file(path, mmap=Context.at_door().environment.mmap, follow=True)
         return cls.from_buffer(buffer, path=path.absolute(), status="cached", reason=f"read from {path}", strict=strict)
 
     @classmethod

@@ -15,7 +15,8 @@ from semid_dataset import ResidualQuantizer, SemanticIdTable
 from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
-from semid_dataset.config import Environment, Identity
+from semid_dataset.config import Identity
+from semid_dataset.environment import Environment
 from semid_dataset.errors import ParentError, SemanticIdWarning
 from semid_dataset.features import FeatureMatrix
 

@@ -26,7 +26,8 @@ from semid_dataset.build.streaming import run as scale
 from semid_dataset.build.streaming import tasks as stages
 from semid_dataset.cache import cache, folders
 from semid_dataset.cache.prune import find_waste
-from semid_dataset.config import Environment, SemanticIdConfig
+from semid_dataset.config import SemanticIdConfig
+from semid_dataset.environment import Environment
 from semid_dataset.errors import ConfigError, EmbeddingError, StoreError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.inputs.discover import find_sources

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from semid_dataset.cache import cache, entries, fingerprint, folders, lock
-from semid_dataset.config import Environment, Identity, SemanticIdConfig
+from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset.environment import Environment
 from semid_dataset.errors import CorruptTableError, LockTimeoutError, SemanticIdWarning, StoreError
 from semid_dataset.table.table import build_table_buffers
 
@@ -329,6 +330,22 @@ def test_progress_of_the_owner_keeps_the_others_waiting(root: folders.Root, hold
 
     with lock.take_turn(root, "q", timeout=1.5, ready=answer_after_forty_looks) as turn:
         assert turn is None
+
+
+def test_an_owner_that_never_ends_is_given_up_at_the_deadline(
+    root: folders.Root, holder: subprocess.Popen[bytes]
+) -> None:
+    """Progress keeps waiters for the deadline at most; the error names the process and the setting."""
+    owner = root.folder("locks") / "q.owner"
+    looks = iter(range(10_000))
+
+    def never() -> bool:
+        owner.write_text(json.dumps({"pid": holder.pid, "host": "h", "beats": next(looks)}))
+        return False
+
+    with pytest.raises(LockTimeoutError, match=rf"process {holder.pid} on h has held .*SEMID_LOCK_DEADLINE"):  # noqa: SIM117
+        with lock.take_turn(root, "q", timeout=60, deadline=1.0, ready=never):
+            pass
 
 
 @pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP", "EIO", "ESTALE", "ENOSYS"])

@@ -34,7 +34,7 @@ from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data
 from semid_dataset import resolve
 from semid_dataset.build import pipeline as birth
 from semid_dataset.cache import cache, folders, lock
-from semid_dataset.config import Environment
+from semid_dataset.environment import Context
 from semid_dataset.errors import GenerationError, LockTimeoutError, SemanticIdWarning
 from semid_dataset.inputs import discover as sources
 
@@ -215,7 +215,7 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> N
 
 def question_of(data: Path) -> tuple[folders.Root, str]:
     """Where the processes that ask for this directory's IDs meet."""
-    resolution = resolve.Resolution(resolve.Ask(data, ("81",), config=SMALL), Environment.read(), may_generate=True)
+    resolution = resolve.Resolution(resolve.Ask(data, ("81",), config=SMALL), Context.at_door(), may_generate=True)
     question, _ = resolution.question(sources.find_sources(data, ["81"]))
     return next(iter(resolution.cache.folders)), question.name
 
