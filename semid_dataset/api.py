@@ -213,10 +213,10 @@ def _train_into(
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
     name = lineage.lineage_name(identity, embeddings.digest)
-    buffers = first_table(embeddings, config, identity, name, Turn(None), started)
+    data = first_table(embeddings, config, identity, Turn(None), started).named(name)
     output.mkdir(parents=True, exist_ok=True)
-    files.replace_file(output / lineage.TABLE_FILE, buffers)
-    del buffers
+    files.replace_file(output / lineage.TABLE_FILE, data.buffers())
+    del data
     if embeddings.stream is not None:
         embeddings.stream.close()
         with suppress(OSError):  # where others work there too, it stays
@@ -324,11 +324,9 @@ def extend_with_vectors(
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
     if not len(missing):
         return table, 0
-    buffers = lineage.extended_buffers(
-        table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing
-    )
+    data = lineage.extended(table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing)
     reason = f"{len(missing)} new items, lineage {table.lineage}"
-    return SemanticIdTable.from_buffer(b"".join(buffers), status="extended", reason=reason), len(missing)
+    return data.in_memory("extended", reason), len(missing)
 
 
 def own_embeddings(items: Any, vectors: NDArray[Any]) -> "Embeddings":

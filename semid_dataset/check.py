@@ -4,9 +4,9 @@ Check a table, and compare two: what the commands `verify` and `diff` say, as fu
 Nothing is written and nothing is repaired. Both return what they found; neither raises for a table that is wrong.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.build import lineages as lineage
 from semid_dataset.errors import ConfigError, EmbeddingError
-from semid_dataset.table.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.inputs.read import Embeddings
@@ -161,20 +161,22 @@ def _problems_of(table: SemanticIdTable, shared: int, zero_ids: int) -> list[str
     sizes = np.array(table.codebook_sizes)
     if len(codes) and (codes >= sizes).any():
         problems.append(f"there are codes beyond the sizes of the levels, {sizes.tolist()}")
-    if not table.info.get("digest") or table.path is None or table.path.suffix != ".safetensors":
+    if not table.digest or table.path is None or table.path.suffix != ".safetensors":
         return problems
-    again = SemanticIdTable.from_buffer(b"".join(build_table_buffers(keys, codes, weights=table.weights)))
-    for name, what in (("digest", "its IDs and weights"), ("json_sha256", "the JSON of its IDs")):
-        if again.info[name] != table.info.get(name):
-            problems.append(f"the {name} it states is not that of {what}")
-    made = table.info.get("settings") or {}
-    if made.get("unique") and table.quality.get("shared") == 0:
+    text = hashlib.sha256()
+    for chunk in table.json_chunks():
+        text.update(chunk)
+    if table.computed_digest != table.digest:
+        problems.append("the digest it states is not that of its IDs and weights")
+    if text.hexdigest() != table.header.json_sha256:
+        problems.append("the json_sha256 it states is not that of the JSON of its IDs")
+    if table.header.settings.get("unique") and table.quality.get("shared") == 0:
         if shared:
             problems.append(f"{shared} items share an ID although IDs are unique here")
         if zero_ids:
             problems.append("an item has the ID of zeros, which means unknown")
-    history = table.info.get("history") or []
-    if history and isinstance(history[-1], dict) and history[-1].get("generation") != table.generation:
+    history = table.header.history
+    if history and history[-1].get("generation") != table.generation:
         problems.append(f"its history ends at generation {history[-1].get('generation')}, it is {table.generation}")
     if table.has_quantizer and table.quantizer.codebook_sizes != tuple(sizes.tolist()):
         problems.append(f"its quantizer has {table.quantizer.codebook_sizes} codes, its IDs {tuple(sizes.tolist())}")
@@ -212,12 +214,12 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
     from semid_dataset.codec.metrics import relative_mse
 
     vectors = vectors_for(table, embeddings)[known]
-    if lineage.made_with_sequences(table) and Path(lineage.SEQUENCES) not in embeddings.file_digests:
+    if lineage.made_with_sequences(table) and not embeddings.behaviour:
         return Comparison(total, len(known), "sequences"), problems
     codes = table.codes_array[rows[known]]
     same = table.quantizer.encode(vectors) == codes
     whole = int(same.all(axis=1).sum())
-    moved = sum(int(step.get("moved") or 0) for step in table.info.get("history") or [] if isinstance(step, dict))
+    moved = sum(int(step.get("moved") or 0) for step in table.header.history)
     error, at_birth, fits = lineage.vectors_fit(table, vectors, codes)
     if not fits:
         problems.append(f"the vectors are not those of these items: error {error:.3f}, {at_birth:.3f} at birth")

@@ -12,6 +12,7 @@ Every exception this package raises on purpose.
     │   ├── TableVersionError                     written by a newer version
     │   └── SemanticIdFileError                   a semantic_id_dict.json that lies
     ├── ParentError              (ValueError)     a parent that does not fit this dataset
+    │   └── DigestError                           another table than the one that was expected
     ├── UnknownItemError         (KeyError)       a strict table that lacks an item
     ├── StoreError               (OSError)        a cache that refuses
     │   └── LockTimeoutError     (TimeoutError)   whoever generates makes no progress
@@ -25,6 +26,7 @@ argument would turn it into an opaque RuntimeError (torch/_utils.py, ExceptionWr
 __all__ = [
     "ConfigError",
     "CorruptTableError",
+    "DigestError",
     "EmbeddingError",
     "GenerationError",
     "LockTimeoutError",
@@ -92,6 +94,10 @@ class SemanticIdFileError(TableError):
 
 class ParentError(SemidError, ValueError):
     """A parent table does not fit the dataset that it was given to."""
+
+
+class DigestError(ParentError):
+    """A table is not the one that was expected, by its digest or by its lineage."""
 
 
 class UnknownItemError(SemidError, KeyError):

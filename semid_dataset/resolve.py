@@ -41,7 +41,9 @@ from semid_dataset.errors import (
 )
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
-from semid_dataset.table.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.build import TableData
+from semid_dataset.table.header import TableHeader
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.build.streaming.run import Job
@@ -80,16 +82,15 @@ def first_table(
     embeddings: "Embeddings",
     config: SemanticIdConfig,
     identity: Identity,
-    name: str,
     turn: Turn,
     started: float,
-) -> list[Any]:
-    """Return the bytes of table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
+) -> TableData:
+    """Return table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
     if embeddings.stream is None:
-        return birth.train_table(embeddings, config, identity, name, turn, started)
+        return birth.train_table(embeddings, config, identity, turn, started)
     from semid_dataset.build.streaming import run as scale
 
-    return scale.train_table(embeddings, config, identity, name, turn, started)
+    return scale.train_table(embeddings, config, identity, turn, started)
 
 
 def resolve(ask: Ask, context: Context) -> SemanticIdTable:
@@ -234,7 +235,7 @@ class Resolution:
             for found in self.cache.generations(name):
                 with suppress(SemidError, OSError):
                     table = self.cache.open(found.path)
-                    if table.info.get("json_sha256") == sha256 and not name.startswith("json-"):
+                    if table.header.exported(sha256) and not name.startswith("json-"):
                         return table
         return None
 
@@ -245,13 +246,13 @@ class Resolution:
                 f"'{path}' holds no semantic ID. It was left untouched; remove it to have IDs generated."
             )
         name = f"json-{sha256[:24]}"
-        info = {"lineage": name, "generation": 0, "provenance": {"born": time.time(), "source": path.name}}
-        buffers = build_table_buffers(items, codes, info=info)
+        made = {"born": time.time(), "source": path.name}
+        data = TableData(items, codes, TableHeader(lineage=name, provenance=made))
         reason = f"{path}"
         table: SemanticIdTable | None = None
         if not self.in_worker:
             try:
-                self.cache.publish(name, 0, buffers)
+                self.cache.publish(name, 0, data.buffers())
                 table = self.cache.newest(name)
             except OSError as error:
                 logger.debug("%s was not compiled: %s", path, error)
@@ -259,7 +260,7 @@ class Resolution:
                 if table is not None:
                     self.cache.remember(Memo(name, table.generation, table.digest), question, {path: sha256})
         if table is None:
-            table = SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="pregenerated", reason=reason)
+            table = data.in_memory("pregenerated", reason)
         tell("loaded", items=len(table))
         return table.with_status("pregenerated", reason)
 
@@ -316,7 +317,7 @@ class Resolution:
         return table.with_status("cached", f"lineage {table.lineage}, generation {table.generation}")
 
     def _say_settings(self, table: SemanticIdTable) -> None:
-        trained = table.info.get("settings") or {}
+        trained = table.header.settings
         wanted = self.config.to_dict()
         matter = ("algorithm", "commitment_cost", "lr", "num_epochs", "batch_size", "unique", "seed")
         differ = [name for name in matter if name in trained and trained[name] != wanted[name]]
@@ -343,7 +344,8 @@ class Resolution:
         """Read the embeddings; the only step that is as long as they are large."""
         from semid_dataset.inputs.read import read_sources
 
-        return read_sources(sources, on_progress=None if turn is None else turn.beat)
+        read = read_sources(sources, on_progress=None if turn is None else turn.beat)
+        return replace(read, base=self.ask.data_dir)
 
     def read_or_stream(
         self,
@@ -364,7 +366,7 @@ class Resolution:
             from semid_dataset.inputs.partitions import NamedItemsError
 
             try:
-                return job.read()
+                return replace(job.read(), base=self.ask.data_dir)
             except NamedItemsError as error:
                 if self.engine is not None:
                     raise
@@ -529,7 +531,7 @@ class Resolution:
             if export.lineage not in {self.parent.lineage, f"{self.parent.lineage}-{self.parent.digest[:8]}"}:
                 return None
             base = base or self.parent
-        elif base is not None and base.info.get("identity") != identity.to_dict():
+        elif base is not None and base.header.identity != identity:
             return None
         assert self.ask.data_dir is not None
         path = self.ask.data_dir / JSON_FILE
@@ -542,26 +544,24 @@ class Resolution:
             return self._rejoin(ids, base, export, path)
 
         def train_again() -> SemanticIdTable:
-            buffers = birth.train_table(embeddings, self.config, identity, export.lineage, turn, started)
-            return SemanticIdTable.from_buffer(b"".join(buffers))
+            return birth.train_table(embeddings, self.config, identity, turn, started).in_memory("trained")
 
         same = lineage.lineage_name(identity, embeddings.digest) == export.lineage
-        buffers = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
-        return None if buffers is None else self._publish_healed(buffers, export, path)
+        data = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
+        return None if data is None else self._publish_healed(data, export, path)
 
-    def _publish_healed(self, buffers: list[Any], export: Memo, path: Path) -> lineage.Lineage | None:
+    def _publish_healed(self, data: TableData, export: Memo, path: Path) -> lineage.Lineage | None:
         """Publish a lost table again; return it only where it stays in memory."""
-        table = SemanticIdTable.from_buffer(b"".join(buffers))
         refusal: object = "what was published cannot be found"
         try:
-            self.cache.publish(export.lineage, export.generation, buffers)
+            self.cache.publish(export.lineage, export.generation, data.buffers())
             if self.cache.writing().newest(export.lineage) is not None:
                 tell("healed", level=logging.WARNING, source=path)
                 return None  # it is found like any other lineage
         except OSError as error:
             refusal = error
         degrade("not_saved", error=refusal)
-        return lineage.Lineage(export.lineage, table)
+        return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
 
     def _rejoin(self, ids: SemanticIdTable, base: SemanticIdTable, export: Memo, path: Path) -> lineage.Lineage | None:
         """
@@ -577,10 +577,10 @@ class Resolution:
             found = healing.rejoined(ids, base, export, number)
             if found is None:
                 return None
-            buffers, others, shared = found
+            data, others, shared = found
             refusal: object = None
             try:
-                if not self.cache.publish(export.lineage, number, buffers):  # another writer took the number
+                if not self.cache.publish(export.lineage, number, data.buffers()):  # another writer took the number
                     base = self.cache.writing().newest(export.lineage) or base
                     if lineage.descends(base, export.digest):
                         return None
@@ -597,13 +597,11 @@ class Resolution:
             if refusal is None:
                 return None  # it is found like any other lineage
             degrade("not_saved", error=refusal)
-            return lineage.Lineage(export.lineage, SemanticIdTable.from_buffer(b"".join(buffers)))
+            return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
         raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
 
-    def _after_loss(
-        self, name: str, buffers: list[Any], question: Question, embeddings: "Embeddings"
-    ) -> tuple[str, list[Any]]:
-        """Say aloud that a lineage is lost, and return a name that no lost lineage had, with the table under it."""
+    def _after_loss(self, name: str, data: TableData, question: Question, embeddings: "Embeddings") -> str:
+        """Say aloud that a lineage is lost, and return a name that no lost lineage had."""
         memo = self.cache.recall(question, renew=False)
         digest = None if memo is None else memo.digest
         before = {name} | ({memo.lineage} if memo is not None else set())
@@ -611,11 +609,10 @@ class Resolution:
             before.add(served)
         lost = sorted(old for old in before if self._is_lost(old))
         if not lost:
-            return name, buffers
-        table = SemanticIdTable.from_buffer(b"".join(buffers))
-        if lost == [name] and table.digest == digest:
+            return name
+        if lost == [name] and data.digest == digest:
             tell("healed", level=logging.WARNING, source="the same training")
-            return name, buffers
+            return name
         new, counter = name, 0
         assert question.identity is not None
         while self._is_lost(new):
@@ -623,9 +620,7 @@ class Resolution:
             new = lineage.lineage_name(question.identity, embeddings.digest, counter)
         for old in lost:
             logger.error("%s", text("lost", lineage=old, new=new))
-        info = {key: value for key, value in table.info.items() if key not in {"digest", "json_sha256"}}
-        info["lineage"] = new
-        return new, build_table_buffers(table.keys_array, table.codes_array, info=info, weights=table.weights)
+        return new
 
     def _is_lost(self, name: str) -> bool:
         return self.cache.last_generation(name) >= 0 and self.cache.newest(name) is None
@@ -746,21 +741,20 @@ class Resolution:
         while retraining and self.cache.generations(name):
             counter += 1
             name = lineage.lineage_name(question.identity, embeddings.digest, counter)
-        buffers = first_table(embeddings, self.config, question.identity, name, turn, started)
+        data = first_table(embeddings, self.config, question.identity, turn, started)
         if not retraining:
-            name, buffers = self._after_loss(name, buffers, question, embeddings)
+            name = self._after_loss(name, data, question, embeddings)
+        data = data.named(name)
         table: SemanticIdTable | None = None
         refusal = "what was published cannot be found"
         try:
-            self.cache.publish(name, 0, buffers)
+            self.cache.publish(name, 0, data.buffers())
             table = self.cache.writing().newest(name)
         except OSError as error:
             refusal = str(error)
         if table is None:
             degrade("not_saved", error=refusal)
-            return SemanticIdTable.from_buffer(
-                b"".join(buffers), path=None, status="trained", reason=f"in memory only: {refusal}"
-            )
+            return data.in_memory("trained", f"in memory only: {refusal}")
         self._export(table)
         tell("saved")
         return table.with_status("trained", f"lineage {name}")
@@ -783,11 +777,9 @@ class Resolution:
             tell("json_not_saved", path=path, error=error)
             return
         question = Question("json", None, (stamp,))
-        identity = table.info.get("identity")
-        memo = Memo(
-            table.lineage, table.generation, table.digest, Identity.from_dict(identity).digest if identity else ""
-        )
-        self.cache.remember(memo, question, {path: str(table.info["json_sha256"])})
+        identity = table.header.identity
+        memo = Memo(table.lineage, table.generation, table.digest, "" if identity is None else identity.digest)
+        self.cache.remember(memo, question, {path: table.header.json_sha256})
 
     def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", question: Question) -> None:
         if table.path is None:

@@ -22,7 +22,9 @@ from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache, open_table
 from semid_dataset.config import Identity
 from semid_dataset.errors import ParentError, StoreError
-from semid_dataset.table.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.build import TableData
+from semid_dataset.table.header import TableHeader
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -44,7 +46,6 @@ __all__ = [
     "vectors_fit",
 ]
 
-SEQUENCES = "sequences"  # among the files of a table's provenance: they took part in its IDs
 TABLE_FILE = "semid_table.safetensors"  # a table's name beside a recommender's weights
 BARE_FILE = "quantizer.safetensors"  # a bare quantizer's, see ResidualQuantizer.save_pretrained
 SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is theirs
@@ -72,11 +73,7 @@ def lineage_name(identity: Identity, embeddings_digest: str, retraining: int = 0
 
 def descends(table: SemanticIdTable, digest: str) -> bool:
     """Whether a table is the one with this digest, or holds its IDs because it grew from it or took them in."""
-    history = table.info.get("history")
-    steps = history if isinstance(history, list) else []
-    return table.digest == digest or any(
-        isinstance(step, dict) and digest in (step.get("parent"), step.get("rejoined")) for step in steps
-    )
+    return table.digest == digest or table.header.grew_from(digest)
 
 
 def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool) -> SemanticIdTable:
@@ -126,15 +123,9 @@ def _table_of_quantizer(quantizer: "ResidualQuantizer") -> SemanticIdTable:
     for key in sorted(weights):
         digest.update(key.encode() + weights[key].tobytes())
     levels = len(quantizer.codebook_sizes)
-    info = {
-        "lineage": f"quantizer-{digest.hexdigest()[:24]}",
-        "generation": 0,
-        "identity": None,
-        "quantizer": description,
-        "history": [],
-    }
-    buffers = build_table_buffers(np.empty(0, np.int64), np.empty((0, levels), np.uint8), info=info, weights=weights)
-    return SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="cached", reason="a bare quantizer")
+    header = TableHeader(lineage=f"quantizer-{digest.hexdigest()[:24]}", quantizer=description)
+    data = TableData(np.empty(0, np.int64), np.empty((0, levels), np.uint8), header, weights)
+    return data.in_memory("cached", "a bare quantizer")
 
 
 def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[str]) -> None:
@@ -148,8 +139,8 @@ def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[st
     Raises:
         ParentError: what was found and what is wanted.
     """
-    known = parent.info.get("identity")
-    if known is None:  # a bare quantizer: its dims are all that it knows
+    found = parent.header.identity
+    if found is None:  # a bare quantizer: its dims are all that it knows
         dims = sum(dim for _, dim in identity.features)
         if len(identity.features) == 1 and parent.quantizer.dim != dims:
             raise ParentError(
@@ -157,7 +148,6 @@ def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[st
                 "Nothing was written. Give the quantizer of these features, or none to train one."
             )
         return
-    found = Identity.from_dict(known)
     features = dict(found.features)
     missing_only = set(features) == set(asked) and all(features.get(fid) == dim for fid, dim in identity.features)
     if found == identity or (
@@ -223,7 +213,7 @@ def find_lineage(
         except PermissionError as refusal:  # another user's, who keeps it private: it answers nobody else
             logger.warning("lineage %s cannot be read: %s", name, refusal)
             continue
-        if table is None or not table.has_quantizer or table.info.get("identity") != identity.to_dict():
+        if table is None or not table.has_quantizer or table.header.identity != identity:
             continue
         known = np.flatnonzero(table.rows_of(items) >= 0)
         if len(known) < max(1, LEAST_KNOWN * len(items)):
@@ -239,7 +229,7 @@ def find_lineage(
 
 
 def _born(table: SemanticIdTable) -> float:
-    return float(table.info.get("provenance", {}).get("born", 0.0))
+    return float(table.header.provenance.get("born", 0.0))
 
 
 def reproduction_error(
@@ -265,7 +255,7 @@ def reproduction_error(
 
 def made_with_sequences(table: SemanticIdTable) -> bool:
     """Say whether behaviour took part in the IDs: vectors alone then do not tell whether they fit."""
-    return SEQUENCES in ((table.info.get("provenance") or {}).get("files") or {})
+    return bool(table.header.behaviour)
 
 
 def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDArray[Any]) -> tuple[float, float, bool]:
@@ -278,9 +268,7 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
     sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
     vectors, codes = vectors[sample], codes[sample]
     squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())
-    provenance: dict[str, Any] = table.info.get("provenance", {})
-    variance = float(provenance.get("variance", 0.0))
-    birth = float(provenance.get("relative_error", 0.0))
+    variance, birth = table.header.variance, table.header.relative_error
     if variance <= 0.0:  # all vectors equal at birth: any error is another vector
         return squared, 0.0, squared <= 1e-6 * (1.0 + float(np.square(vectors).sum(1).mean()))
     error = squared / variance
@@ -326,33 +314,34 @@ def grow(
             return base, encoded
         encoded = len(missing)
         generation = 1 + max(last, base.generation)
-        buffers = extended_buffers(row.name, generation, base, items, features, missing)
+        data = extended(row.name, generation, base, items, features, missing)
         if refusal:
-            return _in_memory(buffers, refusal), encoded
+            return _in_memory(data, refusal), encoded
         try:
-            cache.publish(row.name, generation, buffers)
+            cache.publish(row.name, generation, data.buffers())
         except OSError as error:
-            return _in_memory(buffers, str(error)), encoded
+            return _in_memory(data, str(error)), encoded
     raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")
 
 
-def _in_memory(buffers: list[Any], why: str) -> SemanticIdTable:
+def _in_memory(data: TableData, why: str) -> SemanticIdTable:
     degrade("not_saved", error=why)
-    return SemanticIdTable.from_buffer(b"".join(buffers), path=None, status="cached", reason=why)
+    return data.in_memory("cached", why)
 
 
-def extended_buffers(
+def extended(
     name: str,
     generation: int,
     base: SemanticIdTable,
     items: NDArray[np.int64] | list[str],
     features: "Sequence[FeatureMatrix] | Encoder",
     missing: NDArray[np.int64],
-) -> list[Any]:
+) -> TableData:
     """
-    Return the bytes of table `generation`: everything in `base`, and the items at `missing` encoded by its quantizer.
+    Return table `generation`: everything in `base`, and the items at `missing` encoded by its quantizer.
 
     Args:
+        name: of the lineage; another one than the base's is a branch of it.
         features: as in `grow`.
         missing: positions in `items`, ascending, of those that `base` does not hold.
     """
@@ -360,7 +349,7 @@ def extended_buffers(
         codes, moved, squared = features(base, missing)
     else:
         codes, moved, squared = _encoded(base, _take(features, missing, len(items)), len(missing))
-    variance = float(base.info.get("provenance", {}).get("variance", 0.0))
+    variance = base.header.variance
     step = {
         "generation": generation,
         "time": time.time(),
@@ -368,19 +357,12 @@ def extended_buffers(
         "new": len(missing),
         "moved": moved,
         "relative_error": squared / variance if variance > 0 else 0.0,
-        "parent": base.digest,
     }
-    info = {
-        **{key: value for key, value in base.info.items() if key not in {"digest", "json_sha256"}},
-        "lineage": name,
-        "generation": generation,
-        "history": [*base.info.get("history", []), step],
-    }
-    return build_table_buffers(
+    return TableData(
         joined_items(base.keys_array, picked_items(items, missing)),
         np.concatenate([base.codes_array, codes.astype(base.codes_array.dtype)]),
-        info=info,
-        weights=base.weights,
+        base.header.child(step, lineage=name),
+        base.weights,
     )
 
 
@@ -392,7 +374,7 @@ def _encoded(base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: 
     vectors = quantizer.vectors_of(features, items)
     codes = quantizer.encode(vectors)
     moved = 0
-    if base.info.get("settings", {}).get("unique", True):
+    if base.header.unique:
         resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
         codes, moved = resolution.codes, resolution.moved
     squared = float(np.square(vectors.astype(np.float64) - quantizer.decode(codes)).sum(1).mean())

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from semid_dataset._messages import degrade, tell
 from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Identity, SemanticIdConfig
-from semid_dataset.table.table import build_table_buffers
+from semid_dataset.table.build import TableData
+from semid_dataset.table.header import TableHeader
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.unique import Items, Resolution
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Clock", "make_unique", "table_info", "train_quantizer", "train_table"]
+__all__ = ["Clock", "first_header", "make_unique", "train_quantizer", "train_table"]
 
 EPOCHS_PER_LINE = 5
 
@@ -58,12 +59,11 @@ def train_table(
     embeddings: "Embeddings",
     config: SemanticIdConfig,
     identity: Identity,
-    name: str,
     turn: Turn,
     started: float,
-) -> list[Any]:
+) -> TableData:
     """
-    Train codebooks on embeddings and return the bytes of table 0 of a new lineage.
+    Train codebooks on embeddings and return table 0 of a new lineage, which has no name yet.
 
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
@@ -95,8 +95,7 @@ def train_table(
     quality = measure(quantizer, vectors, raw, resolution, trained)
     clock.done("measuring")
     error, variance = _error_and_variance(vectors, quantizer.decode(resolution.codes))
-    info = table_info(
-        name,
+    header = first_header(
         identity,
         {**config.to_dict(), "unique": unique},
         description,
@@ -110,7 +109,7 @@ def train_table(
         relative_error=error / variance if variance > 0 else 0.0,
         clock=clock,
     )
-    return build_table_buffers(embeddings.items, resolution.codes, info=info, weights=weights)
+    return TableData(embeddings.items, resolution.codes, header, weights)
 
 
 def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat: Callable[[], None]) -> "Trained":
@@ -157,8 +156,7 @@ def make_unique(
     return Resolution(raw, moved=0, exact_duplicates=0, shared=shared_items(raw)), False
 
 
-def table_info(
-    name: str,
+def first_header(
     identity: Identity,
     settings: Mapping[str, Any],
     description: Mapping[str, Any],
@@ -172,20 +170,18 @@ def table_info(
     variance: float,
     relative_error: float,
     clock: Clock,
-) -> dict[str, Any]:
-    """Return what table 0 of a lineage says about itself, of JSON types."""
+) -> TableHeader:
+    """Return what table 0 of a lineage says about itself."""
     now = time.time()
-    return {
-        "lineage": name,
-        "generation": 0,
-        "identity": identity.to_dict(),
-        "settings": settings,
-        "quantizer": description,
-        "quality": quality,
-        "provenance": {
+    return TableHeader(
+        identity=identity,
+        settings=settings,
+        quantizer=description,
+        quality=quality,
+        provenance={
             "born": now,
             "embeddings": embeddings.digest,
-            "files": {path.name: digest for path, digest in embeddings.file_digests.items()},
+            "files": embeddings.files,
             "bad_rows": bad_rows,
             "device": device,
             "variance": variance,
@@ -194,8 +190,9 @@ def table_info(
             "stages": clock.stages,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
-        "history": [{"generation": 0, "time": now, "items": items, "new": items, "moved": moved}],
-    }
+        behaviour=embeddings.behaviour,
+        history=({"generation": 0, "time": now, "items": items, "new": items, "moved": moved},),
+    )
 
 
 def _error_and_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> tuple[float, float]:

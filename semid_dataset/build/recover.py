@@ -10,6 +10,7 @@ themselves.
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,9 @@ from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import SemidError
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.read import Embeddings
-from semid_dataset.table.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.build import TableData
+from semid_dataset.table.header import TableHeader
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -51,9 +54,8 @@ def exported_table(path: Path, export: Memo) -> SemanticIdTable | None:
     except (SemidError, OSError) as error:
         logger.debug("no IDs to heal from: %s", error)
         return None
-    info = {"lineage": export.lineage, "generation": export.generation}
-    buffers = build_table_buffers(items, codes, info=info)
-    return SemanticIdTable.from_buffer(b"".join(buffers), status="stale", reason=f"{path}, whose table is damaged")
+    header = TableHeader(lineage=export.lineage, generation=export.generation)
+    return TableData(items, codes, header).in_memory("stale", f"{path}, whose table is damaged")
 
 
 def restore(
@@ -64,9 +66,9 @@ def restore(
     identity: Identity,
     config: SemanticIdConfig,
     train: Callable[[], SemanticIdTable] | None,
-) -> list[Any] | None:
+) -> TableData | None:
     """
-    Return the bytes of the lost table, with the IDs of its export.
+    Return the lost table, with the IDs of its export.
 
     Args:
         ids: what was exported from it.
@@ -80,30 +82,29 @@ def restore(
     Returns:
         None where the export does not fit: another lineage, another identity, none of the items.
     """
-    history = {"generation": export.generation, "time": time.time(), "items": len(ids), "parent": export.digest}
+    step: dict[str, Any] = {"generation": export.generation, "time": time.time(), "items": len(ids)}
     if base is not None:
-        identity = Identity.from_dict(base.info["identity"]) if base.info.get("identity") else identity
-        if not _fits(ids, identity) or not _agrees(ids, base):
+        if not _fits(ids, base.header.identity or identity) or not _agrees(ids, base):
             return None
-        info = {key: value for key, value in base.info.items() if key not in {"digest", "json_sha256"}}
-        history |= {"new": len(ids) - len(base), "healed": "semantic_id_dict.json"}
-        info |= {"history": [*info.get("history", []), history], "weights_from": base.generation}
-        return _build(ids, export, info, base.weights)
+        step |= {"new": len(ids) - len(base), "healed": "semantic_id_dict.json", "weights_from": base.generation}
+        step |= {"rejoined": export.digest}  # it holds the IDs of both
+        return _build(ids, base.header.child(step, lineage=export.lineage), base.weights)
     if export.identity != identity.digest or not _fits(ids, identity):
         return None
     if train is not None:
         again = train()
         if len(again) == len(ids) and _agrees(ids, again):
-            info = again.info
+            header = replace(again.header, lineage=export.lineage, generation=export.generation)
             if again.digest != export.digest:  # the codebooks' last bits: it still stands for the lost table
-                info = {**info, "history": [*info.get("history", []), {**history, "new": 0, "healed": "trained again"}]}
-            return _build(ids, export, info, again.weights)
-    return _fitted(ids, export, embeddings, identity, config, history)
+                step |= {"new": 0, "healed": "trained again", "parent": export.digest}
+                header = header.child(step)
+            return _build(ids, header, again.weights)
+    return _fitted(ids, export, embeddings, identity, config, step)
 
 
 def rejoined(
     ids: SemanticIdTable, base: SemanticIdTable, export: Memo, generation: int
-) -> tuple[list[Any], int, int] | None:
+) -> tuple[TableData, int, int] | None:
     """
     Return a table that holds the IDs of `base` and those that a lost table before it had exported.
 
@@ -117,10 +118,10 @@ def rejoined(
         generation: of the table to make.
 
     Returns:
-        Its bytes, the number of items that keep another ID than the export says, and the number of items put back
+        It, the number of items that keep another ID than the export says, and the number of items put back
         that share theirs. None where the export does not fit this lineage.
     """
-    if base.info.get("identity") is None or not _fits(ids, Identity.from_dict(base.info["identity"])):
+    if base.header.identity is None or not _fits(ids, base.header.identity):
         return None
     rows = base.rows_of(ids.keys_array)
     known, lost = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
@@ -133,15 +134,12 @@ def rejoined(
         "time": time.time(),
         "items": len(base) + len(lost),
         "new": len(lost),
-        "parent": base.digest,
         "rejoined": export.digest,
         "healed": "semantic_id_dict.json",
     }
-    info = {key: value for key, value in base.info.items() if key not in {"digest", "json_sha256"}}
-    info |= {"generation": generation, "history": [*base.info.get("history", []), step]}
     items = lineage.joined_items(base.keys_array, lineage.picked_items(ids.keys_array, lost))
-    buffers = build_table_buffers(items, np.concatenate([base.codes_array, back]), info=info, weights=base.weights)
-    return buffers, others, shared
+    codes = np.concatenate([base.codes_array, back])
+    return TableData(items, codes, base.header.child(step), base.weights), others, shared
 
 
 def _fits(ids: SemanticIdTable, identity: Identity) -> bool:
@@ -155,12 +153,10 @@ def _agrees(ids: SemanticIdTable, older: SemanticIdTable) -> bool:
     return bool((rows >= 0).all()) and np.array_equal(ids.codes_array[rows], older.codes_array)
 
 
-def _build(ids: SemanticIdTable, export: Memo, info: dict[str, Any], weights: dict[str, NDArray[Any]]) -> list[Any]:
-    kept = {key: value for key, value in info.items() if key not in {"digest", "json_sha256"}}
-    info = {**kept, "lineage": export.lineage, "generation": export.generation}
-    sizes = info["identity"]["codebook_sizes"] if info.get("identity") else [256]
+def _build(ids: SemanticIdTable, header: TableHeader, weights: dict[str, NDArray[Any]]) -> TableData:
+    sizes = (256,) if header.identity is None else header.identity.codebook_sizes
     codes = ids.codes_array.astype(np.uint8 if max(sizes) <= 256 else np.uint16)
-    return build_table_buffers(ids.keys_array, codes, info=info, weights=weights)
+    return TableData(ids.keys_array, codes, header, weights)
 
 
 def _fitted(
@@ -169,8 +165,8 @@ def _fitted(
     embeddings: Embeddings,
     identity: Identity,
     config: SemanticIdConfig,
-    history: dict[str, Any],
-) -> list[Any] | None:
+    step: dict[str, Any],
+) -> TableData | None:
     from semid_dataset.codec.fusion import Fusion
 
     rows = ids.rows_of(embeddings.items)
@@ -187,20 +183,22 @@ def _fitted(
     if len(embeddings.features) > 1:
         quantizer.fusion = fusion
     weights, description = quantizer.to_arrays()
-    info = {
-        "identity": identity.to_dict(),
-        "settings": config.to_dict(),
-        "quantizer": description,
-        "quality": {},
-        "provenance": {
+    step |= {"new": 0, "healed": "codebooks fitted to semantic_id_dict.json", "parent": export.digest}
+    header = TableHeader(
+        lineage=export.lineage,
+        generation=export.generation,
+        identity=identity,
+        settings=config.to_dict(),
+        quantizer=description,
+        provenance={
             "born": time.time(),
             "embeddings": embeddings.digest,
             "variance": variance,
             "relative_error": squared / variance if variance > 0 else 0.0,
         },
-        "history": [{**history, "new": 0, "healed": "codebooks fitted to semantic_id_dict.json"}],
-    }
-    return _build(ids, export, info, weights)
+        history=(step,),
+    )
+    return _build(ids, header, weights)
 
 
 def fit_to_ids(

@@ -3,13 +3,10 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from semid_dataset.build import lineages as lineage
 
 if TYPE_CHECKING:
     from semid_dataset.inputs.read import Embeddings
@@ -32,6 +29,5 @@ def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] |
         taken.update(np.array([len(sequence), *sequence], np.int64).tobytes())
     (feature,) = embeddings.features
     fused = behaviour_aware(feature, known)
-    digest = hashlib.sha256(f"{embeddings.digest}\0{lineage.SEQUENCES}\0{taken.hexdigest()}".encode()).hexdigest()
-    digests = {**embeddings.file_digests, Path(lineage.SEQUENCES): taken.hexdigest()}
-    return replace(embeddings, fused=fused, digest=digest, file_digests=digests)
+    digest = hashlib.sha256(f"{embeddings.digest}\0sequences\0{taken.hexdigest()}".encode()).hexdigest()
+    return replace(embeddings, fused=fused, digest=digest, behaviour=taken.hexdigest())

@@ -106,7 +106,8 @@ def _provenance_lines(table: SemanticIdTable) -> list[str]:
     if made.get("peak_rss_bytes"):
         parts.append(f"with {made['peak_rss_bytes'] / 2**20:,.0f} MB")
     sequences = lineage.made_with_sequences(table)
-    names = ", ".join(made["files"]) if made.get("files") and not sequences else made.get("source", "")
+    files = [name for name in made.get("files") or {} if not (sequences and name == "sequences")]
+    names = ", ".join(files) or made.get("source", "")
     identity = table.info.get("identity") or {}
     dims = " + ".join(f"{feature} ({dim} numbers)" for feature, dim in identity.get("features", []))
     also = " and sequences" if sequences else ""

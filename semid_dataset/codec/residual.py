@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -254,6 +254,8 @@ class ResidualQuantizer:
     smaller blocks; a line says so.
     """
 
+    kind: ClassVar[str] = "residual"  # stands in files and names who reads them
+
     def __init__(
         self,
         codebooks: Sequence[Tensor],
@@ -399,6 +401,7 @@ class ResidualQuantizer:
             if module is not None:
                 arrays |= {f"{name}.{key}": value.detach().cpu().numpy() for key, value in module.state_dict().items()}
         description: dict[str, Any] = {
+            "kind": self.kind,
             "dim": self.dim,
             "codebook_sizes": list(self.codebook_sizes),
             "beam": self.beam,
@@ -419,6 +422,9 @@ class ResidualQuantizer:
         Raises:
             TableError: something is missing or does not fit together.
         """
+        kind = description.get("kind", cls.kind)  # unknown to the first tables
+        if kind != cls.kind:
+            raise TableError(f"The quantizer in this table is of the kind {kind!r}, which this version cannot read.")
         try:
             words = torch.from_numpy(np.array(arrays["codebooks"], dtype=np.float32))
             sizes = [int(size) for size in description["codebook_sizes"]]

@@ -69,6 +69,8 @@ class Embeddings:
         rows: about how many items there are then.
         fused: what took part in IDs beside the features themselves, if something did: how an item alone is carried
             into the space of the vectors, and the vectors (n, dim) of these items there; see `behaviour`.
+        behaviour: digest of the sequences that took part, "" where none did.
+        base: what paths of files are told from; None: they are told by their names.
     """
 
     items: NDArray[np.int64] | list[str]
@@ -79,6 +81,17 @@ class Embeddings:
     stream: Any = None
     rows: int = 0
     fused: "tuple[Fusion, NDArray[np.float32]] | None" = None
+    behaviour: str = ""
+    base: Path | None = None
+
+    @property
+    def files(self) -> dict[str, str]:
+        """SHA-256 of each file, by its path below `base`: two features may have files of one name."""
+        named = {}
+        for path, digest in self.file_digests.items():
+            inside = self.base is not None and path.is_relative_to(self.base)
+            named[path.relative_to(self.base).as_posix() if inside and self.base is not None else path.name] = digest
+        return named
 
     @property
     def dims(self) -> list[tuple[str, int]]:

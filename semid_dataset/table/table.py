@@ -6,7 +6,6 @@ cost a process what 50 thousand cost, and all processes of a machine share the f
 loaded only by those who ask for the quantizer.
 """
 
-import hashlib
 import operator
 import struct
 from bisect import bisect_left
@@ -21,20 +20,20 @@ from semid_dataset import _files as files
 from semid_dataset._messages import degrade
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context, Environment
-from semid_dataset.errors import CorruptTableError, ParentError, TableError, UnknownItemError
+from semid_dataset.errors import CorruptTableError, DigestError, TableError, UnknownItemError
 from semid_dataset.format.id_json import json_chunks
 from semid_dataset.format.tensors import (
     Buffer,
     IntIndex,
     StringIndex,
     as_query,
-    build_index,
     open_index,
     packed_rows,
     parse,
-    serialize,
 )
+from semid_dataset.table.build import WEIGHTS, TableData, build_table_buffers, content_digests, json_keys
 from semid_dataset.table.figures import Quality, figures
+from semid_dataset.table.header import TableHeader
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -49,7 +48,6 @@ BLOCK_ITEMS = 1 << 8
 MAX_CODE = 65_535
 LOW_COVERAGE = 0.5  # below it, ids of another kind are likelier than new items
 ASKED_AT_LEAST = 100  # items, before a share of them says anything
-WEIGHTS = "quantizer."  # prefix of the weights' names in the file
 
 
 class SemanticIdTable(Mapping[int | str, list[int]]):
@@ -69,7 +67,8 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         reason: in words, why this table answers.
         path: its file; None where it lives in memory.
         levels: codes in an ID.
-        info: what the writer of the file said about it, as JSON types.
+        header: what the writer of the file said about it, looked over; `info` is the same as JSON types.
+        digest: what the header states; see `computed_digest` for what it is.
         codes_array: (items, levels) uint8 or uint16, read-only, in the order of iteration.
     """
 
@@ -79,6 +78,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_base",
         "_buffer",
         "_codes",
+        "_computed",
         "_index",
         "_integers",
         "_inverse",
@@ -92,6 +92,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_warned",
         "codes_array",
         "digest",
+        "header",
         "info",
         "levels",
         "path",
@@ -108,6 +109,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     digest: str
 
     info: dict[str, Any]
+    header: TableHeader
     levels: int
     codes_array: NDArray[Any]
 
@@ -122,6 +124,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     _shift: int
     _stride: int
     _unpack: Any
+    _computed: tuple[str, str] | None
     _inverse: tuple[NDArray[Any], NDArray[np.uint32]] | None
     _quantizer: "ResidualQuantizer | None"
     _misses: int
@@ -155,7 +158,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
                 number of items.
 
         Raises:
-            CorruptTableError, TableVersionError: as `container.parse`.
+            CorruptTableError, TableVersionError: as `container.parse` and `TableHeader.from_json`.
         """
         table = cls.__new__(cls)
         table.status, table.reason, table.path, table.strict = status, reason, path, strict
@@ -169,10 +172,11 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         codes = arrays.get("codes")
         if codes is None or codes.ndim != 2 or codes.dtype not in (np.uint8, np.uint16) or len(codes) != len(index):
             raise CorruptTableError(f"'{where}' has no codes for its {len(index)} items.")
-        digest = info.get("digest", "")
+        header = TableHeader.from_json(info, where, codes.shape[1])
         self._buffer, self._arrays, self._index = buffer, arrays, index
-        self.info, self.codes_array, self.levels, self.digest = info, codes, codes.shape[1], str(digest)
-        self._inverse = self._quantizer = None
+        self.info, self.header, self.digest = info, header, header.digest
+        self.codes_array, self.levels = codes, codes.shape[1]
+        self._inverse = self._quantizer = self._computed = None
         self._misses, self._warned = 0, False
         # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
         # among: it leaves through the IndexError.
@@ -227,17 +231,15 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         largest = max(map(max, rows), default=0)
         codes = np.array(rows, np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)
         codes = codes.reshape(len(rows), len(rows[0]) if rows else levels)
-        return cls.from_buffer(
-            b"".join(build_table_buffers(items, codes)), path=None, status=status, reason=reason, strict=strict
-        )
+        table = TableData(items, codes).in_memory(status, reason)
+        table.strict = strict
+        return table
 
     @classmethod
     def default(cls, levels: int = SemanticIdConfig.num_quantizers, reason: str = "") -> "SemanticIdTable":
         """Return an empty table, in which every item has the default ID of that many zeros."""
         empty = np.empty((0, levels), np.uint8)
-        return cls.from_buffer(
-            b"".join(build_table_buffers(np.empty(0, np.int64), empty)), path=None, status="default", reason=reason
-        )
+        return TableData(np.empty(0, np.int64), empty).in_memory("default", reason)
 
     def with_status(self, status: str, reason: str) -> "SemanticIdTable":
         """Return the same table, sharing its bytes, under another status."""
@@ -424,16 +426,34 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         Make sure that this is the table whose digest is `expected`: on every rank, or in inference as in training.
 
-        Nothing is sent between processes: note the digest in a checkpoint, or pass it on a command line.
+        Nothing is sent between processes: note the digest in a checkpoint, or pass it on a command line. What is
+        compared is computed from the content, once; what the file states of itself is not believed. A digest that was
+        noted by a version that did not yet cover the settings of the search is compared with such a digest.
 
         Raises:
-            ParentError: it is another table.
+            DigestError: it is another table.
         """
-        if self.digest != expected:
-            raise ParentError(
-                f"{self._name()} has the digest {self.digest}, {expected} is expected: items have other IDs than the "
-                "recommender was trained with. Pass the table that lies beside its weights as parent."
+        if expected not in self._digests:
+            raise DigestError(
+                f"{self._name()} has the digest {self.computed_digest}, {expected} is expected: items have other IDs "
+                "than the recommender was trained with. Pass the table that lies beside its weights as parent."
             )
+
+    @property
+    def computed_digest(self) -> str:
+        """
+        The digest of what is here, computed on first use: SHA-256 over keys, codes, weights and what else decides a
+        code. That of a table of the first layout covers keys, codes and weights, as when it was written.
+        """
+        return self._digests[0]
+
+    @property
+    def _digests(self) -> tuple[str, ...]:
+        """Digests that say that this is the table; the first is the one that it should state."""
+        if self._computed is None:
+            self._computed = content_digests(self._arrays, self.header)
+        first, second = self._computed
+        return (second,) if self.header.scheme == 2 else (first, second)
 
     def items_of(self, prefix: Sequence[int]) -> list[int | str]:
         """
@@ -466,7 +486,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
     def json_chunks(self) -> Iterator[bytes]:
         """Yield the text of `semantic_id_dict.json` in blocks."""
-        return json_chunks(_json_keys(self._index), self.codes_array)
+        return json_chunks(json_keys(self._index), self.codes_array)
 
     def save(self, path: str | Path) -> Path:
         """
@@ -492,18 +512,17 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     @property
     def lineage(self) -> str:
         """Name of the lineage; "" for tables outside of any."""
-        return str(self.info.get("lineage") or "")
+        return self.header.lineage
 
     @property
     def generation(self) -> int:
         """Number of the table in its lineage."""
-        generation = self.info.get("generation")
-        return generation if isinstance(generation, int) else 0
+        return self.header.generation
 
     @property
     def quality(self) -> Quality:
         """What the IDs are worth, in figures, a dict that prints well; empty where nobody measured."""
-        return Quality(self._part("quality"))
+        return Quality(self.header.quality)
 
     def metrics(self, items: Any = None) -> dict[str, int | float | str]:
         """
@@ -535,16 +554,11 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
         """Codes per level; where nobody wrote them down (a hand-made table), the largest code seen, plus one."""
-        sizes = self._part("identity").get("codebook_sizes")
-        if isinstance(sizes, list) and len(sizes) == self.levels:
-            return tuple(int(size) for size in sizes)
+        if self.header.identity is not None:
+            return self.header.identity.codebook_sizes
         if len(self) == 0:
             return (0,) * self.levels
         return tuple(int(code) + 1 for code in self.codes_array.max(axis=0))
-
-    def _part(self, name: str) -> dict[str, Any]:
-        part = self.info.get(name)
-        return part if isinstance(part, dict) else {}
 
     @property
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -554,7 +568,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     @property
     def has_quantizer(self) -> bool:
         """Whether new items can be encoded as these were."""
-        return bool(self.info.get("quantizer")) and bool(self.weights)
+        return bool(self.header.quantizer) and bool(self.weights)
 
     @property
     def quantizer(self) -> "ResidualQuantizer":
@@ -569,7 +583,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
                 raise TableError(f"{self._name()} holds no quantizer ({self.status}: {self.reason or 'IDs alone'}).")
             from semid_dataset.codec.residual import ResidualQuantizer  # torch: seconds
 
-            self._quantizer = ResidualQuantizer.from_arrays(self.weights, self._part("quantizer"))
+            self._quantizer = ResidualQuantizer.from_arrays(self.weights, self.header.quantizer or {})
         return self._quantizer
 
     # --- copies and pickles -------------------------------------------------------------------
@@ -610,9 +624,9 @@ class _Unopened(SemanticIdTable):
         assert path is not None
         buffer, _ = files.map_file(path, mmap=Environment.read().mmap, follow=True)
         opened = SemanticIdTable.from_buffer(buffer, path=path)
-        if opened.digest != self.digest:
+        if self.digest not in opened._digests:
             raise CorruptTableError(
-                f"'{path}' holds other IDs ({opened.digest[:12]}) than the table that was pickled "
+                f"'{path}' holds other IDs ({opened.computed_digest[:12]}) than the table that was pickled "
                 f"({self.digest[:12]}). The file was left untouched; it was replaced in between."
             )
         for slot in SemanticIdTable.__slots__[1:]:
@@ -652,10 +666,6 @@ class _Items(ItemsView[int | str, list[int]]):
         )
 
 
-def _json_keys(index: IntIndex | StringIndex) -> NDArray[np.int64] | StringIndex:
-    return index.keys if isinstance(index, IntIndex) else index
-
-
 def _flat(query: NDArray[Any] | list[Any]) -> list[Any]:
     return query if isinstance(query, list) else query.reshape(-1).tolist()
 
@@ -678,54 +688,3 @@ def _inverse(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint32]]:
     packed = packed_rows(codes)
     order = np.argsort(packed, kind="stable")
     return packed[order], order.astype(np.uint32)
-
-
-def build_table_buffers(
-    items: NDArray[Any] | Sequence[str | int],
-    codes: NDArray[Any],
-    *,
-    info: Mapping[str, Any] | None = None,
-    weights: Mapping[str, NDArray[Any]] | None = None,
-) -> list[bytes | memoryview]:
-    """
-    Return buffers whose concatenation is a table file.
-
-    Args:
-        items: n ints or strings, in any order.
-        codes: (n, levels) uint8 or uint16.
-        info: what to say about it, as JSON types; `digest` and `json_sha256` are filled in here.
-        weights: the quantizer's arrays by name.
-
-    Raises:
-        TableError: an item is given twice or is neither int nor string, or the codes do not fit the items.
-    """
-    if codes.ndim != 2 or len(codes) != len(items) or codes.dtype not in (np.uint8, np.uint16):
-        raise TableError(
-            f"Codes of shape {codes.shape} and dtype {codes.dtype} for {len(items)} items; "
-            "expected (items, levels) uint8 or uint16."
-        )
-    keys, order = build_index(items)
-    if (order[1:] < order[:-1]).any():
-        codes = codes[order]
-    arrays: dict[str, NDArray[Any]] = {**keys, "codes": codes}
-    for name, array in (weights or {}).items():
-        arrays[WEIGHTS + name] = array
-    text = hashlib.sha256()
-    for chunk in json_chunks(_json_keys(open_index(keys, "a new table")), codes):
-        text.update(chunk)
-    return serialize(arrays, {**(info or {}), "digest": _digest(arrays), "json_sha256": text.hexdigest()})
-
-
-def _digest(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """
-    Return the SHA-256 of keys, codes and weights: names, dtypes, shapes, bytes.
-
-    Not of the file: what else it holds (dates, reasons, the index over the keys) may differ between equal tables.
-    """
-    derived = {"key_frame", "key_starts", "key_hashes", "key_rows"}
-    digest = hashlib.sha256()
-    for name in sorted(arrays.keys() - derived):
-        array = np.ascontiguousarray(arrays[name])
-        digest.update(f"{name} {array.dtype.str} {arrays[name].shape}\n".encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """An ID never moves: rows of tables only grow, whoever appends to them and how many at once."""
 
+import json
 import multiprocessing
 import os
 import time
@@ -275,3 +276,37 @@ def test_a_copied_table_under_another_name_is_not_believed(tmp_path: Path) -> No
     newest = Cache.of(Environment.read(), data, may_write=True).newest(born.lineage)
     assert newest is not None
     assert newest.generation == 0
+
+
+# --- what a table says of where it comes from ---
+
+
+def write_lines(data_dir: Path, vectors: np.ndarray, name: str, feature: str = "81") -> Path:
+    """Write a feature as JSON lines, in a part of this name."""
+    folder = data_dir / "creative_emb" / f"emb_{feature}_{vectors.shape[1]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = ({"anonymous_cid": ITEM0 + k, "emb": vector.tolist()} for k, vector in enumerate(vectors))
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return data_dir
+
+
+def test_files_of_one_name_are_both_told(tmp_path: Path) -> None:
+    """Two features have a part of the same name each."""
+    write_lines(tmp_path, vectors_of(100), "part-00000")
+    write_lines(tmp_path, vectors_of(100, 12, 4), "part-00000", "82")
+    table = SmallMixinDataset(tmp_path, ("81", "82")).prepare_semantic_ids()
+    files = table.header.provenance["files"]
+    assert sorted(files) == ["creative_emb/emb_81_8/part-00000", "creative_emb/emb_82_12/part-00000"]
+    assert len(set(files.values())) == 2
+
+
+def test_a_part_that_is_called_sequences_does_not_hide_wrong_vectors(tmp_path: Path) -> None:
+    """Behaviour is a field of the header, not the name of a file."""
+    from semid_dataset.check import verify_table
+    from semid_dataset.inputs.discover import find_sources
+    from semid_dataset.inputs.read import read_sources
+
+    table = resolve_quietly(write_lines(tmp_path / "a", vectors_of(200), "sequences"))
+    wrong = read_sources(find_sources(write_lines(tmp_path / "b", vectors_of(200, seed=9), "sequences"), ["81"]))
+    found = verify_table(table, embeddings=wrong)
+    assert any("vectors are not those" in problem for problem in found.problems)

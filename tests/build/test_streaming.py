@@ -253,7 +253,7 @@ def test_a_damaged_part_is_made_again(
     whole = generate(write(tmp_path / "whole", "jsonl", *world()), engine="local")
     data_dir = write(tmp_path / "damaged", "jsonl", *world())
     with monkeypatch.context() as patch:
-        patch.setattr(scale, "build_table_buffers", _raise)
+        patch.setattr(scale, "TableData", _raise)
         with pytest.raises(Killed):
             generate(data_dir, engine="local")
     (folder,) = work_folders(data_dir)

@@ -335,15 +335,7 @@ def test_it_says_what_its_writer_said(tmp_path: Path) -> None:
     assert plain.digest == table.digest
 
 
-@pytest.mark.parametrize("info", [{"quality": 7, "generation": "x", "identity": [], "lineage": None, "quantizer": 3}])
-def test_an_info_of_other_types_crashes_nothing(tmp_path: Path, info: dict[str, Any]) -> None:
-    """A file of somebody else may say anything."""
-    table = SemanticIdTable.open(written(tmp_path / "t", IDS, info=info))
-    assert (table.quality, table.generation, table.lineage, table.has_quantizer) == ({}, 0, "", False)
-    assert table.codebook_sizes == (3, 4, 201, 6)
-
-
-def test_the_digest_is_of_keys_codes_and_weights(tmp_path: Path) -> None:
+def test_the_digest_is_of_keys_codes_weights_and_what_else_decides_a_code(tmp_path: Path) -> None:
     """Not of the order they were given in, nor of what else the file says."""
     weights = {"c": np.ones((2, 2), np.float32)}
     table = SemanticIdTable.open(written(tmp_path / "1", IDS, weights=weights))
@@ -357,9 +349,16 @@ def test_the_digest_is_of_keys_codes_and_weights(tmp_path: Path) -> None:
         written(tmp_path / "6", IDS, weights={"d": np.ones((2, 2), np.float32)}),
         written(tmp_path / "7", {**IDS, 5: [2, 3, 4, 6]}, weights=weights),
         written(tmp_path / "8", {**IDS, 6: [2, 3, 4, 6]}, weights=weights),
+        written(tmp_path / "9", IDS, weights=weights, info={"settings": {"unique": False}}),
+        *(
+            written(tmp_path / f"q{number}", IDS, weights=weights, info={"quantizer": {"dim": 2, **setting}})
+            for number, setting in enumerate(
+                [{"beam": 4}, {"beam": 5}, {"prefix_weight": 0.1}, {"scale": 2.0}, {"fusion": {"kind": "mean"}}]
+            )
+        ),
     ]
     digests = {SemanticIdTable.open(path).digest for path in others}
-    assert len(digests) == 6
+    assert len(digests) == 12
     assert table.digest not in digests
 
 

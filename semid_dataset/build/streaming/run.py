@@ -59,7 +59,8 @@ from semid_dataset.inputs._rows import canonical_int
 from semid_dataset.inputs.discover import FeatureSource
 from semid_dataset.inputs.partitions import Part, hash_ids
 from semid_dataset.inputs.read import Embeddings, files_digest
-from semid_dataset.table.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.build import TableData
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -637,12 +638,11 @@ def train_table(
     embeddings: Embeddings,
     config: SemanticIdConfig,
     identity: Identity,
-    name: str,
     turn: Turn,
     started: float,
-) -> list[Any]:
+) -> TableData:
     """
-    Train codebooks on the sample of a job, encode everything, and return the bytes of table 0 of a new lineage.
+    Train codebooks on the sample of a job, encode everything, and return table 0 of a new lineage.
 
     As `birth.train_table`; `embeddings.stream` is the job.
 
@@ -679,8 +679,7 @@ def train_table(
     encoded.close()
     clock.done("measuring")
     weights, description = quantizer.to_arrays()
-    info = birth.table_info(
-        name,
+    header = birth.first_header(
         identity,
         {**config.to_dict(), "unique": unique},
         description,
@@ -696,7 +695,7 @@ def train_table(
     )
     ids, codes = encoded.ids, resolution.codes
     del encoded, resolution
-    return build_table_buffers(ids, codes, info=info, weights=weights)
+    return TableData(ids, codes, header, weights)
 
 
 def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, turn: Turn) -> str:
@@ -759,7 +758,7 @@ class Extension:
         encoded = self._encoded
         some = _Some(encoded, missing)
         codes = encoded.codes[missing]
-        if not base.info.get("settings", {}).get("unique", True):
+        if not base.header.unique:
             return codes, 0, encoded.error / max(1, encoded.rows)
         resolution = resolve_collisions(base.quantizer, some, codes, taken=base.codes_array)
         change = _error_change(base.quantizer, some, codes, resolution)
