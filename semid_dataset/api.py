@@ -29,7 +29,7 @@ from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
 from semid_dataset.inputs.discover import FeatureSource, find_sources
 from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
-from semid_dataset.table.table import SemanticIdTable
+from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -180,7 +180,7 @@ def _asked(
     if resolution.parent is not None and not resolution.parent.has_quantizer:
         raise ParentError(
             f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
-            f"Give the {lineage.TABLE_FILE} of a training."
+            f"Give the {TABLE_FILE} of a training."
         )
     found = find_sources(Path(data_dir), ask.feature_ids)
     return resolution, found, resolution.question(found)[0]
@@ -215,7 +215,7 @@ def _train_into(
     name = lineage.lineage_name(identity, embeddings.digest)
     data = first_table(embeddings, config, identity, Turn(None), started).named(name)
     output.mkdir(parents=True, exist_ok=True)
-    files.replace_file(output / lineage.TABLE_FILE, data.buffers())
+    files.replace_file(output / TABLE_FILE, data.buffers())
     del data
     if embeddings.stream is not None:
         embeddings.stream.close()
@@ -223,7 +223,7 @@ def _train_into(
             versioned = output / WORK / folders.VERSION
             for folder in (versioned / folders.JOBS, versioned, output / WORK):
                 folder.rmdir()
-    table = open_table(output / lineage.TABLE_FILE, mmap=mmap, follow=True)
+    table = open_table(output / TABLE_FILE, mmap=mmap, follow=True)
     tell("saving", path=output / JSON_FILE)
     files.replace_file(output / JSON_FILE, table.json_chunks())
     tell("saved")
@@ -231,8 +231,8 @@ def _train_into(
 
 
 def generate_from_vectors(
-    items: Sequence[int] | Sequence[str] | NDArray[Any],
-    vectors: NDArray[Any],
+    items: Any,
+    vectors: Any,
     *,
     output_dir: Path | str,
     config: SemanticIdConfig | None = None,
@@ -242,8 +242,10 @@ def generate_from_vectors(
     Make semantic IDs of any embeddings; an explicit command, like `generate_semantic_ids`.
 
     Args:
-        items: n ints or strings, each once.
-        vectors: (n, dim) of finite numbers, in the order of the items.
+        items: n ints or strings, each once, in any container with an order: an array, a list, a tensor, a column of
+            pandas, polars, Arrow, DuckDB or datasets. Whole floats are taken as ints.
+        vectors: (n, dim) of finite numbers, in the order of the items: an array, a tensor on any device, a list of
+            vectors, a table of numbers, a column of lists. Not copied where it is float32 and lies row by row.
         output_dir: `semid_table.safetensors` and `semantic_id_dict.json` are written there, in place of older ones.
         config: how IDs are made.
         sequences: what users took, one after the other; the recommender's training events and no others. Items that
@@ -297,9 +299,7 @@ def generate_from_array(
     return _train_into(output, embeddings, config, identity, started, environment.mmap)
 
 
-def extend_with_vectors(
-    table: SemanticIdTable, items: Sequence[int] | Sequence[str] | NDArray[Any], vectors: NDArray[Any]
-) -> tuple[SemanticIdTable, int]:
+def extend_with_vectors(table: SemanticIdTable, items: Any, vectors: Any) -> tuple[SemanticIdTable, int]:
     """
     Return a table in memory that holds all IDs of `table` and those of new items, and how many were new.
 
@@ -329,7 +329,7 @@ def extend_with_vectors(
     return data.in_memory("extended", reason), len(missing)
 
 
-def own_embeddings(items: Any, vectors: NDArray[Any]) -> "Embeddings":
+def own_embeddings(items: Any, vectors: Any) -> "Embeddings":
     """
     Return a caller's items and vectors in the order and form that the readers of data directories give.
 

@@ -11,6 +11,7 @@ Every exception this package raises on purpose.
     │   ├── CorruptTableError                     damaged, cut off or foreign
     │   ├── TableVersionError                     written by a newer version
     │   └── SemanticIdFileError                   a semantic_id_dict.json that lies
+    ├── ItemsError               (TypeError)      what is looked up is no list of items
     ├── ParentError              (ValueError)     a parent that does not fit this dataset
     │   └── DigestError                           another table than the one that was expected
     ├── UnknownItemError         (KeyError)       a strict table that lacks an item
@@ -29,6 +30,7 @@ __all__ = [
     "DigestError",
     "EmbeddingError",
     "GenerationError",
+    "ItemsError",
     "LockTimeoutError",
     "NoEmbeddingsError",
     "ParentError",
@@ -90,6 +92,10 @@ class TableVersionError(TableError):
 
 class SemanticIdFileError(TableError):
     """A `semantic_id_dict.json` holds something that is no semantic ID."""
+
+
+class ItemsError(SemidError, TypeError):
+    """What is looked up is no container of items, or one without an order."""
 
 
 class ParentError(SemidError, ValueError):

@@ -24,7 +24,7 @@ from semid_dataset.config import Identity
 from semid_dataset.errors import ParentError, StoreError
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
-from semid_dataset.table.table import SemanticIdTable
+from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -46,7 +46,6 @@ __all__ = [
     "vectors_fit",
 ]
 
-TABLE_FILE = "semid_table.safetensors"  # a table's name beside a recommender's weights
 BARE_FILE = "quantizer.safetensors"  # a bare quantizer's, see ResidualQuantizer.save_pretrained
 SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is theirs
 LEAST_KNOWN = 0.5  # share of a dataset's items that its lineage must hold, where nothing else names it

@@ -18,9 +18,8 @@ import numpy as np
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
-from semid_dataset.build.lineages import TABLE_FILE
 from semid_dataset.environment import Context
-from semid_dataset.table.table import SemanticIdTable
+from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 __all__ = [
     "FAILED",

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from semid_dataset.codec._kmeans import nearest
 from semid_dataset.codec._threads import OutOfMemory, in_blocks, sent, without_autocast
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.format import tensors as container
+from semid_dataset.objects import as_matrix
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
@@ -40,8 +41,9 @@ __all__ = ["QUANTIZER_FILE", "BeamSearch", "ResidualMLP", "ResidualQuantizer"]
 QUANTIZER_FILE = "quantizer.safetensors"  # a bare quantizer's name in its folder
 PREFIX = "quantizer."  # of its arrays' names, there and in a table
 
-Array = TypeVar("Array", NDArray[Any], Tensor)
 T = TypeVar("T")
+
+FLOATS = (np.float16, np.float32, np.float64)
 
 TABLE_FLOATS = 1 << 25  # 128 MB: most that tables of codeword products may take; else products are computed as needed
 BLOCK_CPU = 1 << 20  # scores held at once: 4 MB stay in the cache of a core
@@ -282,12 +284,16 @@ class ResidualQuantizer:
         with without_autocast(self.device):
             self.search = BeamSearch(self.codebooks, beam, prefix_weight)
 
-    def encode(self, vectors: Array) -> Array:
+    @overload
+    def encode(self, vectors: Tensor) -> Tensor: ...
+    @overload
+    def encode(self, vectors: Any) -> NDArray[Any]: ...
+    def encode(self, vectors: Any) -> Any:
         """
         Return the codes of vectors, without offsets.
 
         Args:
-            vectors: (n, dim), float16, float32 or float64, numpy or torch.
+            vectors: (n, dim), float16, float32 or float64, numpy or torch, or anything that `objects.as_matrix` takes.
 
         Returns:
             (n, levels): uint8 if every codebook has at most 256 codes, else uint16; int64 for torch input.
@@ -297,6 +303,12 @@ class ResidualQuantizer:
 
         Memory: bounded, whatever n is, apart from the codes.
         """
+        if not isinstance(vectors, Tensor):
+            if type(vectors) is not np.ndarray or vectors.dtype.kind not in "fiu":
+                vectors = as_matrix(vectors, "the vectors")
+            if vectors.dtype not in FLOATS:  # integers, the other byte order: not every torch takes them
+                with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is then named
+                    vectors = vectors.astype(np.float32)
         codes = self.candidates(vectors, 1)
         if isinstance(vectors, Tensor):
             return codes[:, 0].to(vectors.device)
@@ -338,17 +350,25 @@ class ResidualQuantizer:
         in_blocks(one, range(0, len(normalized), rows), normalized.device)
         return codes
 
-    def decode(self, codes: Array) -> Array:
+    @overload
+    def decode(self, codes: Tensor) -> Tensor: ...
+    @overload
+    def decode(self, codes: Any) -> NDArray[Any]: ...
+    def decode(self, codes: Any) -> Any:
         """
         Return the vectors that codes stand for, (n, dim) float32, in the space vectors were given in.
 
         Raises:
             EmbeddingError: codes of another number of levels, or one beyond its codebook.
         """
+        if not isinstance(codes, Tensor) and (type(codes) is not np.ndarray or codes.dtype.kind not in "fiu"):
+            codes = as_matrix(codes, "the codes")
         if codes.ndim != 2 or codes.shape[1] != len(self.codebooks):
             raise EmbeddingError(
                 f"Codes of shape {tuple(codes.shape)} do not fit a quantizer of {len(self.codebooks)} levels."
             )
+        if codes.dtype.is_floating_point if isinstance(codes, Tensor) else codes.dtype.kind == "f":
+            raise EmbeddingError(f"Codes are whole numbers; these are {codes.dtype}.")
         vectors = self._where_room_is(lambda quantizer: quantizer._decode(codes))
         return vectors if isinstance(codes, Tensor) else vectors.numpy()
 

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.errors import SemanticIdFileError
-from semid_dataset.format.tensors import INT64_MAX, INT64_MIN, StringIndex, parse_decimal
+from semid_dataset.format.tensors import StringIndex
+from semid_dataset.objects import INT64_MAX, INT64_MIN, parse_decimal
 
 __all__ = ["json_chunks", "parse_id_json"]
 

@@ -13,7 +13,6 @@ Source of the layout: https://github.com/huggingface/safetensors#format
 
 import json
 import math
-import operator
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.errors import CorruptTableError, TableError, TableVersionError
+from semid_dataset.objects import INT64_MAX, INT64_MIN, as_items, as_query, item_of, parse_decimal, quick_integers
 
 __all__ = [
     "FORMAT_VERSION",
@@ -66,10 +66,9 @@ DTYPES = {
 }
 NAMES = {text: name for name, text in DTYPES.items()}
 
-INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
-LONGEST_INT64 = 20  # characters
 ITEMS_PER_BUCKET = 4  # of 4 bytes each: the index costs a byte an item
 COUNTED = 1 << 20  # keys whose buckets are counted at once
+LARGEST_SPELLED = 10**80  # Python refuses to spell integers of some thousand digits
 SORT_FROM = 1024  # keys; ordered queries walk through the table instead of jumping
 
 
@@ -292,47 +291,8 @@ def build_index(
     """
     if len(items) >= 1 << 32:
         raise TableError(f"{len(items):,} items: rows are counted in 32 bits.")
-    keys = _as_integers(items)
-    return _string_arrays(_as_strings(items)) if keys is None else _int_arrays(keys)
-
-
-def _as_integers(items: NDArray[Any] | Sequence[str | int]) -> NDArray[np.int64] | None:
-    """Return the items as integers, or None where one of them is not an int64 in its usual spelling."""
-    if isinstance(items, np.ndarray):
-        if items.dtype.kind in "iu" and (items.dtype != np.uint64 or items.size == 0 or items.max() <= INT64_MAX):
-            return items.astype(np.int64, copy=False).reshape(-1)
-        items = items.reshape(-1).tolist()
-    keys = _quick_integers(list(items))
-    if keys is None:
-        numbers = [_key(item) for item in items]
-        if all(number is not None for number in numbers):
-            keys = np.array(numbers, np.int64)
-    return keys
-
-
-def _quick_integers(items: list[Any]) -> NDArray[np.int64] | None:
-    """Return the int64 keys of a list of nothing but ints or nothing but canonical decimal strings, else None."""
-    kinds = set(map(type, items))
-    try:
-        if kinds == {int}:
-            return np.array(items, np.int64)
-        if kinds == {str}:
-            numbers = list(map(int, items))
-            if list(map(str, numbers)) == items:
-                return np.array(numbers, np.int64)
-    except (ValueError, OverflowError):
-        pass
-    return None
-
-
-def _as_strings(items: NDArray[Any] | Sequence[str | int]) -> list[str]:
-    texts = []
-    for item in items.reshape(-1).tolist() if isinstance(items, np.ndarray) else items:
-        text = _text(item)
-        if text is None:
-            raise TableError(f"An item must be an int or a string, not {item!r:.80} ({type(item).__name__}).")
-        texts.append(text)
-    return texts
+    keys = as_items(items, "the items of a table", TableError, empty=True)
+    return _int_arrays(keys) if isinstance(keys, np.ndarray) else _string_arrays(keys)
 
 
 def _int_arrays(keys: NDArray[np.int64]) -> tuple[dict[str, NDArray[Any]], NDArray[np.int64]]:
@@ -512,11 +472,14 @@ class IntIndex:
             return self._find_list(query)
         if query.dtype.kind not in "iu":
             return _find_each(query, self._find_list)
-        rows = self._find(query.astype(np.int64, copy=False).reshape(-1)).reshape(query.shape)
-        return np.where(query > INT64_MAX, -1, rows) if query.dtype == np.uint64 else rows
+        numbers = np.ma.getdata(query)
+        rows = self._find(numbers.astype(np.int64, copy=False).reshape(-1)).reshape(query.shape)
+        if isinstance(query, np.ma.MaskedArray):
+            rows = np.where(np.ma.getmaskarray(query), -1, rows)
+        return np.where(numbers > INT64_MAX, -1, rows) if query.dtype == np.uint64 else rows
 
     def _find_list(self, items: list[Any]) -> NDArray[np.int64]:
-        keys = _quick_integers(items)
+        keys = quick_integers(items)
         if keys is not None:
             return self._find(keys)
         wanted = [_key(item) for item in items]
@@ -668,39 +631,19 @@ class StringIndex:
             ) from error
 
 
-def parse_decimal(text: str) -> int | None:
-    """Return the integer of a decimal string in its usual spelling (no zeros in front, no plus), else None."""
-    if len(text) > LONGEST_INT64:
-        return None
-    try:
-        number = int(text)
-    except ValueError:
-        return None
-    return number if str(number) == text else None
-
-
-def _integer(item: object) -> int | None:
-    """Return the integer of an int, a numpy integer or a tensor of one; None for all else, bools and floats too."""
-    if isinstance(item, bool | np.bool_):
-        return None
-    try:
-        return operator.index(item)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def _key(item: object) -> int | None:
     """Return the key of an item in a table of integers; None for what cannot be one."""
-    number = parse_decimal(item) if isinstance(item, str) else _integer(item)
-    return number if number is not None and INT64_MIN <= number <= INT64_MAX else None
+    found = item_of(item)
+    number = parse_decimal(found) if isinstance(found, str) else found
+    return number if isinstance(number, int) and INT64_MIN <= number <= INT64_MAX else None
 
 
 def _text(item: object) -> str | None:
     """Return the key of an item in a table of strings; None for what is neither string nor integer."""
-    if isinstance(item, str):
-        return item
-    number = _integer(item)
-    return None if number is None else str(number)
+    found = item_of(item)
+    if isinstance(found, int):
+        return str(found) if -LARGEST_SPELLED < found < LARGEST_SPELLED else None
+    return found if isinstance(found, str) else None
 
 
 def _encode(text: str) -> bytes:
@@ -709,15 +652,6 @@ def _encode(text: str) -> bytes:
 
 def _decode(text: bytes) -> str:
     return text.decode("utf-8", "surrogatepass")
-
-
-def as_query(items: Any) -> NDArray[Any] | list[Any]:
-    """Return what was asked for as an array where it is one (or offers itself as one), else as a list."""
-    if isinstance(items, str | bytes):
-        raise TypeError(f"Expected a sequence of items, not one {type(items).__name__}: {items!r:.80}.")
-    if isinstance(items, list):
-        return items
-    return np.asarray(items) if hasattr(items, "__array__") else list(items)
 
 
 def _find_each(query: NDArray[Any], find: Any) -> NDArray[np.int64]:

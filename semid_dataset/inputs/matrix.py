@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
-from semid_dataset.format.tensors import INT64_MAX, parse_decimal
 from semid_dataset.inputs._rows import BAD_NUMBER, usable
+from semid_dataset.objects import Items, as_items, as_matrix
 
 __all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
-
-Items = NDArray[np.int64] | list[str]
 
 ENDINGS = (".npy", ".npz", ".parquet", ".jsonl", ".ndjson", ".safetensors")
 ITEM_NAMES = ("item_id", "item_ids", "items", "item", "ids", "id", "anonymous_cid", "creative_id", "keys")
@@ -83,28 +81,25 @@ def read_vectors(path: str | Path, items: str | Path | None = None) -> tuple[Ite
 
 
 def check_vectors(
-    items: Sequence[Any] | NDArray[Any], matrix: NDArray[Any], where: str = "the matrix", named: str = "the items"
+    items: Any, matrix: Any, where: str = "the matrix", named: str = "the items"
 ) -> tuple[Items, NDArray[np.float32]]:
     """
     Return items and vectors as the rest of the package wants them, or raise the error that says what is wrong.
 
     Args:
-        items: n ints or strings.
-        matrix: (n, dim) of numbers.
+        items: n ints or strings, in any container that `objects.as_items` takes.
+        matrix: (n, dim) of numbers, in any that `objects.as_matrix` takes.
         where, named: what to call the two in messages.
 
     Raises:
         As `read_vectors`.
     """
-    if matrix.ndim != 2 or matrix.dtype.kind not in "fiu":
-        raise EmbeddingError(
-            f"'{where}' holds {matrix.dtype} of shape {matrix.shape}; wanted: numbers of shape (items, dim)."
-        )
-    if len(items) != len(matrix):
-        raise EmbeddingError(f"{named}: {len(items)} items for {len(matrix)} rows of '{where}'. They must be as many.")
+    matrix = as_matrix(matrix, where)
+    keys = as_items(items, named)
+    if len(keys) != len(matrix):
+        raise EmbeddingError(f"{named}: {len(keys)} items for {len(matrix)} rows of '{where}'. They must be as many.")
     if matrix.size == 0:
         raise NoEmbeddingsError(f"'{where}' holds no vectors: its shape is {matrix.shape}.")
-    keys = _keys(items, named)
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf, and is then named
         vectors = np.require(matrix, np.float32, ["C", "W"])  # torch warns of arrays that it could not write to
     good = usable(vectors)
@@ -135,7 +130,7 @@ def read_items(path: str | Path) -> Items:
             raise EmbeddingError(
                 f"'{path}' holds an array of shape {np.shape(array)}; wanted: one item a row, (items,)."
             )
-        return _keys(array, str(path))
+        return as_items(array, str(path))
     try:
         text = str(data, "utf-8-sig")
         listed = json.loads(text) if path.suffix == ".json" else text.splitlines()
@@ -144,26 +139,7 @@ def read_items(path: str | Path) -> Items:
         raise EmbeddingError(f"'{path}' is no {kind}: {error}.") from None
     if not isinstance(listed, list):
         raise EmbeddingError(f"'{path}' holds a {type(listed).__name__}; wanted: a list with the item of every row.")
-    return _keys(listed, str(path))
-
-
-def _keys(items: Sequence[Any] | NDArray[Any], where: str) -> Items:
-    """Return items as int64 if every one is a canonical integer, else as strings."""
-    if isinstance(items, np.ndarray) and items.dtype.kind in "iu":
-        if items.dtype == np.uint64 and items.size and items.max() > INT64_MAX:
-            raise EmbeddingError(f"{where}: item {items.max()} is beyond 64 bits with a sign.")
-        return items.astype(np.int64, copy=False)
-    listed = items.tolist() if isinstance(items, np.ndarray) else list(items)
-    listed = [item.decode("utf-8", "replace") if isinstance(item, bytes) else item for item in listed]
-    for row, item in enumerate(listed):
-        if not isinstance(item, int | str) or isinstance(item, bool):
-            raise EmbeddingError(f"'{where}', row {row}: {item!r:.80} is no item; wanted: a whole number or a string.")
-        if item == "":
-            raise EmbeddingError(f"'{where}', row {row}: an empty line is no item.")
-    numbers = [item if isinstance(item, int) else parse_decimal(item) for item in listed]
-    if all(number is not None and -INT64_MAX - 1 <= number <= INT64_MAX for number in numbers):
-        return np.array(numbers, np.int64)
-    return [str(item) for item in listed]
+    return as_items(listed, str(path))
 
 
 def check_unique(keys: Items, where: str) -> None:

@@ -26,6 +26,7 @@ from semid_dataset.features import FeatureMatrix
 from semid_dataset.inputs._rows import ForwardFile, Rows, canonical_int
 from semid_dataset.inputs.discover import MAX_DIM, FeatureSource, check_feature_ids
 from semid_dataset.inputs.formats.pickle import read_array_pickle
+from semid_dataset.objects import as_vector, item_of, shown
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
@@ -150,22 +151,28 @@ def files_digest(digests: Mapping[Path, str]) -> str:
     return digest.hexdigest()
 
 
-def from_memory(mm_emb_dict: Mapping[Any, Mapping[Any, Any]], feature_ids: Sequence[str | int]) -> Embeddings:
+def from_memory(mm_emb_dict: Any, feature_ids: Sequence[str | int]) -> Embeddings:
     """
     Take embeddings that a dataset already holds: {feature id: {item id: vector}}.
 
-    The width of a feature is the one that most of its first 1,000 vectors have.
+    The width of a feature is the one that most of its first 1,000 vectors have. Vectors are arrays, tensors on any
+    device (rows of an `nn.Embedding`, bfloat16), or lists of numbers.
 
     Raises:
+        EmbeddingError: it is no such mapping.
         ConfigError: a feature id is no plain word.
         NoEmbeddingsError: none of the features is there, or none has a usable row.
     """
     read: list[tuple[str, _Ids, NDArray[np.float32]]] = []
     digest = hashlib.sha256()
     bad = 0
-    named = {str(key): value for key, value in mm_emb_dict.items()}
+    if not isinstance(mm_emb_dict, Mapping):
+        raise EmbeddingError(
+            f"Embeddings in memory must be {{feature id: {{item: vector}}}}, not {shown(mm_emb_dict)}."
+        )
+    named = {str(key): value for key, value in mm_emb_dict.items() if isinstance(key, str | int | np.integer)}
     for feature in check_feature_ids(feature_ids):
-        vectors = named.get(feature)
+        vectors = _vectors_by_item(named.get(feature), feature)
         if not vectors:
             tell("feature_missing", logging.WARNING, feature=feature, path="mm_emb_dict")
             continue
@@ -504,37 +511,43 @@ READERS: dict[str, Callable[[FeatureSource, Rows, dict[Path, str], Progress | No
 # From memory.
 
 
+def _vectors_by_item(given: Any, feature: str) -> Mapping[Any, Any]:
+    if given is None:
+        return {}
+    if isinstance(given, Mapping):
+        return given
+    pairs = getattr(given, "items", None)  # a pandas.Series of vectors over its index
+    if not callable(pairs) or isinstance(given, type):
+        raise EmbeddingError(f"Feature {feature} in memory is {shown(given)}; wanted: {{item: vector}}.")
+    try:
+        return dict(pairs())
+    except (TypeError, ValueError) as error:
+        raise EmbeddingError(
+            f"Feature {feature} in memory is {shown(given)}; wanted: {{item: vector}} ({error})."
+        ) from error
+
+
 def _usual_width(vectors: Mapping[Any, Any]) -> int:
     widths: dict[int, int] = {}
     for _, value in zip(range(1_000), vectors.values(), strict=False):
-        found = _as_vector(value)
+        found = as_vector(value)
         if found is not None and 0 < len(found) <= MAX_DIM:
             widths[len(found)] = widths.get(len(found), 0) + 1
     return max(widths, key=lambda width: (widths[width], width), default=1)
 
 
-def _as_vector(value: Any) -> NDArray[Any] | None:
-    """Return an array, or what turns itself into one, as a vector; None for anything else."""
-    if not hasattr(value, "__array__"):
-        return None
-    try:
-        found = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):  # a tensor that needs its gradient, or lies on a GPU
-        return None
-    return found.reshape(-1) if found.dtype.kind in "fiu" else None
-
-
 def _read_memory(vectors: Mapping[Any, Any], rows: Rows) -> None:
     for key, value in vectors.items():
-        if not isinstance(key, int | str | np.integer) or isinstance(key, bool):
-            rows.reject(f"{key!r} as an id")
+        item = item_of(key)
+        if not isinstance(item, int | str):
+            rows.reject(f"{shown(key)} as an id")
             continue
-        vector = _as_vector(value)
+        vector = as_vector(value)
         if vector is None or len(vector) != rows.dim:
-            what = f"a {type(value).__name__}" if vector is None else f"{len(vector)} numbers"
-            rows.reject(f"item {key}: {what} instead of an array of {rows.dim} numbers")
+            what = shown(value) if vector is None else f"{len(vector)} numbers"
+            rows.reject(f"item {item}: {what} instead of an array of {rows.dim} numbers")
             continue
-        rows.add_one(key if isinstance(key, str) else int(key), vector, "in memory")
+        rows.add_one(item, vector, "in memory")
 
 
 # One set of items.

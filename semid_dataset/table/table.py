@@ -7,6 +7,7 @@ loaded only by those who ask for the quantizer.
 """
 
 import operator
+import os
 import struct
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
@@ -20,17 +21,17 @@ from semid_dataset import _files as files
 from semid_dataset._messages import degrade
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context, Environment
-from semid_dataset.errors import CorruptTableError, DigestError, TableError, UnknownItemError
+from semid_dataset.errors import ConfigError, CorruptTableError, DigestError, ItemsError, TableError, UnknownItemError
 from semid_dataset.format.id_json import json_chunks
 from semid_dataset.format.tensors import (
     Buffer,
     IntIndex,
     StringIndex,
-    as_query,
     open_index,
     packed_rows,
     parse,
 )
+from semid_dataset.objects import as_query, item_of, shown
 from semid_dataset.table.build import WEIGHTS, TableData, build_table_buffers, content_digests, json_keys
 from semid_dataset.table.figures import Quality, figures
 from semid_dataset.table.header import TableHeader
@@ -38,7 +39,7 @@ from semid_dataset.table.header import TableHeader
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
 
-__all__ = ["SemanticIdTable", "build_table_buffers"]
+__all__ = ["TABLE_FILE", "SemanticIdTable", "build_table_buffers"]
 
 T = TypeVar("T")
 
@@ -46,6 +47,8 @@ T = TypeVar("T")
 # collector, which in a forked worker would write to, and so copy, the pages of all its parent's objects.
 BLOCK_ITEMS = 1 << 8
 MAX_CODE = 65_535
+MOST_LEVELS = 1024  # of a mapping made elsewhere: a value that never ends is no ID
+TABLE_FILE = "semid_table.safetensors"  # a table's name in an output folder, and beside a recommender's weights
 LOW_COVERAGE = 0.5  # below it, ids of another kind are likelier than new items
 ASKED_AT_LEAST = 100  # items, before a share of them says anything
 
@@ -54,9 +57,9 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     """
     Semantic IDs by item: `table[item]` is a list of one code per level, coarse to fine.
 
-    An item may be an int, a numpy integer or the decimal string of one: all three find the same row. (Keys
+    An item may be an int, a numpy integer, a whole float or the decimal string of one: all find the same row. (Keys
     are kept as integers only if all of them are; a table with the key "007" is one of strings, in which 7
-    and "7" are the same and "007" is another.) Anything else is unknown, 7.0 and True too.
+    and "7" are the same and "007" is another.) Anything else is unknown, 7.5, None, NaN and True too.
 
     `table[unknown]` is the default ID, all zeros, like a defaultdict that does not insert, or raises
     UnknownItemError (a KeyError) where `strict` is set. `table.get(unknown)` is None and `unknown in table`
@@ -90,6 +93,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_stride",
         "_unpack",
         "_warned",
+        "_window",
         "codes_array",
         "digest",
         "header",
@@ -129,6 +133,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     _quantizer: "ResidualQuantizer | None"
     _misses: int
     _warned: bool
+    _window: tuple[int, int]  # items that the last calls asked for, and those of them that were not found
 
     def __init__(self) -> None:
         raise TypeError("Use SemanticIdTable.open(path), .from_mapping(ids), or a dataset's semantic_id_dict.")
@@ -177,7 +182,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         self.info, self.header, self.digest = info, header, header.digest
         self.codes_array, self.levels = codes, codes.shape[1]
         self._inverse = self._quantizer = self._computed = None
-        self._misses, self._warned = 0, False
+        self._misses, self._warned, self._window = 0, False, (0, 0)
         # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
         # among: it leaves through the IndexError.
         self._integers = integers = isinstance(index, IntIndex)
@@ -193,12 +198,16 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         Open a table file: mapped into memory, or copied where SEMID_MMAP=0 asks for it.
 
+        Args:
+            path: the file, or a folder that holds a `semid_table.safetensors`: what `output_dir` was.
+            strict: `table[unknown]` raises.
+
         Raises:
+            TableError: the folder holds no table, or the path is no regular file, or no path.
             CorruptTableError, TableVersionError: as `container.parse`.
-            StoreError: it is no regular file.
             FileNotFoundError, OSError: as the system says.
         """
-        path = Path(path)
+        path = _table_file(path)
         buffer, _ = files.map_file(path, mmap=Context.at_door().environment.mmap, follow=True)
         return cls.from_buffer(buffer, path=path.absolute(), status="cached", reason=f"read from {path}", strict=strict)
 
@@ -224,6 +233,10 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             TableError: a key is neither int nor string or the same as another, or a value is no ID; it names
                 the first.
         """
+        if not isinstance(mapping, Mapping):
+            raise TableError(f"IDs come as a mapping {{item: codes}}, such as a dict, not as {shown(mapping)}.")
+        if not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
+            raise TableError(f"levels must be a whole number from 1 to {MOST_LEVELS}, not {shown(levels)}.")
         items: list[Any] = list(mapping)
         rows: list[list[int]] = []
         for item in items:
@@ -276,7 +289,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         if row >= 0:
             return [*self._unpack(self._codes, row * self._stride)]
         if self.strict:
-            raise UnknownItemError(f"{self._name()} holds no item {item!r:.80}.")
+            raise UnknownItemError(f"{self._name()} holds no item {_named(item)}.")
         self._misses += 1
         return [0] * self.levels
 
@@ -329,12 +342,16 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         Return the row of each item in the order of iteration, -1 where it is unknown.
 
         Args:
-            items: an array of any shape, a CPU tensor, or any other sequence of ints or strings.
+            items: an array or tensor of any shape, a list, a column of pandas, polars, Arrow, DuckDB or datasets; of
+                ints, whole floats or strings. What is missing in it (null, NaN, None) is unknown.
 
         Returns:
             int64, in the shape of `items` where that is an array.
+
+        Raises:
+            ItemsError: `items` is one value, or has no order (a set).
         """
-        return self._index.rows_of(items)
+        return self._index.rows_of(as_query(items))
 
     def codes(self, items: Any, *, offset: int = 0) -> NDArray[Any]:
         """
@@ -350,19 +367,20 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
         Raises:
             UnknownItemError: the table is strict and lacks an item; the first is named.
+            ItemsError: as `rows_of`.
+            ConfigError: an offset with which codes do not fit into 16 bits.
         """
+        largest = 0 if type(offset) is int and offset == 0 else _largest(self.codebook_sizes, offset)
         query = as_query(items)
         rows = self._index.rows_of(query)
         unknown = rows < 0
         some = bool(unknown.any())
         if some and self.strict:
             first = _flat(query)[int(np.flatnonzero(unknown.reshape(-1))[0])]
-            raise UnknownItemError(f"{self._name()} holds no item {first!r:.80}.")
-        if some:
-            self._count_misses(query, unknown)
+            raise UnknownItemError(f"{self._name()} holds no item {_named(first)}.")
+        self._count_misses(query, unknown)
         if not some and not offset:
             return self.codes_array.take(rows, axis=0)
-        largest = max(self.codebook_sizes, default=0) - 1 + offset if offset else 0
         dtype = np.dtype(np.uint16) if largest > np.iinfo(np.uint8).max else self.codes_array.dtype
         codes: NDArray[Any] = np.zeros((*rows.shape, self.levels), dtype)
         codes[~unknown] = self.codes_array.take(rows[~unknown], axis=0)
@@ -374,16 +392,21 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         Return which share of the items has an ID here, 0…1; 0 where there are no items.
 
-        Where it is low, a warning (once) names some that have none beside some that have: ids of another kind
-        are seen at a glance.
+        Args:
+            items: as in `rows_of`; a set will do, too.
+
+        Where it is low, here or over several calls of this and of `codes`, a warning (once) names some that have none
+        beside some that have: ids of another kind are seen at a glance.
+
+        Raises:
+            ItemsError: `items` is one value.
         """
-        query = as_query(items)
+        query = as_query(items, ordered=False)
         rows = self._index.rows_of(query)
         if not rows.size:
             return 0.0
         unknown = rows < 0
-        if unknown.any():
-            self._count_misses(query, unknown)
+        self._count_misses(query, unknown)
         return float(1.0 - unknown.mean())
 
     @property
@@ -392,17 +415,23 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         return self._misses
 
     def _count_misses(self, query: NDArray[Any] | list[Any], unknown: NDArray[np.bool_]) -> None:
+        """Note what one call asked for; warn once where most of some hundred, over as many calls, is unknown."""
         flat = unknown.reshape(-1)
         missed = int(flat.sum())
         self._misses += missed
-        if self._warned or not len(self) or flat.size < ASKED_AT_LEAST or missed <= (1 - LOW_COVERAGE) * flat.size:
+        if self._warned or not len(self):
+            return
+        asked, lacking = self._window
+        asked, lacking = asked + flat.size, lacking + missed
+        self._window = (asked, lacking) if asked < ASKED_AT_LEAST else (0, 0)
+        if asked < ASKED_AT_LEAST or not missed or lacking <= (1 - LOW_COVERAGE) * asked:
             return
         self._warned = True
-        asked = _flat(query)
+        listed = _flat(query)
         degrade(
             "low_coverage",
-            share=1 - missed / flat.size,
-            missed=", ".join(f"{asked[at]!r:.40}" for at in np.flatnonzero(flat)[:3].tolist()),
+            share=1 - lacking / asked,
+            missed=", ".join(f"{_named(listed[at]):.40}" for at in np.flatnonzero(flat)[:3].tolist()),
             known=", ".join(f"{key!r:.40}" for key in self._index.items(0, 3)),
             stacklevel=4,
         )
@@ -463,8 +492,11 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
         Args:
             prefix: 0…levels codes; the empty one finds every item.
+
+        Raises:
+            ItemsError: it is no list of whole numbers.
         """
-        codes = [int(code) for code in prefix]
+        codes = _prefix_codes(prefix)
         largest = np.iinfo(self.codes_array.dtype).max
         if len(codes) > self.levels or not all(0 <= code <= largest for code in codes):
             return []
@@ -495,9 +527,12 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         Folders are made as needed; a file that is there is replaced, in one step.
 
         Raises:
+            TableError: the path is none, or a folder's.
             OSError: it could not be written; what was there before is as it was.
         """
-        path = Path(path)
+        path = _path(path)
+        if path.is_dir():
+            raise TableError(f"'{path}' is a folder. Name the file, such as '{path / TABLE_FILE}'.")
         path.parent.mkdir(parents=True, exist_ok=True)
         files.replace_file(path, [self._buffer])
         return path
@@ -546,7 +581,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             "misses": self.misses,
         }
         if items is not None:
-            rows = self.rows_of(items)
+            rows = self._index.rows_of(as_query(items, ordered=False))
             known = int((rows >= 0).sum())
             flat |= {"asked": int(rows.size), "known": known, "coverage": known / rows.size if rows.size else 0.0}
         return flat | figures(self.info)
@@ -666,21 +701,86 @@ class _Items(ItemsView[int | str, list[int]]):
         )
 
 
+def _named(item: Any) -> str:
+    """Return an item as messages spell it: of numpy's numbers and strings what they are, of objects the type."""
+    found = item_of(item)
+    return shown(found if isinstance(found, int | str) else item)
+
+
+def _largest(sizes: Sequence[int], offset: Any) -> int:
+    """Return the largest code once `offset` is added."""
+    if not isinstance(offset, int | np.integer) or isinstance(offset, bool) or offset < 0:
+        raise ConfigError(f"offset must be a whole number from 0 on, not {shown(offset)}.")
+    largest = max(sizes, default=0) - 1 + int(offset)
+    if largest > MAX_CODE:
+        raise ConfigError(f"With offset={shown(offset)} codes reach {largest:.6g}; they end at {MAX_CODE:,}.")
+    return largest
+
+
 def _flat(query: NDArray[Any] | list[Any]) -> list[Any]:
     return query if isinstance(query, list) else query.reshape(-1).tolist()
 
 
 def _checked(item: object, value: Any, levels: int) -> list[int]:
     """Return a value of a mapping as a list of codes."""
+    if isinstance(value, str | bytes | set | frozenset | Mapping):
+        raise TableError(f"The ID of item {_named(item)} must be a list of whole numbers, not {shown(value)}.")
+    codes: list[int] = []
+    odd: Any = value
     try:
-        codes = [operator.index(code) for code in value]
-    except TypeError:
-        raise TableError(f"The ID of item {item!r:.80} must be a list of whole numbers, not {value!r:.80}.") from None
+        for code in value:
+            odd = code
+            if isinstance(code, bool | np.bool_) or not 0 <= operator.index(code) <= MAX_CODE:
+                raise TableError(
+                    f"The ID of item {_named(item)} must hold numbers from 0 to {MAX_CODE:,}, not {shown(code)}."
+                )
+            codes.append(operator.index(code))
+            if len(codes) > MOST_LEVELS:
+                raise TableError(f"The ID of item {_named(item)} has more than {MOST_LEVELS:,} codes.")
+    except TableError:
+        raise
+    except Exception as error:
+        raise TableError(f"The ID of item {_named(item)} must be a list of whole numbers, not {shown(odd)}.") from error
     if not codes or (levels and len(codes) != levels):
-        raise TableError(f"The ID of item {item!r:.80} has {len(codes)} codes, {levels or 'one or more'} are expected.")
-    if any(isinstance(code, bool | np.bool_) for code in value) or not 0 <= min(codes) <= max(codes) <= MAX_CODE:
-        raise TableError(f"The ID of item {item!r:.80} must hold numbers from 0 to {MAX_CODE:,}, not {value!r:.80}.")
+        raise TableError(
+            f"The ID of item {_named(item)} has {len(codes)} codes, {levels or 'one or more'} are expected."
+        )
     return codes
+
+
+def _prefix_codes(prefix: Any) -> list[int]:
+    """Return the codes of a prefix; -1 for what is no code of any table."""
+    found = as_query(prefix)
+    codes = [item_of(code) for code in _flat(found)]
+    if not all(isinstance(code, int) for code in codes):
+        raise ItemsError(f"A prefix is a list of codes, such as [12, 3], not {shown(prefix)}.")
+    return [code if isinstance(code, int) else -1 for code in codes]
+
+
+def _path(given: Any) -> Path:
+    """Return what a caller named as a path."""
+    try:
+        path = Path(given)
+        os.fsencode(path)
+    except (TypeError, ValueError) as error:
+        raise TableError(f"A path must be a string or a Path, not {shown(given)} ({error}).") from None
+    if "\0" in str(path):
+        raise TableError(f"{shown(str(path))} is no path: it holds a null character.")
+    return path
+
+
+def _table_file(given: Any) -> Path:
+    """Return the file of a table that a person named, by itself or by its folder."""
+    path = _path(given)
+    if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise TableError(f"'{path}' is no regular file, so it holds no table. Give a {TABLE_FILE} or its folder.")
+        return path
+    if not (path / TABLE_FILE).is_file():
+        others = sorted(entry.name for entry in path.glob("*.safetensors"))[:3]
+        there = f" There is: {', '.join(others)}." if others else ""
+        raise TableError(f"The folder '{path}' holds no {TABLE_FILE}.{there} Give the file of a table, or its folder.")
+    return path / TABLE_FILE
 
 
 def _inverse(codes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.uint32]]:

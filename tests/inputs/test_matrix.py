@@ -99,7 +99,7 @@ def test_faults_name_file_row_found_and_wanted(tmp_path: Path) -> None:
     with pytest.raises(EmbeddingError, match=r"row 2: item a was in row 0"):
         read_vectors(path, ids)
     ids.write_text("a\n\nb\n")  # type: ignore[union-attr]
-    with pytest.raises(EmbeddingError, match=r"row 1: an empty line"):
+    with pytest.raises(EmbeddingError, match=r"row 1: an empty string"):
         read_vectors(path, ids)
     broken = MATRIX.copy()
     broken[1, 2] = np.nan
@@ -205,8 +205,7 @@ def test_vectors_in_memory_are_checked_too() -> None:
     """The function is called from programs as well."""
     with pytest.raises(EmbeddingError, match="2 items for 3 rows"):
         check_vectors([1, 2], MATRIX)
-    with pytest.raises(EmbeddingError, match="beyond 64 bits"):
-        check_vectors(np.array([1, 2, 2**64 - 1], np.uint64), MATRIX)
+    assert check_vectors(np.array([1, 2, 2**64 - 1], np.uint64), MATRIX)[0] == ["1", "2", str(2**64 - 1)]
 
 
 @pytest.mark.parametrize("names", [False, True])

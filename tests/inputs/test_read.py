@@ -559,7 +559,13 @@ def test_from_memory_reads_what_a_dataset_holds() -> None:
     """Feature ids and item ids in any spelling; what is no vector is counted."""
     vectors = matrix(6, 3)
     held = {
-        "81": {5: vectors[0], "3": vectors[1].astype(np.float64), np.int64(9): vectors[2][None], 7: None, 8: [1, 2, 3]},
+        "81": {
+            5: vectors[0],
+            "3": vectors[1].astype(np.float64),
+            np.int64(9): vectors[2][None],
+            7: None,
+            8: [1, 2, True],
+        },
         82: {5: vectors[3][:2], 6: vectors[4][:2], 1.5: vectors[4][:2], 10: vectors[4], 11: np.array([np.nan, 1])},
         "83": {},
     }

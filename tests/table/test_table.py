@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,7 +24,6 @@ from semid_dataset.errors import (
     CorruptTableError,
     ParentError,
     SemanticIdWarning,
-    StoreError,
     TableError,
     UnknownItemError,
 )
@@ -83,12 +83,12 @@ ODD = [
     "",
     "x",
     None,
-    5.0,
+    5.5,
     True,
     (5,),
     [5],
     {5: 5},
-    b"5",
+    b"\xff5",
     pytest.param(object(), id="object"),
 ]
 
@@ -286,9 +286,13 @@ def test_an_empty_table_is_false_and_has_levels() -> None:
         ({5: "12"}, "5.*'12'"),
         ({5: 7}, "5.*whole numbers"),
         ({5: [1, 2], "5": [3, 4]}, "5.*twice"),
-        ({5.0: [1, 2]}, "int or a string"),
-        ({None: [1, 2]}, "int or a string"),
-        ({b"5": [1, 2]}, "int or a string"),
+        ({5: {1: 2, 3: 4}}, "5.*a dict"),
+        ({5: {1, 2}}, "5.*a set"),
+        ({5: itertools.repeat(1)}, "5.*more than 1,024"),
+        ({5.5: [1, 2]}, r"5\.5 is no item"),
+        ({None: [1, 2]}, "None is no item"),
+        ({True: [1, 2]}, "True is no item"),
+        ({(5,): [1, 2]}, "a tuple is no item"),
     ],
 )
 def test_a_mapping_of_something_else_is_refused(ids: dict[Any, Any], message: str) -> None:
@@ -535,11 +539,12 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
         assert path.read_bytes() == data
     with pytest.raises(FileNotFoundError):
         SemanticIdTable.open(tmp_path / "nowhere")
-    with pytest.raises(StoreError):
+    with pytest.raises(TableError, match=r"holds no semid_table\.safetensors"):
         SemanticIdTable.open(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(StoreError):
+    with pytest.raises(TableError, match="no regular file") as raised:
         SemanticIdTable.open(tmp_path / "fifo")
+    assert "remove" not in str(raised.value)
 
 
 def test_a_users_link_is_followed(tmp_path: Path) -> None:
