@@ -53,16 +53,18 @@ def open_regular(path: Path, *, follow: bool = False) -> int:
         StoreError: it is no regular file, or a link where none belongs.
         FileNotFoundError, PermissionError, OSError: as os.open says.
     """
+    # What a person named may lie where it does on purpose; only in our own cache has nothing else a place.
+    advice = "" if follow else " It was left untouched; remove it."
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENXIO}:  # a link; a socket
-            raise StoreError(f"'{path}' is not a regular file. It was left untouched; remove it.") from error
+            raise StoreError(f"'{path}' is not a regular file.{advice}") from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise StoreError(f"'{path}' is not a regular file. It was left untouched; remove it.")
+        raise StoreError(f"'{path}' is not a regular file.{advice}")
     return descriptor
 
 

@@ -774,7 +774,7 @@ def _table_file(given: Any) -> Path:
     path = _path(given)
     if not path.is_dir():
         if path.exists() and not path.is_file():
-            raise TableError(f"'{path}' is no regular file, so it holds no table. Give a {TABLE_FILE} or its folder.")
+            raise TableError(f"'{path}' is not a regular file. Give a {TABLE_FILE} or its folder.")
         return path
     if not (path / TABLE_FILE).is_file():
         others = sorted(entry.name for entry in path.glob("*.safetensors"))[:3]

@@ -542,7 +542,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"holds no semid_table\.safetensors"):
         SemanticIdTable.open(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(TableError, match="no regular file") as raised:
+    with pytest.raises(TableError, match="not a regular file") as raised:
         SemanticIdTable.open(tmp_path / "fifo")
     assert "remove" not in str(raised.value)
 
