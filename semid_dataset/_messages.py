@@ -157,6 +157,13 @@ LINES: dict[str, tuple[str, str]] = {
         "Vectors of known items have moved (relative error {error:.3f}, {birth:.3f} at birth); their IDs stay. {how}",
         "已知物品的向量发生变化（相对误差 {error:.3f}，训练时为 {birth:.3f}）；ID保持不变。{how}",
     ),
+    "far": (
+        "The vectors of {new} new items lie far from those that the codebooks were made for (error {error:.3f} of the "
+        "variance, {expected:.3f} at birth; {length:.3g} times as long). Are they of the same encoder, and normalized "
+        "in the same way? They got IDs.",
+        "{new} 个新物品的向量与码本训练时的向量相差很大（误差为方差的 {error:.3f}，训练时为 {expected:.3f}；"
+        "长度为其 {length:.3g} 倍）。是否来自同一编码器并以同样方式归一化？已为其生成ID。",
+    ),
     "out_of_memory": (
         "Out of memory on {device}; trying again {how}",
         "{device} 内存不足；{how} 重试",

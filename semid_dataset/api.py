@@ -62,9 +62,10 @@ def generate_semantic_ids(
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
     engine: str | None = None,
     sequences: Iterable[Sequence[Any] | NDArray[Any]] | None = None,
+    force: bool = False,
 ) -> SemanticIdTable:
     """
-    Make semantic IDs now: an explicit command, so it ignores `ALLOW_SEMANTIC_GENERATION` and raises.
+    Make semantic IDs now: whoever calls this means it, so it ignores `ALLOW_SEMANTIC_GENERATION` and raises.
 
     Args:
         data_dir: holds `creative_emb/`.
@@ -78,15 +79,17 @@ def generate_semantic_ids(
             Without it they are streamed where they would not fit into the configuration's `memory_limit`.
         sequences: what users took in order, as in `generate_from_vectors`; with `output_dir` and one feature. Give
             what is written there as `parent` to those that read the IDs.
+        force: give new items IDs although their vectors are not such as the table was made for.
 
     Raises:
+        ForeignVectorsError: new items have vectors of another encoder, or not normalized as at birth; none got an ID.
         NoEmbeddingsError, EmbeddingError: nothing to train on; no two items occur near each other in the sequences.
         ConfigError: no such engine, or several features are to be streamed; sequences do not go with the rest.
         SemidError, OSError: as the steps say.
     """
     if sequences is not None and (output_dir is None or engine is not None or len(feature_ids) != 1):
         raise ConfigError("sequences take part in a training in memory: give output_dir, one feature and no engine.")
-    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
+    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
     if output_dir is not None:
         return _generate_into(Path(output_dir), resolution, found, question, sequences)
     if not retrain:
@@ -111,6 +114,7 @@ def generate_shard(
     config: SemanticIdConfig | None = None,
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
     engine: str = "local",
+    force: bool = False,
 ) -> tuple[SemanticIdTable | None, int, int]:
     """
     Do one share of making semantic IDs; processes, here or on other machines, that share the cache do the others.
@@ -119,7 +123,7 @@ def generate_shard(
     publishes the table. A share that was killed is started again; what it had finished is not done twice.
 
     Args:
-        data_dir, feature_ids, config, parent, engine: as in `generate_semantic_ids`; the same for all shares.
+        data_dir, feature_ids, config, parent, engine, force: as in `generate_semantic_ids`; the same for all shares.
         shard: number of this share, from 0.
         shards: how many there are.
 
@@ -128,11 +132,12 @@ def generate_shard(
 
     Raises:
         ConfigError: there is no such share.
+        ForeignVectorsError: as there.
         SemidError, OSError: as the steps say.
     """
     if not 0 <= shard < shards:
         raise ConfigError(f"There is no shard {shard} of {shards}: the numbers are 0 to {shards - 1}.")
-    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine)
+    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
     if (table := resolution.remembered(question)) is not None:
         return table, 0, 0
     job = resolution.job(found, question, resolution.cache.writable(), lambda: None)
@@ -164,6 +169,7 @@ def _asked(
     config: SemanticIdConfig | None,
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None",
     engine: str | None,
+    force: bool,
 ) -> tuple[Resolution, list[FeatureSource], Question]:
     """Return who resolves, the embeddings' files, and the question about them."""
     if engine is not None and engine not in ENGINES:
@@ -176,6 +182,7 @@ def _asked(
     )
     resolution = Resolution(ask, Context.at_door(explicit=True), may_generate=True)
     resolution.engine = engine
+    resolution.foreign = "take" if force else "raise"
     resolution.open_parent()
     if resolution.parent is not None and not resolution.parent.has_quantizer:
         raise ParentError(
@@ -299,15 +306,23 @@ def generate_from_array(
     return _train_into(output, embeddings, config, identity, started, environment.mmap)
 
 
-def extend_with_vectors(table: SemanticIdTable, items: Any, vectors: Any) -> tuple[SemanticIdTable, int]:
+def extend_with_vectors(
+    table: SemanticIdTable, items: Any, vectors: Any, *, force: bool = False
+) -> tuple[SemanticIdTable, int]:
     """
     Return a table in memory that holds all IDs of `table` and those of new items, and how many were new.
 
     New items are encoded by the table's quantizer and made unique among the codes that are free; nothing is
-    written. `.save(path)` of the result keeps it.
+    written. `.save(path)` of the result keeps it. What was measured of them is the last step of its history.
+
+    Args:
+        table: one with a quantizer.
+        items, vectors: as in `generate_from_vectors`; all of them, or new ones only.
+        force: give IDs to new items although their vectors are not such as the table was made for.
 
     Raises:
         TableError: the table has no quantizer.
+        ForeignVectorsError: new items have vectors of another encoder, or not normalized as at birth.
         EmbeddingError: the vectors are not such as it was made from.
     """
     quantizer = table.quantizer
@@ -324,7 +339,9 @@ def extend_with_vectors(table: SemanticIdTable, items: Any, vectors: Any) -> tup
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
     if not len(missing):
         return table, 0
-    data = lineage.extended(table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing)
+    data = lineage.extended(
+        table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing, force=force
+    )
     reason = f"{len(missing)} new items, lineage {table.lineage}"
     return data.in_memory("extended", reason), len(missing)
 

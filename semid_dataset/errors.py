@@ -5,6 +5,7 @@ Every exception this package raises on purpose.
     ├── ConfigError              (ValueError)     a setting that cannot be
     ├── EmbeddingError           (ValueError)     embeddings that cannot be used
     │   ├── NoEmbeddingsError                     there are none
+    │   ├── ForeignVectorsError                   new items have vectors of another encoder
     │   └── UnsafePickleError                     a pickle that asks for more than arrays
     ├── TrainingError            (RuntimeError)   no codebooks came of it
     ├── TableError               (ValueError)     a semantic-ID file that cannot be used
@@ -29,6 +30,7 @@ __all__ = [
     "CorruptTableError",
     "DigestError",
     "EmbeddingError",
+    "ForeignVectorsError",
     "GenerationError",
     "ItemsError",
     "LockTimeoutError",
@@ -68,6 +70,10 @@ class EmbeddingError(SemidError, ValueError):
 
 class NoEmbeddingsError(EmbeddingError):
     """There are no embeddings to make semantic IDs from."""
+
+
+class ForeignVectorsError(EmbeddingError):
+    """New items have vectors that are not such as the codebooks were made for; they got no ID."""
 
 
 class UnsafePickleError(EmbeddingError):

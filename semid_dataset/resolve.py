@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import (
     ConfigError,
+    ForeignVectorsError,
     GenerationError,
     NoEmbeddingsError,
     SemanticIdFileError,
@@ -173,6 +174,8 @@ class Resolution:
         self.waiting = context.waiting(ask.config)
         self.memory_limit = environment.memory_for(ask.config)
         self.engine: str | None = None  # who is to stream, however few the items are
+        # New items with vectors of another encoder: a dataset is served without them, a command fails or was told to.
+        self.foreign: Literal["serve", "raise", "take"] = "serve"
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
         self._named_parent = ask.parent if ask.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
@@ -673,6 +676,8 @@ class Resolution:
             table = self._extend(row, embeddings, found, turn)
         else:
             table = self._train(embeddings, found, turn, started, retraining=retraining)
+        if table.status == "stale":  # new items were refused; the next start shall look again
+            return table
         self._remember(table, embeddings, question)
         if embeddings.stream is not None and table.path is not None:
             embeddings.stream.close()
@@ -708,7 +713,12 @@ class Resolution:
 
             extension = scale.Extension(embeddings, self.config, row.base, turn)
             items, features = extension.items, extension.encode
-        table, new = lineage.grow(self.cache, row, items, features)
+        try:
+            table, new = lineage.grow(self.cache, row, items, features, force=self.foreign == "take")
+        except ForeignVectorsError as error:
+            if self.foreign == "raise":
+                raise
+            return self._stale(row.base, str(error))
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
             memo = self.cache.recall(question, renew=False)
             if memo is not None and lineage.descends(table, memo.digest):

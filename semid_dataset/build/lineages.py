@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, logger
+from semid_dataset.build import novelty
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache, open_table
 from semid_dataset.config import Identity
@@ -52,8 +53,8 @@ LEAST_KNOWN = 0.5  # share of a dataset's items that its lineage must hold, wher
 DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
 MOST_TRIES = 1000  # lost compare-and-swaps before something else must be wrong
 
-# From a table and positions of items that it lacks to their codes, how many moved to be unique, mean squared error.
-Encoder = Callable[[SemanticIdTable, NDArray[np.int64]], tuple[NDArray[Any], int, float]]
+# From a table and positions of items that it lacks to their codes.
+Encoder = Callable[[SemanticIdTable, NDArray[np.int64]], "novelty.Encoded"]
 
 
 @dataclass(frozen=True)
@@ -275,7 +276,12 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
 
 
 def grow(
-    cache: Cache, row: Lineage, items: NDArray[np.int64] | list[str], features: "Sequence[FeatureMatrix] | Encoder"
+    cache: Cache,
+    row: Lineage,
+    items: NDArray[np.int64] | list[str],
+    features: "Sequence[FeatureMatrix] | Encoder",
+    *,
+    force: bool = False,
 ) -> tuple[SemanticIdTable, int]:
     """
     Return a table of the row that holds all `items`, and how many of them this call had to encode.
@@ -285,8 +291,10 @@ def grow(
 
     Args:
         features: the items' vectors, or what encodes items by their positions.
+        force: let vectors in that are not such as the row's first table was made for.
 
     Raises:
+        ForeignVectorsError: see `novelty.check`; nothing was published.
         StoreError: other writers kept winning.
     """
     cache = cache.writing()
@@ -313,7 +321,7 @@ def grow(
             return base, encoded
         encoded = len(missing)
         generation = 1 + max(last, base.generation)
-        data = extended(row.name, generation, base, items, features, missing)
+        data = extended(row.name, generation, base, items, features, missing, force=force)
         if refusal:
             return _in_memory(data, refusal), encoded
         try:
@@ -335,6 +343,8 @@ def extended(
     items: NDArray[np.int64] | list[str],
     features: "Sequence[FeatureMatrix] | Encoder",
     missing: NDArray[np.int64],
+    *,
+    force: bool = False,
 ) -> TableData:
     """
     Return table `generation`: everything in `base`, and the items at `missing` encoded by its quantizer.
@@ -343,20 +353,25 @@ def extended(
         name: of the lineage; another one than the base's is a branch of it.
         features: as in `grow`.
         missing: positions in `items`, ascending, of those that `base` does not hold.
+        force: as in `grow`.
+
+    Raises:
+        ForeignVectorsError: see `novelty.check`.
     """
     if callable(features):
-        codes, moved, squared = features(base, missing)
+        encoded = features(base, missing)
     else:
-        codes, moved, squared = _encoded(base, _take(features, missing, len(items)), len(missing))
-    variance = base.header.variance
+        encoded = _encoded(base, _take(features, missing, len(items)), len(missing))
+    found = novelty.check(base, encoded, force=force)
     step = {
         "generation": generation,
         "time": time.time(),
         "items": len(base) + len(missing),
         "new": len(missing),
-        "moved": moved,
-        "relative_error": squared / variance if variance > 0 else 0.0,
+        "moved": encoded.moved,
+        **_measured(base, encoded, found),
     }
+    codes = encoded.codes
     return TableData(
         joined_items(base.keys_array, picked_items(items, missing)),
         np.concatenate([base.codes_array, codes.astype(base.codes_array.dtype)]),
@@ -365,19 +380,36 @@ def extended(
     )
 
 
-def _encoded(base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: int) -> tuple[NDArray[Any], int, float]:
-    """Return the codes of new items, how many of them moved to be unique, and the mean squared error."""
+def _measured(base: SemanticIdTable, encoded: "novelty.Encoded", found: "novelty.Novelty | None") -> dict[str, Any]:
+    """Return what an extension's step of the history says of its new items."""
+    from semid_dataset.codec.unique import shared_items
+
+    variance = base.header.variance
+    return {
+        "relative_error": encoded.squared / variance if variance > 0 else 0.0,
+        "relative_error_raw": encoded.squared_raw / variance if variance > 0 else 0.0,
+        "collisions_raw": shared_items(encoded.raw, base.codes_array),
+        **({} if found is None else {"relative_error_expected": found.expected, "length": found.length}),
+    }
+
+
+def _encoded(base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: int) -> "novelty.Encoded":
+    """Return new items as the table's quantizer encodes them."""
     from semid_dataset.codec.unique import resolve_collisions
 
     quantizer = base.quantizer
     vectors = quantizer.vectors_of(features, items)
-    codes = quantizer.encode(vectors)
+    raw = codes = quantizer.encode(vectors)
     moved = 0
     if base.header.unique:
         resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
         codes, moved = resolution.codes, resolution.moved
-    squared = float(np.square(vectors.astype(np.float64) - quantizer.decode(codes)).sum(1).mean())
-    return codes, moved, squared
+
+    def squared(of: NDArray[Any]) -> float:
+        return float(np.square(vectors.astype(np.float64) - quantizer.decode(of)).sum(1).mean())
+
+    energy = float(np.square(vectors, dtype=np.float64).sum(1).mean())
+    return novelty.Encoded(codes, raw, moved, squared(codes), squared(raw), energy)
 
 
 def _take(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items: int) -> "list[FeatureMatrix]":

@@ -30,6 +30,8 @@ __all__ = [
     "WRONG",
     "Answer",
     "Function",
+    "added_facts",
+    "added_line",
     "command",
     "context",
     "count",
@@ -143,6 +145,23 @@ def quality_line(table: SemanticIdTable) -> list[str]:
     if quality.get("usage"):
         parts.append("codes in use " + "/".join(f"{share:.0%}" for share in quality["usage"]))
     return ["Quality: " + "; ".join(parts)] if parts else []
+
+
+def added_facts(table: SemanticIdTable, new: int | None) -> dict[str, Any] | None:
+    """Return what was measured of the new items of an extension that was just made; None where none was."""
+    history = table.info.get("history") or [{}]
+    return dict(history[-1]) if new else None
+
+
+def added_line(table: SemanticIdTable, new: int | None) -> list[str]:
+    """Return one line about the new items of an extension that was just made; none where there are none."""
+    step = added_facts(table, new)
+    if step is None or step.get("relative_error_expected") is None:
+        return []
+    return [
+        f"New items: error {step['relative_error_raw']:.3f} of the variance ({step['relative_error_expected']:.3f} "
+        f"expected), {step['collisions_raw']:,} shared an ID before they were made unique, {step['moved']:,} moved"
+    ]
 
 
 def count(number: int, noun: str) -> str:

@@ -31,6 +31,7 @@ __all__ = [
     "ANY_PATH",
     "EXISTING",
     "FEATURES",
+    "FORCE",
     "IDS",
     "SETTINGS",
     "check_device",
@@ -58,6 +59,12 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
 EXISTING = click.Path(exists=True, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
 IDS = click.option("--ids", metavar="FILE", help="Item of every row (.txt, .npy, .json), or: rows.")
+FORCE = click.option(
+    "--force",
+    is_flag=True,
+    help="Go on, and say so, where this command refuses: ALLOW_SEMANTIC_GENERATION forbids it, or new items have "
+    "vectors that are not such as the table was made for.",
+)
 FEATURES = click.option(
     "--feature", "features", multiple=True, metavar="ID", help="Feature of a data directory; repeat for several. [81]"
 )

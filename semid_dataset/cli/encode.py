@@ -4,8 +4,8 @@ from pathlib import Path
 
 import click
 
-from semid_dataset.cli._answer import Answer, command, count, write_ids
-from semid_dataset.cli._arguments import ANY_PATH, EXISTING, IDS, open_parent, options
+from semid_dataset.cli._answer import Answer, added_facts, added_line, command, count, write_ids
+from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FORCE, IDS, open_parent, options
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["encode"]
@@ -24,12 +24,14 @@ __all__ = ["encode"]
         metavar="DIR|FILE",
         help="A folder, or .safetensors: all items, old and new. Any other ending: an export of SOURCE's items alone.",
     ),
+    FORCE,
 )
-def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Answer:
+def encode(table_path: Path, source: Path, ids: str | None, output: Path, force: bool) -> Answer:
     """
     Give new items IDs with a table's quantizer.
 
-    SOURCE is a file of embeddings, TABLE stays as it is. Items that it knows keep their IDs.
+    SOURCE is a file of embeddings, TABLE stays as it is. Items that it knows keep their IDs. New items whose vectors
+    are not such as TABLE was made for (another encoder, not normalized) are refused.
     """
     from semid_dataset import api as commands
     from semid_dataset import exports
@@ -42,7 +44,7 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Ans
     if not whole_table:
         exports.format_of(output, None)  # a wrong ending is said before the work
     items, vectors = read_vectors(source, ids)
-    table, new = commands.extend_with_vectors(base, items, vectors)
+    table, new = commands.extend_with_vectors(base, items, vectors, force=force)
     if output.suffix == ".safetensors":
         written = [table.save(output)]
     elif whole_table:
@@ -56,7 +58,17 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path) -> Ans
     if not whole_table:
         following = [f"semid encode {table_path} {source} -o DIR     to keep these IDs: only a table remembers them"]
     return Answer(
-        {"items": len(items), "new": new, "table_items": len(table), "written": written},
-        [f"{count(len(items), 'item')} encoded, {new:,} of them new.", *(f"Wrote {path}" for path in written)],
+        {
+            "items": len(items),
+            "new": new,
+            "table_items": len(table),
+            "written": written,
+            "measured": added_facts(table, new),
+        },
+        [
+            f"{count(len(items), 'item')} encoded, {new:,} of them new.",
+            *added_line(table, new),
+            *(f"Wrote {path}" for path in written),
+        ],
         following,
     )

@@ -9,11 +9,23 @@ from typing import Any
 import click
 
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cli._answer import JSON, TABLE, Answer, command, context, count, facts_of, quality_line, write_ids
+from semid_dataset.cli._answer import (
+    JSON,
+    TABLE,
+    Answer,
+    added_line,
+    command,
+    context,
+    count,
+    facts_of,
+    quality_line,
+    write_ids,
+)
 from semid_dataset.cli._arguments import (
     ANY_PATH,
     EXISTING,
     FEATURES,
+    FORCE,
     IDS,
     SETTINGS,
     check_device,
@@ -59,6 +71,7 @@ __all__ = ["generate"]
         metavar="FILE",
         help="What users took in order (.txt, .jsonl, .parquet): what is taken together gets IDs that are alike.",
     ),
+    FORCE,
     SETTINGS,
 )
 def generate(  # noqa: PLR0912 - one branch for everything that does not go together
@@ -72,6 +85,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     num_shards: int | None,
     shard_id: int | None,
     sequences: Path | None,
+    force: bool,
     **settings: Any,
 ) -> Answer:
     """
@@ -92,7 +106,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     if {engine, num_shards, shard_id} != {None} and not source.is_dir():
         raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
     if {num_shards, shard_id} != {None}:
-        return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id)
+        return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id, force)
     if sequences is not None and (parent is not None or (source.is_dir() and (output is None or engine is not None))):
         raise click.UsageError("--sequences is for training in memory: give -o, no --parent and no --engine.")
     check_device(config.device)
@@ -118,6 +132,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             parent=parent,
             engine=engine,
             sequences=None if sequences is None else read_sequences(sequences),
+            force=force,
         )
         written = [] if table.path is None or table.status == "cached" else [table.path]
         if output is not None:
@@ -142,7 +157,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             written = [output / TABLE, output / JSON]
         else:
             base = open_parent(parent)
-            table, new = commands.extend_with_vectors(base, embeddings.items, vectors)
+            table, new = commands.extend_with_vectors(base, embeddings.items, vectors, force=force)
             written = write_ids(table, output)
     seconds = time.perf_counter() - started
     return _generated(table, new, written, seconds, str(output or table.path or source))
@@ -156,6 +171,7 @@ def _generated(table: SemanticIdTable, new: int | None, written: Sequence[Path],
         [
             f"{count(len(table), 'item')} have IDs of {table.levels} levels{added} ({table.status}, {seconds:.1f} s).",
             *quality_line(table),
+            *added_line(table, new),
             *(f"Wrote {path}" for path in written),
             *([] if written else [f"Nothing was written: they were there, in {table.path or 'memory'}"]),
         ],
@@ -176,6 +192,7 @@ def _shard(
     engine: str | None,
     num_shards: int | None,
     shard_id: int | None,
+    force: bool,
 ) -> Answer:
     """Do one share of `generate`."""
     from semid_dataset import api as commands
@@ -193,6 +210,7 @@ def _shard(
         config=config,
         parent=parent,
         engine=engine or "local",
+        force=force,
     )
     seconds = time.perf_counter() - started
     if table is None:

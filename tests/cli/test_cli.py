@@ -261,6 +261,28 @@ def test_new_items_are_encoded_and_known_ones_keep_their_ids(semid: Any, world: 
     }
 
 
+def test_encoding_vectors_of_another_kind_is_refused_and_forced_aloud(semid: Any, world: Path, made: Path) -> None:
+    """What was measured of new items is said in every call; -o gets nothing where they are refused."""
+    fine = semid("encode", made, "more.npy", "--ids", "more.txt", "-o", "grown", "--json").json["measured"]
+    assert (fine["new"], fine["items"]) == (10, 90)
+    assert fine["relative_error_raw"] < 3 * fine["relative_error_expected"]
+    assert fine["length"] == pytest.approx(1, abs=0.2)
+    assert "New items: error 0." in semid("encode", made, "more.npy", "--ids", "more.txt", "-o", "again").out
+    np.save("long.npy", 12 * vectors_of(90))
+    for line in (["encode", made, "long.npy"], ["generate", "long.npy", "--parent", made]):
+        refused = semid(*line, "--ids", "more.txt", "-o", "long")
+        assert (refused.code, refused.out) == (3, "")
+        assert "10 new items are not such as" in refused.err
+        assert "12 times as long" in refused.err
+        assert not Path("long").exists()
+        forced = semid(*line, "--ids", "more.txt", "-o", "long", "--force")
+        assert (forced.code, "lie far" in forced.err) == (0, True)
+        assert semid("diff", made, "long").code == 0
+        Path("long/semid_table.safetensors").unlink()
+        Path("long/semantic_id_dict.json").unlink()
+        Path("long").rmdir()
+
+
 def test_diff_tells_what_moved_came_and_went(semid: Any, tmp_path: Path) -> None:
     """Any two files of IDs; moved and gone IDs are exit code 1."""
     (tmp_path / "old.json").write_text('{"1": [1, 1], "2": [2, 2], "3": [3, 3]}')

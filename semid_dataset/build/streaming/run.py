@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset._messages import meter, tell
+from semid_dataset.build import novelty
 from semid_dataset.build import pipeline as birth
 from semid_dataset.build.streaming.executors import Engine, run_processes
 from semid_dataset.build.streaming.tasks import (
@@ -446,7 +447,7 @@ class Encoded:
         codes: (n, levels), raw.
         bad, first_bad: rows that were skipped, and where the first was.
         rows: that were encoded; those of an item that comes again are among them.
-        error, variance: over all of these, squared and summed.
+        error, variance, squares: over all of these: errors, distances from the mean and lengths, squared and summed.
     """
 
     def __init__(self, job: Job, basis: str) -> None:
@@ -464,6 +465,7 @@ class Encoded:
             total += found.arrays["sum"]
         self.begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         self.rows = rows = int(self.begins[-1])
+        self.squares = squares
         self.error, self.variance = error, max(0.0, squares - float(np.square(total).sum()) / max(1, rows))
         ids = self._column("ids", np.empty(rows, np.int64))
         self.places: NDArray[np.integer[Any]] | None = None  # where rows stand; None: as in the parts
@@ -751,19 +753,22 @@ class Extension:
         """The ids of the new items, ascending."""
         return self._encoded.ids
 
-    def encode(self, base: SemanticIdTable, missing: NDArray[np.int64]) -> tuple[NDArray[Any], int, float]:
-        """Return the codes of the items at these positions, how many moved to be unique, and the mean squared error."""
+    def encode(self, base: SemanticIdTable, missing: NDArray[np.int64]) -> novelty.Encoded:
+        """Return the items at these positions as the table's quantizer encodes them."""
         from semid_dataset.codec.unique import resolve_collisions
 
         encoded = self._encoded
         some = _Some(encoded, missing)
         codes = encoded.codes[missing]
         if not base.header.unique:
-            return codes, 0, encoded.error / max(1, encoded.rows)
+            error = encoded.error / max(1, encoded.rows)
+            return novelty.Encoded(codes, codes, 0, error, error, encoded.squares / max(1, encoded.rows))
         resolution = resolve_collisions(base.quantizer, some, codes, taken=base.codes_array)
         change = _error_change(base.quantizer, some, codes, resolution)
         encoded.close()
-        return resolution.codes, resolution.moved, (encoded.error + change) / max(1, encoded.rows)
+        rows = max(1, encoded.rows)
+        error, changed, energy = encoded.error / rows, (encoded.error + change) / rows, encoded.squares / rows
+        return novelty.Encoded(resolution.codes, codes, resolution.moved, changed, error, energy)
 
 
 class _Some:
