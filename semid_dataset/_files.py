@@ -22,9 +22,11 @@ from semid_dataset._messages import logger
 from semid_dataset.errors import StoreError
 
 __all__ = [
+    "clock_ns",
     "map_file",
     "open_regular",
     "publish_first",
+    "read_small",
     "real_folder",
     "replace_file",
     "replace_pair",
@@ -38,6 +40,8 @@ Buffer = bytes | bytearray | memoryview
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 CLAIM_SECONDS = 60.0  # a claim without its file for so long belongs to a writer that died in between
 LEFTOVER_SECONDS = 3600.0  # temporary files older than this belong to writers that died
+LARGE = 1 << 28  # bytes; below, even a file of nothing but holes is read in a moment
+HOLLOW = 64  # a file of which less than this part was written is none of ours, compressed by its file system or not
 WRITE_BYTES = 1 << 26  # a write call's share: some file systems fail above 2 GB
 
 
@@ -73,20 +77,54 @@ def map_file(path: Path, *, mmap: bool = True, follow: bool = False) -> tuple[me
     Return the bytes of a file, as one read-only map that all processes share, and its status.
 
     With `mmap=False` the bytes are copied into memory: on file systems that cut files under a map
-    a reader of the map would be killed by SIGBUS.
+    a reader of the map would be killed by SIGBUS. What cannot be mapped is copied, too.
 
     Raises:
-        As `open_regular`.
+        StoreError: as `open_regular`; or it claims to be large and next to nothing of it was ever written: whoever
+            made it wants readers to spend memory and time on zeros.
+        FileNotFoundError, PermissionError, OSError: as the system says.
     """
     descriptor = open_regular(path, follow=follow)
     try:
         status = os.fstat(descriptor)
         if status.st_size == 0:
             return memoryview(b""), status
+        written = 512 * getattr(status, "st_blocks", 0)
+        if status.st_size > LARGE and 0 < written < status.st_size // HOLLOW:  # 0: the file system does not say
+            raise StoreError(
+                f"'{path}' claims {status.st_size:,} bytes and {written:,} of them were written. It was not read and "
+                "left untouched; remove it."
+            )
         if mmap:
-            return memoryview(mmap_module.mmap(descriptor, status.st_size, prot=mmap_module.PROT_READ)), status
+            try:
+                return memoryview(mmap_module.mmap(descriptor, status.st_size, prot=mmap_module.PROT_READ)), status
+            except OSError as error:  # no room among the maps of this process, or a file system without them
+                logger.debug("'%s' cannot be mapped and is copied into memory: %s", path, error)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return memoryview(file.read()), status
+            return memoryview(file.read(status.st_size)), status
+    finally:
+        os.close(descriptor)
+
+
+def read_small(path: Path, limit: int) -> tuple[bytes, os.stat_result]:
+    """
+    Return the bytes of a file of ours that is never large, and its status.
+
+    Raises:
+        StoreError: it is no regular file, or larger than `limit` bytes. Nothing was read.
+        FileNotFoundError, PermissionError, OSError: as os.open says.
+    """
+    descriptor = open_regular(path)
+    try:
+        status = os.fstat(descriptor)
+        if status.st_size > limit:
+            raise StoreError(f"'{path}' has {status.st_size:,} bytes where {limit:,} are the most. It was not read.")
+        content = b""
+        while len(content) <= limit and (block := os.read(descriptor, limit + 1 - len(content))):
+            content += block
+        if len(content) > limit:  # it grew meanwhile
+            raise StoreError(f"'{path}' has more than {limit:,} bytes. It was not used.")
+        return content, status
     finally:
         os.close(descriptor)
 
@@ -197,6 +235,24 @@ def try_write(folder: Path) -> None:
         OSError: the folder takes no write: read-only, full, not ours.
     """
     _write_temporary(folder, "probe", [b"?"], sync=False).unlink()
+
+
+def clock_ns(folder: Path) -> int:
+    """
+    Return what time it is for the file system of a folder, in nanoseconds.
+
+    Times of files are compared with it, never with this machine's clock: the server that sets them may be before or
+    after.
+
+    Raises:
+        OSError: the folder takes no write.
+    """
+    probe = _write_temporary(folder, "probe", [b"?"], sync=False)
+    try:
+        return probe.lstat().st_mtime_ns
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def set_aside(path: Path, inode: int) -> Path | None:

@@ -14,12 +14,40 @@ from typing import Any
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
-from semid_dataset.cache.fingerprint import FileStamp, Question
+from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
 from semid_dataset.cache.folders import LINEAGE_NAME, Root
+from semid_dataset.cache.notes import flag, items, optional, read_note, record, text, whole
 
 __all__ = ["Memo", "last_served", "note_served"]
 
+MOST_BYTES = 1 << 24  # of a memo: some 300 for each of 50,000 files
+MOST_SERVED = 1 << 16
 KNOWN_PLACES = 8  # (device, inode, ctime) of one file that a memo remembers: as many kinds of container share it
+
+# What can stand in a note. Names of lineages become parts of paths.
+LINEAGE = text(LINEAGE_NAME.pattern)
+PLACE = items(whole(-(1 << 63), (1 << 64) - 1), most=3)
+MEMO = record(
+    {
+        "lineage": LINEAGE,
+        "generation": whole(0, 999_999_999),
+        "digest": text("[!-~]{0,200}"),
+        "identity": optional(text("[!-~]{0,200}"), ""),
+        "files": items(
+            record(
+                {
+                    "name": text("(?s:.{1,4096})"),
+                    "places": items(PLACE, most=KNOWN_PLACES),
+                    "fresh": flag,
+                    "sampled": text("[0-9a-f]{64}"),
+                    "sha256": text("[0-9a-f]{64}"),
+                }
+            ),
+            most=100_000,
+        ),
+    }
+)
+SERVED = record({"lineage": LINEAGE, "folder": optional(text("(?s:.{0,4096})"), "")})
 
 
 @dataclass(frozen=True)
@@ -36,31 +64,25 @@ class Memo:
         """
         Return the answer that was noted for this question, if the files are still the same.
 
-        Where a file has another device, inode or ctime than those noted (a container, a copy), its
-        sampled blocks decide; where it had just been changed when it was noted, its whole content.
-        With `renew` that is noted, so that the next reader need not look again.
+        Where a file has another device than those noted (a container), its sampled blocks decide; where it is on the
+        same device with another inode or ctime, or had just been changed when it was noted, its whole content. With
+        `renew` that is noted, so that the next reader need not look again.
         """
         for root in roots:
-            noted = _read_json(root, "memo", question.name)
-            if noted is None:
+            path = _path_of(root, "memo", question.name)
+            noted = None if path is None else read_note(path, MEMO, limit=MOST_BYTES)
+            if path is None or noted is None:
                 continue
-            try:
-                changed, looked = _compare(noted["files"], question.stamps)
-                memo = Memo(
-                    str(noted["lineage"]),
-                    int(noted["generation"]),
-                    str(noted["digest"]),
-                    str(noted.get("identity", "")),
-                )
-            except (KeyError, TypeError, ValueError):
-                logger.debug("memo %s in %s is not readable", question.name, root.path)
-                continue
+            changed, looked = _compare(noted["files"], question.stamps)
             if changed is not None:
                 logger.debug("memo %s in %s is out of date: %s", question.name, root.path, changed)
                 continue
             if renew and looked:
-                _write_json(root, "memo", question.name, noted)
-            return memo
+                if _is_settled(path):
+                    for file in noted["files"]:
+                        file["fresh"] = False
+                _write(root, "memo", question.name, noted)
+            return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"])
         return None
 
     def note(self, roots: Iterable[Root], question: Question, digests: Mapping[Path, str]) -> None:
@@ -77,16 +99,24 @@ class Memo:
             logger.debug("no memo: %s", error)
             return
         for root in roots:
-            if _write_json(root, "memo", question.name, noted):
+            if _write(root, "memo", question.name, noted):
                 return
+
+
+def _is_settled(path: Path) -> bool:
+    """Whether a note is so old that what changed since has other times; by the clock of its own file system."""
+    try:
+        return files.clock_ns(path.parent) - path.lstat().st_mtime_ns >= FRESH_NS
+    except OSError:
+        return False
 
 
 def _note_file(stamp: FileStamp, digest: str | None) -> dict[str, Any]:
     fresh = stamp.fresh
-    if fresh and digest is not None:
-        # Enough time may have passed since: if the content is still what was read, no change slipped in unseen.
+    if fresh and digest is not None and stamp.settled:
+        # Enough time has passed since: if the content is still what was read, no change slipped in unseen.
         now = FileStamp.of(stamp.path, stamp.path.parent)
-        fresh = now.fresh or now.mtime_ns != stamp.mtime_ns or stamp.digest() != digest
+        fresh = (now.place, now.mtime_ns) != (stamp.place, stamp.mtime_ns) or stamp.digest() != digest
     return {
         "name": stamp.name,
         "places": [stamp.place],
@@ -102,59 +132,58 @@ def _compare(noted: list[dict[str, Any]], stamps: Sequence[FileStamp]) -> tuple[
         return "other files", False
     renew = False
     for file, stamp in zip(noted, stamps, strict=True):
-        if stamp.place in file["places"] and not file["fresh"]:
+        known = stamp.place in file["places"]
+        if known and not file["fresh"]:
             continue
+        here = any(place[0] == stamp.device for place in file["places"])  # it, or a copy of it, was changed or replaced
         try:
-            same = stamp.digest() == file["sha256"] if file["fresh"] else stamp.sampled_digest() == file["sampled"]
+            same = (
+                stamp.digest() == file["sha256"] if file["fresh"] or here else stamp.sampled_digest() == file["sampled"]
+            )
         except OSError as error:
             return str(error), False
         if not same:
             return f"{stamp.path} has other content", False
-        others = [place for place in file["places"] if place != stamp.place]
-        known = (file["fresh"], len(file["places"]) - len(others))
-        file["places"] = [*others[1 - KNOWN_PLACES :], stamp.place]
-        file["fresh"] = stamp.fresh
-        renew |= known != (stamp.fresh, 1)
+        if not known:
+            file["places"] = [*file["places"][1 - KNOWN_PLACES :], stamp.place]
+            file["fresh"] = stamp.fresh
+        renew = True
     return None, renew
 
 
 def note_served(roots: Iterable[Root], data_dir: Path, lineage: str) -> None:
     """Note which lineage serves a data directory: the last resort where its embeddings have gone."""
     name = _folder_name(data_dir)
+    noted = {"folder": str(data_dir), "lineage": lineage}
     for root in roots:
-        noted = _read_json(root, "served", name)
-        if noted is not None and noted.get("lineage") == lineage:
-            return
-        if _write_json(root, "served", name, {"folder": str(data_dir), "lineage": lineage}):
+        if _served(root, name) == lineage or _write(root, "served", name, noted):
             return
 
 
 def last_served(roots: Iterable[Root], data_dir: Path) -> str | None:
     """Return the lineage that last served a data directory."""
-    for root in roots:
-        noted = _read_json(root, "served", _folder_name(data_dir))
-        if noted is not None and isinstance(noted.get("lineage"), str) and LINEAGE_NAME.fullmatch(noted["lineage"]):
-            return str(noted["lineage"])
-    return None
+    name = _folder_name(data_dir)
+    return next((lineage for root in roots if (lineage := _served(root, name)) is not None), None)
+
+
+def _served(root: Root, name: str) -> str | None:
+    path = _path_of(root, "served", name)
+    noted = None if path is None else read_note(path, SERVED, limit=MOST_SERVED)
+    return None if noted is None else str(noted["lineage"])
 
 
 def _folder_name(folder: Path) -> str:
     return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
 
 
-def _read_json(root: Root, kind: str, name: str) -> dict[str, Any] | None:
+def _path_of(root: Root, kind: str, name: str) -> Path | None:
     try:
-        buffer, _ = files.map_file(root.folder(kind) / f"{name}.json", mmap=False)
-        noted = json.loads(bytes(buffer))
-    except FileNotFoundError:
+        return root.folder(kind) / f"{name}.json"
+    except OSError:  # not there, not ours to look into, or a link
         return None
-    except (OSError, ValueError) as error:  # ValueError: torn by a power loss, or foreign
-        logger.debug("%s/%s in %s is not readable: %s", kind, name, root.path, error)
-        return None
-    return noted if isinstance(noted, dict) else None
 
 
-def _write_json(root: Root, kind: str, name: str, value: dict[str, Any]) -> bool:
+def _write(root: Root, kind: str, name: str, value: Mapping[str, Any]) -> bool:
     try:
         folder = root.folder(kind, create=True)
         files.replace_file(folder / f"{name}.json", [json.dumps(value).encode()], sync=False)

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from semid_dataset import _files as files
@@ -15,7 +15,8 @@ from semid_dataset.config import Identity
 
 __all__ = ["FileStamp", "Question"]
 
-FRESH_NS = 2_000_000_000  # a file changed less than 2 s before it was looked at may change again unseen
+FRESH_NS = 2_000_000_000  # two changes within 2 s may leave the same times: the coarsest clock of a file system
+SKEW_NS = 120_000_000_000  # by which the clock of a file server and this machine's may differ
 SAMPLED_BLOCKS = 64
 BLOCK_BYTES = 4096
 
@@ -32,6 +33,7 @@ class FileStamp:
     device: int
     inode: int
     seen_ns: int
+    looked: float = field(default_factory=time.monotonic, compare=False)  # seconds, of this process alone
 
     @classmethod
     def of(cls, path: Path, base: Path) -> "FileStamp":
@@ -55,8 +57,20 @@ class FileStamp:
 
     @property
     def fresh(self) -> bool:
-        """Whether it changed so shortly before it was looked at that a further change could go unseen."""
-        return self.seen_ns - self.mtime_ns < FRESH_NS
+        """
+        Whether it may have changed so shortly before it was looked at that a further change could go unseen.
+
+        Only to save work: it tells when one more digest is worth while. This machine's clock stands beside the file
+        server's here, so a file whose times were left as the write set them counts as fresh for as long as clocks
+        may differ. One whose time was set (into the past or the future) shows every later write by its time.
+        """
+        as_written = abs(self.ctime_ns - self.mtime_ns) < FRESH_NS
+        return abs(self.seen_ns - self.mtime_ns) < (SKEW_NS if as_written else FRESH_NS)
+
+    @property
+    def settled(self) -> bool:
+        """Whether so much time has passed since the look that a change made now has other times."""
+        return 1e9 * (time.monotonic() - self.looked) >= FRESH_NS
 
     def digest(self) -> str:
         """SHA-256 of the whole file."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
 from semid_dataset.cache.folders import Root
+from semid_dataset.cache.notes import parse_note, record, text, whole
 from semid_dataset.errors import LockTimeoutError, StoreError
 
 __all__ = ["Turn", "take_turn"]
@@ -25,6 +26,8 @@ __all__ = ["Turn", "take_turn"]
 POLL_SECONDS = 0.1
 SAY_SECONDS = 10.0
 BEAT_SECONDS = 1.0
+MOST_BYTES = 4096  # of the file that says who holds the lock
+OWNER = record({"pid": whole(0, 1 << 31), "host": text("[ -~]{0,255}")})
 
 
 class Turn:
@@ -138,8 +141,8 @@ class _Wait:
 
     def _look_at_owner(self, now: float) -> None:
         with suppress(OSError, ValueError):
-            seen = bytes(files.map_file(self._owner_file, mmap=False)[0])
+            seen, _ = files.read_small(self._owner_file, MOST_BYTES)
             if seen != self._last_seen:
                 self._last_seen, self._progress_at = seen, now
-                owner = json.loads(seen)
+                owner = parse_note(seen, OWNER)
                 self.owner = f"process {owner['pid']} on {owner['host']}"

@@ -5,7 +5,6 @@ Finds and never deletes. In use, and so never found: the newest table of a linea
 whatever is younger than the caller says, since a writer may be between publishing a table and noting it.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,11 +14,14 @@ from pathlib import Path
 from semid_dataset import _files as files
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
+from semid_dataset.cache.entries import LINEAGE, MOST_BYTES
 from semid_dataset.cache.folders import Root
+from semid_dataset.cache.notes import read_note, record
 from semid_dataset.errors import SemidError
 
 __all__ = ["Waste", "find_waste"]
 
+NAMED = record({"lineage": LINEAGE})
 WORK_SECONDS = 86_400.0  # a run that has finished no part for a day will not go on; if it does, it does them again
 
 
@@ -92,10 +94,9 @@ def _readable(cache: Cache, path: Path) -> bool:
 
 def _named(root: Root, kind: str) -> Iterator[str]:
     for path in _listed(root.versioned / kind):
-        with suppress(SemidError, OSError, ValueError):  # torn: it answers nobody either
-            note = json.loads(bytes(files.map_file(path, mmap=False)[0]))
-            if isinstance(note, dict) and isinstance(note.get("lineage"), str):
-                yield note["lineage"]
+        note = read_note(path, NAMED, limit=MOST_BYTES)  # torn: it answers nobody either
+        if note is not None:
+            yield note["lineage"]
 
 
 def _is_in(parent: Path | None, folders: Sequence[Path]) -> bool:

@@ -50,6 +50,7 @@ ALIGNMENT = 64  # bytes, a cache line
 CHECKSUM_BYTES = 4
 MAX_HEADER = 16 << 20  # bytes; refused before anything of that size is allocated
 MAX_DIMENSIONS = 8
+LARGE = 1 << 26  # bytes
 DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
@@ -149,6 +150,10 @@ def parse(buffer: Buffer, where: str, *, verify: bool = True) -> Container:
         raise CorruptTableError(f"'{where}' is empty.")
     if len(view) < 8 + 2 + CHECKSUM_BYTES:
         raise CorruptTableError(f"'{where}' is cut off: {len(view)} bytes are too few for a semantic-ID table.")
+    if verify and len(view) > LARGE:  # a header that does not describe the file is found before gigabytes are read
+        header, start = _header(view, where)
+        header.pop("__metadata__", None)
+        _arrays(view, header, start, where)
     if verify:
         _check(view, where)
     header, start = _header(view, where)

@@ -27,7 +27,7 @@ from semid_dataset.build.streaming import tasks as stages
 from semid_dataset.cache import cache, folders
 from semid_dataset.cache.prune import find_waste
 from semid_dataset.config import SemanticIdConfig
-from semid_dataset.environment import Environment
+from semid_dataset.environment import Context, Environment
 from semid_dataset.errors import ConfigError, EmbeddingError, StoreError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.inputs.discover import find_sources
@@ -140,11 +140,11 @@ def _noting(calls: list[str], function: Callable[..., Any]) -> Callable[..., Any
 
 def test_an_explicit_limit_counts_more_than_the_variable(tmp_path: Path) -> None:
     """Who names it in a program or on a command line means it."""
-    environment = Environment.read({"SEMID_MEMORY_LIMIT": "2GiB"})
-    assert environment.memory_limit == 2 << 30
+    context = Context.at_door(variables={"SEMID_MEMORY_LIMIT": "2GiB"})
+    assert context.memory_limit == 2 << 30
     for config, limit in ((SemanticIdConfig(), 2 << 30), (SemanticIdConfig(memory_limit=5 << 20), 5 << 20)):
         ask = commands.Ask(tmp_path, ("81",), config=config)
-        assert commands.Resolution(ask, environment, may_generate=True).memory_limit == limit
+        assert commands.Resolution(ask, context, may_generate=True).memory_limit == limit
 
 
 # The sample.

@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -168,8 +169,6 @@ def test_the_question_changes_with_every_part_of_it(stamped: Path) -> None:
     """Name, size, time, identity, content, parent and kind."""
     base = question_of(stamped)
     (stamp,) = base.stamps
-    from dataclasses import replace
-
     others = [
         replace(base, kind="json"),
         replace(base, identity=Identity.of(SemanticIdConfig(num_quantizers=2), [("81", 32)])),
@@ -197,6 +196,81 @@ def test_another_inode_with_the_same_blocks_is_accepted_and_noted(root: folders.
     assert entries.Memo.recall([root], question, renew=True) == memo
     noted = json.loads((root.folder("memo") / f"{question.name}.json").read_text())
     assert len(noted["files"][0]["places"]) == 2
+
+
+def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is read of embedding files from now on: "all" of one, or "sampled" blocks."""
+    reads: list[str] = []
+    for name, what in (("digest", "all"), ("sampled_digest", "sampled")):
+        real = getattr(fingerprint.FileStamp, name)
+        monkeypatch.setattr(
+            fingerprint.FileStamp, name, lambda self, real=real, what=what: (reads.append(what), real(self))[1]
+        )
+    return reads
+
+
+@pytest.mark.parametrize("how", ["in place", "another file"])
+def test_other_content_with_the_same_size_and_times_is_noticed_by_ctime_or_inode(
+    root: folders.Root, stamped: Path, how: str
+) -> None:
+    """`rsync --inplace -t` and `cp -p` keep size and mtime; a byte between the sampled blocks is enough."""
+    entries.Memo(LINEAGE, 0, "digest").note([root], question_of(stamped), {})
+    status = stamped.stat()
+    content = bytearray(stamped.read_bytes())
+    content[4096 + 100] ^= 1
+    if how == "another file":
+        stamped.rename(stamped.with_name("kept"))
+    stamped.write_bytes(content)
+    os.utime(stamped, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert entries.Memo.recall([root], question_of(stamped), renew=True) is None
+
+
+def test_a_changed_ctime_costs_one_digest(root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chmod leaves the content: it is read once and trusted from then on."""
+    memo = entries.Memo(LINEAGE, 0, "digest")
+    memo.note([root], question_of(stamped), {})
+    stamped.chmod(0o600)
+    reads = reads_of(monkeypatch)
+    for _ in range(3):
+        assert entries.Memo.recall([root], question_of(stamped), renew=True) == memo
+    assert reads == ["all"]
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0, 86_400.0 * 365 * 20], ids=["ahead", "behind", "in 20 years"])
+def test_a_file_whose_time_was_set_is_trusted_at_once(
+    root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    """Every later write shows in its time, also where that lies in the future: warm starts read nothing."""
+    then = time.time() + seconds
+    os.utime(stamped, (then, then))
+    memo = entries.Memo(LINEAGE, 0, "digest")
+    memo.note([root], question_of(stamped), {})
+    reads = reads_of(monkeypatch)
+    for _ in range(3):
+        assert entries.Memo.recall([root], question_of(stamped), renew=True) == memo
+    assert reads == []
+
+
+@pytest.mark.parametrize("skew", [-61, 0, 61])
+def test_a_file_just_written_is_hashed_once_whatever_the_clocks(
+    root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch, skew: int
+) -> None:
+    """The server that dates files may be a minute before or after this machine."""
+    stamped.write_bytes(stamped.read_bytes())
+    (stamp,) = question_of(stamped).stamps
+
+    def asked() -> fingerprint.Question:
+        seen = stamp.mtime_ns + skew * 1_000_000_000
+        return fingerprint.Question("ids", IDENTITY, (replace(stamp, seen_ns=seen, looked=time.monotonic()),))
+
+    memo = entries.Memo(LINEAGE, 0, "digest")
+    memo.note([root], asked(), {})
+    noted = root.folder("memo") / f"{asked().name}.json"
+    os.utime(noted, ns=(0, noted.stat().st_mtime_ns - 2 * fingerprint.FRESH_NS))  # noted that long ago
+    reads = reads_of(monkeypatch)
+    for _ in range(3):
+        assert entries.Memo.recall([root], asked(), renew=True) == memo
+    assert reads == ["all"]
 
 
 @pytest.mark.parametrize("where", [0, 500_000, 1_048_575])
@@ -230,11 +304,9 @@ def test_a_fresh_file_that_stayed_is_trusted_from_then_on(root: folders.Root, st
     stamped.write_bytes(b"a" * 100)
     memo = entries.Memo(LINEAGE, 0, "digest")
     memo.note([root], question_of(stamped), {})
-    then = time.time_ns()
-    os.utime(stamped, ns=(then, stamped.stat().st_mtime_ns))
     question = question_of(stamped)
-    later = fingerprint.FileStamp(**{**question.stamps[0].__dict__, "seen_ns": then + 10 * fingerprint.FRESH_NS})
-    question = fingerprint.Question("ids", IDENTITY, (later,))
+    noted = root.folder("memo") / f"{question.name}.json"
+    os.utime(noted, ns=(0, noted.stat().st_mtime_ns - 2 * fingerprint.FRESH_NS))  # noted that long ago
     assert entries.Memo.recall([root], question, renew=True) == memo
     noted = json.loads((root.folder("memo") / f"{question.name}.json").read_text())
     assert noted["files"][0]["fresh"] is False

@@ -20,6 +20,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,8 @@ from semid_dataset.build import pipeline as birth
 from semid_dataset.build.streaming.executors import Engine, run_processes
 from semid_dataset.build.streaming.tasks import (
     LAYOUT,
+    MOST_PLAN,
+    PLAN_FILE,
     Plan,
     Task,
     basis_of,
@@ -93,6 +96,7 @@ MOST_OPEN = 256  # files; a process may open 1,024, often
 EVERYTHING = (1 << 64) - 1
 SPARE = 1.25  # the sample is looked for among so many times the items that it needs: some are bad or come twice
 BEAT_SECONDS = 1.0
+BASIS_NAME = re.compile(r"[0-9a-z]{1,64}")
 
 
 def is_beyond(sources: Sequence[FeatureSource], limit: int) -> bool:
@@ -232,8 +236,12 @@ class Job:
             if self._source.form == "jsonl":
                 rows = parts.estimate(self._source)[0]
             plan = Plan(self._source.id, self._source.dim, self._seed, rows, tuple(pieces))
-            path = self.folder / "plan.json"
-            if not path.exists() or path.read_bytes() != plan.to_json():
+            path = self.folder / PLAN_FILE
+            try:
+                noted, _ = files.read_small(path, MOST_PLAN)
+            except OSError:  # none, or none of ours: whatever lies there is replaced
+                noted = b""
+            if noted != plan.to_json():
                 files.replace_file(path, [plan.to_json()], sync=False)
             self._plan = plan
         return self._plan
@@ -384,8 +392,8 @@ class Job:
     def chosen(self) -> str | None:
         """The name of the codebooks that were chosen, None as long as they are not there."""
         found = read_file(self.folder, "chosen")
-        name = None if found is None else str(found.info["name"])
-        return name if name is not None and self.basis(name) is not None else None
+        name = "" if found is None else str(found.info.get("name"))
+        return name if BASIS_NAME.fullmatch(name) and self.basis(name) is not None else None
 
     # --- codes ---
 
@@ -585,7 +593,9 @@ class Encoded:
         if opened is None:
             if len(self._opened) >= MOST_OPEN:
                 self._opened.pop(next(iter(self._opened))).close()
-            opened = self._opened[part] = (self._job.folder / f"gather-{part}.part").open("rb", buffering=0)
+            opened = self._opened[part] = os.fdopen(
+                files.open_regular(self._job.folder / f"gather-{part}.part"), "rb", buffering=0
+            )
         length = int.from_bytes(os.pread(opened.fileno(), 8, 0), "little")
         return opened.fileno(), 8 + length  # vectors are the widest array, and so the first
 

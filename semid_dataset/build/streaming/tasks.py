@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
+from semid_dataset.cache.notes import items, one_of, read_note, record, text, whole
 from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
@@ -46,6 +47,35 @@ __all__ = [
 LAYOUT = 2  # of the files in a work folder
 
 READ = 4 << 20  # bytes at once
+PLAN_FILE = "plan.json"
+MOST_PLAN = 1 << 28  # bytes: some 250 for each of a million parts
+COUNT = whole(0, 1 << 62)
+PATH = text("(?s:.{1,4096})")
+PLAN = record(
+    {
+        "layout": one_of([LAYOUT]),
+        "feature": text("[A-Za-z0-9-]{0,32}"),
+        "dim": whole(1, 1 << 24),
+        "seed": whole(0, (1 << 63) - 1),
+        "rows": COUNT,
+        "parts": items(
+            record(
+                {
+                    "form": one_of(["jsonl", "parquet", "npy", "rows"]),
+                    "path": PATH,
+                    "first": COUNT,
+                    "last": whole(-1, 1 << 62),
+                    "bytes": COUNT,
+                    "offset": COUNT,
+                    "dtype": text("([<>|=][fiu][1248])?"),
+                    "columns": COUNT,
+                    "ids": text("(?s:.{0,4096})"),
+                }
+            ),
+            most=1_000_000,
+        ),
+    }
+)
 
 Task = Mapping[str, Any]
 
@@ -67,8 +97,15 @@ class Plan:
 
     @classmethod
     def read(cls, folder: Path) -> "Plan":
-        """Return the plan of a work folder."""
-        values = json.loads((folder / "plan.json").read_bytes())
+        """
+        Return the plan of a work folder.
+
+        Raises:
+            StoreError: there is none that can be used.
+        """
+        values = read_note(folder / PLAN_FILE, PLAN, limit=MOST_PLAN)
+        if values is None:
+            raise StoreError(f"'{folder / PLAN_FILE}' is gone or none of ours. It was not used. Run again.")
         return cls(
             values["feature"],
             values["dim"],
@@ -252,7 +289,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _plan_of(folder: Path) -> Plan:
-    return _cached_plan(folder, (folder / "plan.json").stat().st_mtime_ns)
+    return _cached_plan(folder, (folder / PLAN_FILE).lstat().st_mtime_ns)
 
 
 @lru_cache(maxsize=2)
