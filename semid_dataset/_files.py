@@ -308,8 +308,8 @@ def _random() -> str:
 def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync: bool = True) -> Path:
     temporary = folder / f".{name}.{_random()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, 0o666)
     try:
+        descriptor = os.open(temporary, flags, 0o666)
         try:
             for buffer in buffers:
                 view = memoryview(buffer).cast("B")
@@ -320,9 +320,11 @@ def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync
                 os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, str(temporary), temporary}:
+            error.filename = str(folder / name)  # a full disk names no file; and nobody knows the temporary one
         raise
     return temporary
 

@@ -732,7 +732,8 @@ class Resolution:
             return table.with_status("cached", f"lineage {table.lineage} holds all {held} items")
         tell("extended", new=new, items=len(table), generation=table.generation)
         self._export(table)
-        return table.with_status("extended", f"{new} new items, lineage {table.lineage}")
+        lost = "" if table.path is not None else f"; in memory only: {table.reason}"
+        return table.with_status("extended", f"{new} new items, lineage {table.lineage}{lost}")
 
     def _train(
         self,

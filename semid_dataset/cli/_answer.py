@@ -19,6 +19,7 @@ import numpy as np
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.environment import Context
+from semid_dataset.errors import GenerationError
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 __all__ = [
@@ -32,10 +33,13 @@ __all__ = [
     "Function",
     "added_facts",
     "added_line",
+    "check_gate",
     "command",
     "context",
     "count",
     "facts_of",
+    "gate_forbids",
+    "how_to_make",
     "quality_line",
     "write_ids",
 ]
@@ -103,6 +107,45 @@ def context() -> Context:
     found = click.get_current_context().obj
     assert isinstance(found, Context)
     return found
+
+
+def gate_forbids() -> str | None:
+    """Return how `ALLOW_SEMANTIC_GENERATION` forbids that IDs are made here, None where it allows it."""
+    gate = context().environment.gate
+    return None if gate.allowed else f"ALLOW_SEMANTIC_GENERATION={gate.value}"
+
+
+def how_to_make(line: str) -> str:
+    """Return advice to make IDs by a command line; where the gate forbids it, how else they come here."""
+    forbidden = gate_forbids()
+    if forbidden is None:
+        return line
+    return (
+        f"{forbidden} forbids making IDs here: bring a {JSON} made elsewhere into the data directory, or name a table "
+        "with SEMID_PARENT"
+    )
+
+
+def check_gate(what: str, force: bool) -> None:
+    """
+    Refuse to make IDs where the gate forbids it.
+
+    Args:
+        what: would be done.
+        force: do it all the same, and say so.
+
+    Raises:
+        GenerationError: the gate is closed.
+    """
+    forbidden = gate_forbids()
+    if forbidden is None:
+        return
+    if not force:
+        raise GenerationError(
+            f"{forbidden} forbids to {what}. Nothing was made or written. Unset it where IDs may be made, or give "
+            "--force to do it all the same."
+        )
+    logger.warning("%s forbids to %s; it is done all the same (--force)", forbidden, what)
 
 
 def write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:

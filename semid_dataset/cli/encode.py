@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from semid_dataset.cli._answer import Answer, added_facts, added_line, command, count, write_ids
+from semid_dataset.cli._answer import Answer, added_facts, added_line, check_gate, command, count, write_ids
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FORCE, IDS, open_parent, options
 from semid_dataset.table.table import SemanticIdTable
 
@@ -44,6 +44,8 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path, force:
     if not whole_table:
         exports.format_of(output, None)  # a wrong ending is said before the work
     items, vectors = read_vectors(source, ids)
+    if (base.rows_of(items) < 0).any():
+        check_gate("give new items IDs", force)
     table, new = commands.extend_with_vectors(base, items, vectors, force=force)
     if output.suffix == ".safetensors":
         written = [table.save(output)]

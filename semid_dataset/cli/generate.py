@@ -14,10 +14,12 @@ from semid_dataset.cli._answer import (
     TABLE,
     Answer,
     added_line,
+    check_gate,
     command,
     context,
     count,
     facts_of,
+    gate_forbids,
     quality_line,
     write_ids,
 )
@@ -105,6 +107,8 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
         )
     if {engine, num_shards, shard_id} != {None} and not source.is_dir():
         raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
+    if gate_forbids() is not None and not _is_there(source, features, config, output, parent, retrain):
+        check_gate("make IDs", force)
     if {num_shards, shard_id} != {None}:
         return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id, force)
     if sequences is not None and (parent is not None or (source.is_dir() and (output is None or engine is not None))):
@@ -134,6 +138,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             sequences=None if sequences is None else read_sequences(sequences),
             force=force,
         )
+        _check_kept(table, source)
         written = [] if table.path is None or table.status == "cached" else [table.path]
         if output is not None:
             written = [output / TABLE, output / JSON]
@@ -173,7 +178,7 @@ def _generated(table: SemanticIdTable, new: int | None, written: Sequence[Path],
             *quality_line(table),
             *added_line(table, new),
             *(f"Wrote {path}" for path in written),
-            *([] if written else [f"Nothing was written: they were there, in {table.path or 'memory'}"]),
+            *([] if written else [f"Nothing was written: they were there, in {table.path}"]),
         ],
         [
             f"semid report {where} -o report.html     to look at them",
@@ -219,26 +224,50 @@ def _shard(
             [f"Shard {shard_id} of {num_shards} is done ({seconds:.1f} s); {done} of {parts} parts are there."],
             ["run the shards that are missing, or this command again once they are done: the last one publishes"],
         )
+    _check_kept(table, source)
     answer = _generated(table, None, [] if done == 0 or table.path is None else [table.path], seconds, str(source))
     answer.facts |= {"parts_done": done, "parts": parts}
     return answer
+
+
+def _is_there(
+    source: Path,
+    features: Sequence[str],
+    config: SemanticIdConfig,
+    output: Path | None,
+    parent: Path | None,
+    retrain: bool,
+) -> bool:
+    """Say whether nothing is to be made: a cache holds the IDs of all items of a data directory."""
+    if not source.is_dir() or output is not None or retrain:
+        return False
+    from semid_dataset import resolve
+
+    with suppress(SemidError):
+        ask = resolve.Ask(source, tuple(features or ("81",)), config=config, parent=parent)
+        return resolve.look(ask, context()).status == "cached"
+    return False
+
+
+def _check_kept(table: SemanticIdTable, source: Path) -> None:
+    """Raise where IDs live in this process only: it ends, and nobody would have them."""
+    if table.path is None:
+        raise GenerationError(
+            f"The IDs of '{source}' were made and could not be kept: {table.reason}. Nothing was stored. Free some "
+            "space, give -o DIR, or set SEMID_CACHE_DIR to a folder that takes them."
+        )
 
 
 def _check_cache(
     source: Path, features: Sequence[str], config: SemanticIdConfig, parent: Path | None, retrain: bool
 ) -> None:
     """Raise before the work where IDs of a data directory have no place to go; IDs that are there need none."""
-    from semid_dataset import resolve
     from semid_dataset.inputs.discover import find_sources
 
     find_sources(source, features)
     cache = Cache.of(context().environment, source)
-    if cache.writable() is not None:
+    if cache.writable() is not None or _is_there(source, features, config, None, parent, retrain):
         return
-    with suppress(SemidError):
-        ask = resolve.Ask(source, tuple(features), config=config, parent=parent)
-        if not retrain and resolve.look(ask, context()).status == "cached":
-            return
     asked = ", ".join(f"'{root.path}'" for root in cache.folders)
     raise GenerationError(
         f"No cache folder takes a write: {asked}. Nothing was made. Give -o DIR, or set SEMID_CACHE_DIR to a folder "
