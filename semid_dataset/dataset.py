@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
+from semid_dataset._process import outside_compiler
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, RecursiveAccessError
@@ -80,7 +81,8 @@ class LazySemanticIds:
         slot = self._slot(instance)
         if slot.table is not None:  # the warm way: no lock
             return slot.table
-        return self.prepare(instance)
+        with outside_compiler():
+            return self.prepare(instance)
 
     def __set__(self, instance: object, value: Mapping[Any, Any] | None) -> None:
         slot = self._slot(instance)

@@ -61,7 +61,7 @@ class Environment:
     parent: str | None  # SEMID_PARENT
     mmap: bool  # SEMID_MMAP
     language: str  # SEMID_LANG, else the locale: "en" or "zh"
-    world_size: int  # WORLD_SIZE
+    world_size: int  # ranks that were launched: WORLD_SIZE, else what other launchers set, see LAUNCHED
     lock_timeout: float | None  # SEMID_LOCK_TIMEOUT, seconds
     memory_limit: int | None = None  # SEMID_MEMORY_LIMIT, bytes
     lock_deadline: float | None = None  # SEMID_LOCK_DEADLINE, seconds
@@ -104,7 +104,7 @@ class Environment:
             parent=env.get("SEMID_PARENT") or None,
             mmap=word not in NO,
             language=_language(env),
-            world_size=_world_size(env.get("WORLD_SIZE")),
+            world_size=_world_size(env),
             lock_timeout=seconds("SEMID_LOCK_TIMEOUT"),
             memory_limit=memory("SEMID_MEMORY_LIMIT"),
             lock_deadline=seconds("SEMID_LOCK_DEADLINE"),
@@ -170,11 +170,46 @@ def _language(env: Mapping[str, str]) -> str:
     return "en"
 
 
-def _world_size(value: str | None) -> int:
+# What launchers set in each rank: how many there are, and the number of this one, which is another proof above 0.
+LAUNCHED = (
+    ("SLURM_NTASKS", "SLURM_PROCID"),  # srun
+    ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),  # mpirun of Open MPI
+    ("PMI_SIZE", "PMI_RANK"),  # mpiexec of MPICH and Intel MPI
+    ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),
+    ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),
+    ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
+    ("HOROVOD_SIZE", "HOROVOD_RANK"),
+    ("LOCAL_WORLD_SIZE", "LOCAL_RANK"),  # torchrun, of one node
+    ("", "RANK"),
+)
+
+
+def _world_size(env: Mapping[str, str]) -> int:
+    """
+    Return how many ranks were launched, 1 for a process alone.
+
+    WORLD_SIZE decides where it is a number: one task of a Slurm job may well train alone. What is no number was set
+    by somebody else for something else. SLURM_NTASKS stands in batch scripts too, which are one process: there the
+    step says how many tasks it has.
+    """
+    said = _number(env.get("WORLD_SIZE"))
+    if said is not None:
+        return max(1, said)
+    ranks = 1
+    for size, rank in LAUNCHED:
+        total, number = _number(env.get(size)), _number(env.get(rank))
+        if size == "SLURM_NTASKS":
+            step = _number(env.get("SLURM_STEP_NUM_TASKS"))
+            total = (total if step is None else step) if number is not None else None
+        ranks = max(ranks, total or 1, (number or 0) + 1)
+    return ranks
+
+
+def _number(value: str | None) -> int | None:
     try:
-        return max(1, int(value or "1"))
+        return int(value or "")
     except ValueError:
-        return 1  # set by somebody else for something else: one process, as without it
+        return None
 
 
 def parse_seconds(name: str, value: str) -> float:

@@ -19,7 +19,8 @@ Every exception this package raises on purpose.
     ├── StoreError               (OSError)        a cache that refuses
     │   └── LockTimeoutError     (TimeoutError)   whoever generates makes no progress
     └── GenerationError          (RuntimeError)   IDs are missing and must not be replaced by defaults
-        └── RecursiveAccessError                  asked for from within its own making
+        ├── RecursiveAccessError                  asked for from within its own making
+        └── ForkError                             a forked process that cannot do what is asked of it
 
 Each takes one string. A DataLoader rebuilds a worker's exception as `type(message)`, so a second
 argument would turn it into an opaque RuntimeError (torch/_utils.py, ExceptionWrapper.reraise).
@@ -31,6 +32,7 @@ __all__ = [
     "DigestError",
     "EmbeddingError",
     "ForeignVectorsError",
+    "ForkError",
     "GenerationError",
     "ItemsError",
     "LockTimeoutError",
@@ -130,6 +132,10 @@ class GenerationError(SemidError, RuntimeError):
 
 class RecursiveAccessError(GenerationError):
     """`semantic_id_dict` was read by the very code that computes it."""
+
+
+class ForkError(GenerationError):
+    """A forked process that can do no more what is asked of it: it was forked too early, or too late."""
 
 
 class SemanticIdWarning(UserWarning):

@@ -8,7 +8,6 @@ training; under a closed gate nothing is written but the compiled form of a hand
 """
 
 import logging
-import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, logger, tell, text
+from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import pipeline as birth
 from semid_dataset.cache.cache import Cache
@@ -33,6 +33,7 @@ from semid_dataset.environment import Context
 from semid_dataset.errors import (
     ConfigError,
     ForeignVectorsError,
+    ForkError,
     GenerationError,
     NoEmbeddingsError,
     SemanticIdFileError,
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Ask", "Resolution", "first_table", "in_loader_worker", "look", "resolve"]
+__all__ = ["Ask", "Resolution", "first_table", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 RETRAIN = "To train anew: generate_semantic_ids(..., retrain=True)."
@@ -104,6 +105,7 @@ def resolve(ask: Ask, context: Context) -> SemanticIdTable:
 
     Raises:
         GenerationError: default IDs would have to answer in one rank of several, or in a DataLoader worker.
+        ForkError: this process was forked in a state in which it can make none.
         LockTimeoutError: as its cause there; elsewhere default IDs answer.
     """
     gate = context.environment.gate
@@ -136,12 +138,6 @@ def look(ask: Ask, context: Context) -> SemanticIdTable:
     return resolution.run()
 
 
-def in_loader_worker() -> bool:
-    """Whether this process is a DataLoader's worker; looks without importing torch."""
-    loader = sys.modules.get("torch.utils.data._utils.worker")
-    return loader is not None and loader.get_worker_info() is not None
-
-
 def _default(ask: Ask, context: Context, error: Exception) -> SemanticIdTable:
     """Let default IDs answer, aloud; or raise where they would do harm."""
     if in_loader_worker():
@@ -149,9 +145,11 @@ def _default(ask: Ask, context: Context, error: Exception) -> SemanticIdTable:
             f"No semantic IDs in this DataLoader worker: {error} "
             "Call dataset.prepare_semantic_ids() in the main process before the DataLoader is made."
         ) from error
-    if context.environment.world_size > 1:
+    if isinstance(error, ForkError):
+        raise error
+    if (ranks := fellow_ranks(context.environment.world_size)) is not None:
         raise GenerationError(
-            f"No semantic IDs in one rank of {context.environment.world_size}: {error} "
+            f"No semantic IDs in one rank of {ranks}: {error} "
             "Default IDs here and real ones elsewhere would be worse than this stop."
         ) from error
     if not isinstance(error, NoEmbeddingsError):  # its own lines have said why
@@ -633,7 +631,13 @@ class Resolution:
     def generate(
         self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: Question
     ) -> SemanticIdTable:
-        """Take this process's turn, unless the answer appears while it waits for it."""
+        """
+        Take this process's turn, unless the answer appears while it waits for it.
+
+        Raises:
+            ForkError: this process can make no IDs; nobody need wait for it, so it takes no turn.
+        """
+        check_imports()
         answered: list[SemanticIdTable] = []
 
         def ready() -> bool:

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from semid_dataset import _messages
+from semid_dataset.environment import LAUNCHED
 
 # Before torch is loaded, here and in the processes that tests start: several test processes with a thread a core
 # each wait for one another, and take minutes for what one thread does in seconds.
 os.environ["OMP_NUM_THREADS"] = "1"
 
-OURS = ("ALLOW_SEMANTIC_GENERATION", "USER_CACHE_PATH", "WORLD_SIZE", "LC_ALL", "LC_MESSAGES", "LANG")
+OURS = {"ALLOW_SEMANTIC_GENERATION", "USER_CACHE_PATH", "WORLD_SIZE", "LC_ALL", "LC_MESSAGES", "LANG"}
+OURS |= {"SLURM_STEP_NUM_TASKS", *(name for pair in LAUNCHED for name in pair)}
 
 
 @pytest.fixture(autouse=True)

@@ -217,17 +217,19 @@ def fit_to_ids(
     import torch
 
     from semid_dataset.codec._kmeans import sums
+    from semid_dataset.codec._threads import isolated
     from semid_dataset.codec.residual import ResidualQuantizer
 
-    points = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
-    mean = points.mean(0)
-    residuals = points - mean
-    chosen = [torch.from_numpy(codes[:, level].astype(np.int64)) for level in range(len(codebook_sizes))]
-    books = [torch.zeros(size, points.shape[1]) for size in codebook_sizes]
-    for _ in range(SWEEPS):
-        for level, size in enumerate(codebook_sizes):
-            total, counts = sums(residuals, chosen[level], size)
-            step = total / counts.clamp(min=1)[:, None]
-            residuals -= step[chosen[level]]
-            books[level] += step
-    return ResidualQuantizer(books, beam=BEAM, mean=mean)
+    with isolated():
+        points = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
+        mean = points.mean(0)
+        residuals = points - mean
+        chosen = [torch.from_numpy(codes[:, level].astype(np.int64)) for level in range(len(codebook_sizes))]
+        books = [points.new_zeros(size, points.shape[1]) for size in codebook_sizes]
+        for _ in range(SWEEPS):
+            for level, size in enumerate(codebook_sizes):
+                total, counts = sums(residuals, chosen[level], size)
+                step = total / counts.clamp(min=1)[:, None]
+                residuals -= step[chosen[level]]
+                books[level] += step
+        return ResidualQuantizer(books, beam=BEAM, mean=mean)

@@ -61,7 +61,7 @@ def kmeans(points: Tensor, size: int, generator: torch.Generator, rounds: int = 
 
     in_blocks(one, range(0, len(points), MULTIPLIED), points.device)
     widths = sorted({int(dim ** ((step + 1) / STEPS)) for step in range(STEPS)} | {dim})
-    chosen = sent(torch.randint(len(points), (size,), generator=generator), points.device)
+    chosen = sent(torch.randint(len(points), (size,), generator=generator, device="cpu"), points.device)
     centroids = rotated[chosen]
     for width in widths:
         narrow = _lloyd(rotated[:, :width].contiguous(), centroids[:, :width].contiguous(), rounds, generator)
@@ -74,7 +74,7 @@ def sample(points: Tensor, most: int, generator: torch.Generator) -> Tensor:
     """Return `points`, or `most` of them drawn without repetition, in their order."""
     if len(points) <= most:
         return points
-    chosen = torch.randperm(len(points), generator=generator)[:most].sort().values
+    chosen = torch.randperm(len(points), generator=generator, device="cpu")[:most].sort().values
     return points[sent(chosen, points.device)]
 
 
@@ -159,7 +159,7 @@ def _lloyd(points: Tensor, centroids: Tensor, rounds: int, generator: torch.Gene
     for number in range(rounds):
         total, counts = sums(points, assign(points, centroids), size)
         means = total / counts.clamp(min=1)[:, None]
-        towards = sent(torch.randint(len(points), (size,), generator=generator), points.device)
+        towards = sent(torch.randint(len(points), (size,), generator=generator, device="cpu"), points.device)
         few = 0.0 if number >= rounds - SETTLE else FEW * len(points) / size
         idle = counts <= few
         # The first idle code goes to the largest cluster, the second to the next one, and so on.
@@ -177,7 +177,7 @@ def _plus_plus(points: Tensor, size: int, generator: torch.Generator) -> Tensor:
     Source: Arthur and Vassilvitskii, "k-means++: The Advantages of Careful Seeding", 2007.
     """
     points = sample(points, SEED_POINTS_PER_CODE * size, generator)
-    draws = sent(torch.rand(size, TRIALS, generator=generator, dtype=torch.float64), points.device)
+    draws = sent(torch.rand(size, TRIALS, generator=generator, dtype=torch.float64, device="cpu"), points.device)
     norms = points.square().sum(1)
     chosen = torch.empty(size, dtype=torch.int64, device=points.device)
     distances = torch.ones_like(norms)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semid_dataset.codec._threads import one_thread_each
+from semid_dataset.codec._threads import isolated
 from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.codec.unique import Resolution, group_sizes
 
@@ -97,7 +97,7 @@ def measure(
     }
 
 
-@one_thread_each()
+@isolated()
 def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> float:
     """
     Return Σ‖x − decode(code)‖² / Σ‖x − mean‖²; 0 where both are 0.
@@ -119,7 +119,7 @@ def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDA
     return error / variance if variance > 0 else 0.0
 
 
-@one_thread_each()
+@isolated()
 def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> list[float]:
     """
     Return the relative error with the first 1, 2, ... codes of every ID; of every k-th item, at most 65,536.
@@ -153,13 +153,12 @@ def _rows(vectors: NDArray[Any]) -> int:
 
 def _decode_prefix(quantizer: ResidualQuantizer, codes: NDArray[Any]) -> NDArray[np.float32]:
     """Return what the codes of the first levels alone stand for."""
-    with torch.inference_mode():
-        sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
-        vectors: NDArray[np.float32] = quantizer._vectors(sums).cpu().numpy()
+    sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
+    vectors: NDArray[np.float32] = quantizer._vectors(sums).cpu().numpy()
     return vectors
 
 
-@one_thread_each()
+@isolated()
 def neighbour_fidelity(
     vectors: NDArray[Any], codes: NDArray[Any], *, queries: int = QUERIES, corpus: int = CORPUS, seed: int = 0
 ) -> dict[str, list[float]]:
@@ -183,7 +182,7 @@ def neighbour_fidelity(
     asked = generator.permutation(len(some))[:queries]
     wanted = min(NEIGHBOURS, len(some) - 1)
     distances = torch.addmm(points.square().sum(1), points[asked], points.T, alpha=-2)
-    distances[torch.arange(len(asked)), torch.from_numpy(asked)] = torch.inf  # nobody is his own neighbour
+    distances.scatter_(1, torch.from_numpy(asked)[:, None], torch.inf)  # nobody is his own neighbour
     near = distances.topk(wanted, 1, largest=False).indices.numpy()
     others = (asked[:, None] + generator.integers(1, len(some), near.shape)) % len(some)
     depth = min(3, codes.shape[1])

@@ -9,7 +9,6 @@ There is one search in this package, here. Training, extending a table and strea
 items all use it, because two searches would give one item two IDs.
 """
 
-import copy
 import json
 import logging
 import math
@@ -21,13 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import embedding_bag
+from torch import Tensor
+from torch.nn.functional import embedding_bag, gelu, linear
 
 from semid_dataset import _files as files
 from semid_dataset._messages import tell
 from semid_dataset.codec._kmeans import nearest
-from semid_dataset.codec._threads import OutOfMemory, in_blocks, sent, without_autocast
+from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.format import tensors as container
 from semid_dataset.objects import as_matrix
@@ -55,30 +54,56 @@ NARROWEST = 4  # partial sums that the first levels keep at least
 PREFIX_DECAY = 1 / 3  # the error of every further level counts a third of the one before
 
 
-class ResidualMLP(nn.Module):
+class ResidualMLP:
     """
     v + W₂ gelu(W₁ v + b₁) + b₂, which starts as the identity: W₂ and b₂ are zero at first.
+
+    Tensors and no `nn.Module`: a program may have hooks on all modules, or all modules made without weights.
 
     Args:
         dim: of input and output.
         width: of the hidden layer.
+        generator: of W₁; None leaves the process's random numbers alone and draws as the seed 0 does.
     """
 
     def __init__(self, dim: int, width: int, generator: torch.Generator | None = None) -> None:
-        super().__init__()
+        generator = generator or torch.Generator("cpu").manual_seed(0)
         bound = dim**-0.5
-        self.first = nn.Parameter((torch.rand(width, dim, generator=generator) * 2 - 1) * bound)
-        self.first_bias = nn.Parameter(torch.zeros(width))
-        self.last = nn.Parameter(torch.zeros(dim, width))
-        self.last_bias = nn.Parameter(torch.zeros(dim))
+        first = (torch.rand(width, dim, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1) * bound
+        self._set(first, first.new_zeros(width), first.new_zeros(dim, width), first.new_zeros(dim))
 
-    def forward(self, vectors: Tensor, frozen: bool = False) -> Tensor:
+    def _set(self, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> None:
+        self.first, self.first_bias, self.last, self.last_bias = first, first_bias, last, last_bias
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> "ResidualMLP":
+        """
+        Return the one with these weights, by name.
+
+        Raises:
+            KeyError, ValueError: one is missing, or they do not fit together.
+        """
+        module = cls.__new__(cls)
+        module._set(weights["first"], weights["first_bias"], weights["last"], weights["last_bias"])
+        width, dim = module.first.shape
+        if (module.first_bias.shape, module.last.shape, module.last_bias.shape) != ((width,), (dim, width), (dim,)):
+            raise ValueError(f"a network of weights {[tuple(weight.shape) for weight in weights.values()]}")
+        return module
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by name."""
+        return {name: getattr(self, name) for name in ("first", "first_bias", "last", "last_bias")}
+
+    def on(self, device: torch.device | str) -> "ResidualMLP":
+        """Return a copy on a device, whose weights take no gradients."""
+        return ResidualMLP.of({name: weight.detach().clone().to(device) for name, weight in self.weights.items()})
+
+    def __call__(self, vectors: Tensor, frozen: bool = False) -> Tensor:
         """Return (n, dim) for (n, dim); `frozen` lets gradients through to the vectors, but not to the weights."""
-        first, first_bias, last, last_bias = (
-            weight.detach() if frozen else weight for weight in (self.first, self.first_bias, self.last, self.last_bias)
-        )
-        hidden = nn.functional.gelu(nn.functional.linear(vectors, first, first_bias))
-        return vectors + nn.functional.linear(hidden, last, last_bias)
+        first, first_bias, last, last_bias = (weight.detach() if frozen else weight for weight in self.weights.values())
+        hidden = gelu(linear(vectors, first, first_bias))
+        return vectors + linear(hidden, last, last_bias)
 
 
 class BeamSearch:
@@ -258,6 +283,7 @@ class ResidualQuantizer:
 
     kind: ClassVar[str] = "residual"  # stands in files and names who reads them
 
+    @isolated()
     def __init__(
         self,
         codebooks: Sequence[Tensor],
@@ -276,18 +302,18 @@ class ResidualQuantizer:
         self.beam = beam
         self.prefix_weight = prefix_weight
         self.device = self.codebooks[0].device
-        self.mean = (torch.zeros(self.dim) if mean is None else mean.detach().float()).to(self.device)
+        self.mean = self.codebooks[0].new_zeros(self.dim) if mean is None else mean.detach().float().to(self.device)
         self.scale = float(scale)
         self.encoder = encoder
         self.decoder = decoder
         self.fusion = fusion
-        with without_autocast(self.device):
-            self.search = BeamSearch(self.codebooks, beam, prefix_weight)
+        self.search = BeamSearch(self.codebooks, beam, prefix_weight)
 
     @overload
     def encode(self, vectors: Tensor) -> Tensor: ...
     @overload
     def encode(self, vectors: Any) -> NDArray[Any]: ...
+    @isolated()
     def encode(self, vectors: Any) -> Any:
         """
         Return the codes of vectors, without offsets.
@@ -303,7 +329,9 @@ class ResidualQuantizer:
 
         Memory: bounded, whatever n is, apart from the codes.
         """
-        if not isinstance(vectors, Tensor):
+        if isinstance(vectors, Tensor):
+            _check_numbers(vectors, "The vectors")
+        else:
             if type(vectors) is not np.ndarray or vectors.dtype.kind not in "fiu":
                 vectors = as_matrix(vectors, "the vectors")
             if vectors.dtype not in FLOATS:  # integers, the other byte order: not every torch takes them
@@ -314,6 +342,7 @@ class ResidualQuantizer:
             return codes[:, 0].to(vectors.device)
         return codes[:, 0].cpu().numpy().astype(self.code_dtype)
 
+    @isolated()
     def candidates(self, vectors: NDArray[Any] | Tensor, keep: int) -> Tensor:
         """Return the codes of the `keep` <= beam best sums of each vector, (n, kept, levels) int64."""
         self._check(vectors)
@@ -336,6 +365,7 @@ class ResidualQuantizer:
         _check_finite(vectors, finite, rows)
         return codes
 
+    @isolated()
     def codes_of(self, normalized: Tensor) -> Tensor:
         """Return the codes, (n, levels) int64, of vectors already normalized and checked, on this device."""
         rows = self.search.rows
@@ -354,6 +384,7 @@ class ResidualQuantizer:
     def decode(self, codes: Tensor) -> Tensor: ...
     @overload
     def decode(self, codes: Any) -> NDArray[Any]: ...
+    @isolated()
     def decode(self, codes: Any) -> Any:
         """
         Return the vectors that codes stand for, (n, dim) float32, in the space vectors were given in.
@@ -361,7 +392,9 @@ class ResidualQuantizer:
         Raises:
             EmbeddingError: codes of another number of levels, or one beyond its codebook.
         """
-        if not isinstance(codes, Tensor) and (type(codes) is not np.ndarray or codes.dtype.kind not in "fiu"):
+        if isinstance(codes, Tensor):
+            _check_numbers(codes, "The codes")
+        elif type(codes) is not np.ndarray or codes.dtype.kind not in "fiu":
             codes = as_matrix(codes, "the codes")
         if codes.ndim != 2 or codes.shape[1] != len(self.codebooks):
             raise EmbeddingError(
@@ -376,15 +409,14 @@ class ResidualQuantizer:
         """Return the vectors where the codes are: a GPU holds those of one block only."""
         there = codes.device if isinstance(codes, Tensor) else torch.device("cpu")
         sizes = torch.tensor(self.codebook_sizes, device=there)
-        vectors = torch.empty(len(codes), self.dim, device=there)
+        vectors = torch.empty(len(codes), self.dim, dtype=torch.float32, device=there)
         rows = BLOCK_CPU if self.device.type == "cpu" else max(BLOCK_GPU // self.dim, 1)
-        with torch.inference_mode(), without_autocast(self.device):
-            for begin in range(0, len(codes), rows):
-                part = codes[begin : begin + rows]
-                block = torch.as_tensor(part.astype(np.int64) if isinstance(part, np.ndarray) else part).long()
-                if not bool(((block >= 0) & (block < sizes)).all()):
-                    raise EmbeddingError(f"A code lies outside its codebook; the sizes are {self.codebook_sizes}.")
-                vectors[begin : begin + rows] = self._vectors(self.search.sums(sent(block, self.device)))
+        for begin in range(0, len(codes), rows):
+            part = codes[begin : begin + rows]
+            block = torch.as_tensor(part.astype(np.int64) if isinstance(part, np.ndarray) else part).long()
+            if not bool(((block >= 0) & (block < sizes)).all()):
+                raise EmbeddingError(f"A code lies outside its codebook; the sizes are {self.codebook_sizes}.")
+            vectors[begin : begin + rows] = self._vectors(self.search.sums(sent(block, self.device)))
         return vectors
 
     def encode_features(self, features: "Sequence[FeatureMatrix]", items: int) -> NDArray[Any]:
@@ -411,6 +443,7 @@ class ResidualQuantizer:
         """The smallest type that holds every code."""
         return np.uint8 if max(self.codebook_sizes) <= 256 else np.uint16
 
+    @isolated()
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return all weights by name, and a description of JSON types; `from_arrays` takes both."""
         arrays: dict[str, NDArray[Any]] = {
@@ -419,7 +452,7 @@ class ResidualQuantizer:
         }
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             if module is not None:
-                arrays |= {f"{name}.{key}": value.detach().cpu().numpy() for key, value in module.state_dict().items()}
+                arrays |= {f"{name}.{key}": value.detach().cpu().numpy() for key, value in module.weights.items()}
         description: dict[str, Any] = {
             "kind": self.kind,
             "dim": self.dim,
@@ -435,6 +468,7 @@ class ResidualQuantizer:
         return arrays, description
 
     @classmethod
+    @isolated()
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> "ResidualQuantizer":
         """
         Return the quantizer that `to_arrays` described, on the CPU.
@@ -516,6 +550,7 @@ class ResidualQuantizer:
         arrays = {name.removeprefix(PREFIX): array for name, array in read.arrays.items() if name.startswith(PREFIX)}
         return cls.from_arrays(arrays, description)
 
+    @isolated()
     def latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
         """Return the latents of vectors, (n, dim) float32 on the quantizer's device; as in `encode`."""
         self._check(vectors)
@@ -524,13 +559,12 @@ class ResidualQuantizer:
     def _all_latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
         rows = self.search.rows
         begins = range(0, len(vectors), rows)
-        latents = torch.empty(len(vectors), self.dim, device=self.device)
+        latents = torch.empty(len(vectors), self.dim, dtype=torch.float32, device=self.device)
         finite = torch.ones(len(begins), dtype=torch.bool, device=self.device)
-        with torch.inference_mode(), without_autocast(self.device):
-            for number, begin in enumerate(begins):
-                block = _tensor(vectors[begin : begin + rows], self.device)
-                finite[number] = torch.isfinite(block).all()
-                latents[begin : begin + rows] = self._latents(block)
+        for number, begin in enumerate(begins):
+            block = _tensor(vectors[begin : begin + rows], self.device)
+            finite[number] = torch.isfinite(block).all()
+            latents[begin : begin + rows] = self._latents(block)
         _check_finite(vectors, finite, rows)
         return latents
 
@@ -551,9 +585,7 @@ class ResidualQuantizer:
 
     @cached_property
     def _on_cpu(self) -> "ResidualQuantizer":
-        networks = [
-            module if module is None else copy.deepcopy(module).cpu() for module in (self.encoder, self.decoder)
-        ]
+        networks = [module if module is None else module.on("cpu") for module in (self.encoder, self.decoder)]
         return ResidualQuantizer(
             [book.cpu() for book in self.codebooks],
             beam=self.beam,
@@ -569,12 +601,20 @@ class ResidualQuantizer:
         normalized = (block - self.mean) / self.scale
         if self.encoder is None:
             return normalized
-        return self.encoder(pad(normalized, self.search.rows))[: len(block)]  # type: ignore[no-any-return]
+        return self.encoder(pad(normalized, self.search.rows))[: len(block)]
 
     def _vectors(self, sums: Tensor) -> Tensor:
         if self.decoder is not None:
             sums = self.decoder(sums)
         return sums * self.scale + self.mean
+
+
+def _check_numbers(tensor: Tensor, what: str) -> None:
+    """Refuse a tensor that has a shape and no numbers."""
+    if tensor.device.type == "meta" or hasattr(tensor, "fake_mode"):
+        raise EmbeddingError(
+            f"{what} are a {type(tensor).__name__} without numbers (fake, or on 'meta'). Give real ones."
+        )
 
 
 def _tensor(vectors: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
@@ -602,6 +642,7 @@ def _module(arrays: Mapping[str, NDArray[Any]], name: str, dim: int) -> Residual
     }
     if not state:
         return None
-    module = ResidualMLP(dim, len(state["first_bias"]))
-    module.load_state_dict(state)
-    return module.requires_grad_(False)
+    module = ResidualMLP.of(state)
+    if module.first.shape[1] != dim:
+        raise ValueError(f"{name} for {module.first.shape[1]} dims beside codebooks of {dim}")
+    return module

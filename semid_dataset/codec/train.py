@@ -9,7 +9,6 @@ Codes always come from the search that encodes in the end, if sometimes with a n
 renewed once an epoch and fixed in between: looking for codes costs more than a step does.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from semid_dataset._messages import tell
 from semid_dataset.codec._kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmeans, sample, sums, tally
-from semid_dataset.codec._threads import OutOfMemory, in_blocks, one_thread_each, sent, without_autocast
+from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
 from semid_dataset.codec.residual import BeamSearch, ResidualMLP, ResidualQuantizer
 from semid_dataset.config import SemanticIdConfig
-from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
+from semid_dataset.errors import ConfigError, EmbeddingError, ForkError, TrainingError
 
 __all__ = ["Trained", "chosen_device", "train"]
 
@@ -132,6 +131,7 @@ class Trained:
     held_out: dict[str, float]
 
 
+@isolated()
 def train(
     vectors: NDArray[np.floating],
     config: SemanticIdConfig,
@@ -155,6 +155,7 @@ def train(
         EmbeddingError: no vectors, not two axes, or a row that is not finite; the message names the first.
         ConfigError: there is no such device.
         TrainingError: memory did not suffice, not even on the CPU and with smaller batches.
+        ForkError: torch refuses to train in this forked process.
 
     Equal seeds give equal codebooks on one machine, however many threads torch has there. Memory: two float32 copies of
     the vectors used (at most 262,144), the codebooks, and some 10 MB a thread.
@@ -166,10 +167,17 @@ def train(
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            with one_thread_each(), without_autocast(torch.device(where)):
-                return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
+            return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
         except OutOfMemory as error:
             message = str(error)
+        except RuntimeError as error:
+            if "fork-based" not in str(error) and "forked subprocess" not in str(error):
+                raise
+            raise ForkError(  # torch refuses to take gradients, in some versions and wherever the parent used a GPU
+                f"This process was forked after its parent had used torch, which cannot train here any more ({error}). "
+                "Nothing was changed. Call dataset.prepare_semantic_ids() before the process forks, start it with the "
+                "method 'spawn' or 'forkserver', or use algorithm='rqkmeans', which takes no gradients."
+            ) from error
         # Outside of the handler: the error's traceback holds the tensors of the failed attempt.
         if number + 1 < len(attempts):
             where_next, batch_next = attempts[number + 1]
@@ -195,9 +203,17 @@ def chosen_device(wanted: str) -> str:
 
     Raises:
         ConfigError: there is no such device here.
+        ForkError: a forked process cannot use it any more.
     """
+    forked = bool(getattr(torch.cuda, "_is_in_bad_fork", bool)())  # the parent used CUDA: a child never can
     if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if torch.cuda.is_available() and not forked else "cpu"
+    if forked and wanted.startswith("cuda"):
+        raise ForkError(
+            f"This process was forked after its parent had used CUDA, so that it cannot train on {wanted!r}. Nothing "
+            "was changed. Call dataset.prepare_semantic_ids() before the process forks, or spawn it, "
+            'or train on the device "cpu" or "auto".'
+        )
     try:
         there = torch.device(wanted).type != "cuda" or torch.cuda.is_available()
     except RuntimeError:  # no such word
@@ -216,9 +232,9 @@ def _train(
     on_epoch: Epoch | None,
     beat: Callable[[], None],
 ) -> Trained:
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = torch.Generator("cpu").manual_seed(config.seed)
     n = len(vectors)
-    order = torch.randperm(n, generator=generator)[:MOST_ITEMS].numpy()
+    order = torch.randperm(n, generator=generator, device="cpu")[:MOST_ITEMS].numpy()
     points = torch.from_numpy(vectors[order].astype(np.float32, copy=False)).to(device)
     del order
     mean = _mean(points)
@@ -302,7 +318,7 @@ def _start(
             search = BeamSearch(codebooks, max(recipe.start_sums, 4), PREFIX_WEIGHT)
             codes = search.blocks(residuals, recipe.start_sums)
             width = codes.shape[1]
-            chosen = sent(sample(torch.arange(len(residuals) * width), most, generator), points.device)
+            chosen = sent(sample(torch.arange(len(residuals) * width, device="cpu"), most, generator), points.device)
             residuals = _left_over(residuals[chosen // width], search, codes.flatten(0, 1)[chosen])
         codebooks.append(kmeans(residuals, size, generator, rounds))
         beat()
@@ -355,7 +371,7 @@ def _refit(
                 if other != level:
                     counts = pairs[level, other] if level < other else pairs[other, level].T
                     left = left - counts.double() @ books[other]
-            weights = pairs[level, level].diagonal() + ridge * width
+            weights = pairs[level, level].diagonal().double() + ridge * width
             books[level] = torch.where(weights[:, None] > 0, left / weights.clamp(min=1e-9)[:, None], books[level])
     refitted = [book.float() for book in books]
     return _revive(refitted, best, points), error
@@ -427,22 +443,24 @@ def _epochs(
         of every epoch, and that state's error on the held-out items.
     """
     width = max(64, min(2 * start.dim, 512))
-    encoder = ResidualMLP(start.dim, width, generator).to(fit.device)
-    decoder = ResidualMLP(start.dim, width, generator).to(fit.device)
-    words = torch.nn.Parameter(torch.cat(start.codebooks))
+    encoder = ResidualMLP(start.dim, width, generator).on(fit.device)
+    decoder = ResidualMLP(start.dim, width, generator).on(fit.device)
+    words = torch.cat(start.codebooks)
     steps = max(min(len(fit), EPOCH_ITEMS) // batch, 1)
     descent = _Adam(
         [(words, config.lr)]
-        + [(weight, config.lr * ENCODER_LR) for weight in encoder.parameters()]
-        + [(weight, config.lr) for weight in decoder.parameters()]
+        + [(weight, config.lr * ENCODER_LR) for weight in encoder.weights.values()]
+        + [(weight, config.lr) for weight in decoder.weights.values()]
     )
+    for weight in descent.weights:
+        weight.requires_grad_()
     best, best_error, since = start, start_error, 0
     curve: list[float] = []
     for epoch in range(1, config.num_epochs + 1):
         some = sample(fit, EPOCH_ITEMS, generator)
         codes = _state(words, start, encoder, decoder, beam).codes_of(some) + start.search.offsets
-        total = torch.zeros((), device=fit.device)
-        order = sent(torch.randperm(len(some), generator=generator), fit.device)
+        total = torch.zeros((), dtype=torch.float32, device=fit.device)
+        order = sent(torch.randperm(len(some), generator=generator, device="cpu"), fit.device)
         for step in range(steps):
             chosen = order[step * batch : (step + 1) * batch]
             loss, gradients = _gradients(
@@ -554,8 +572,8 @@ def _state(
         prefix_weight=start.prefix_weight,
         mean=start.mean,
         scale=start.scale,
-        encoder=copy.deepcopy(encoder).requires_grad_(False),
-        decoder=copy.deepcopy(decoder).requires_grad_(False),
+        encoder=encoder.on(start.device),
+        decoder=decoder.on(start.device),
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from semid_dataset.codec._threads import isolated
 from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.format.tensors import is_in, packed_rows
 
@@ -74,6 +75,7 @@ class Resolution:
     losers: NDArray[np.integer[Any]] | None = None
 
 
+@isolated()
 def resolve_collisions(
     quantizer: ResidualQuantizer,
     items: NDArray[np.float32] | Items,
@@ -698,14 +700,14 @@ def _unpacked(key: Any, levels: int, dtype: np.dtype[Any]) -> tuple[int, ...]:
     return tuple(int.from_bytes(raw[at : at + width], "big") for at in range(0, levels * width, width))
 
 
+@isolated()
 def squared_errors(
     quantizer: ResidualQuantizer, vectors: NDArray[np.float32], codes: NDArray[Any]
 ) -> NDArray[np.float32]:
     """Return the squared distance of every latent, (n,), to its sum of codewords."""
-    with torch.inference_mode():
-        latents = quantizer.latents(vectors)
-        sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
-        return np.asarray((latents - sums.to(latents.device)).square().sum(1).cpu().numpy())
+    latents = quantizer.latents(vectors)
+    sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
+    return np.asarray((latents - sums.to(latents.device)).square().sum(1).cpu().numpy())
 
 
 def vector_hashes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:

@@ -30,8 +30,8 @@ def random_quantizer(
     if networks:
         for name in ("encoder", "decoder"):
             module = ResidualMLP(dim, 20, generator)
-            module.last.data = torch.randn(dim, 20, generator=generator) * 0.05
-            modules[name] = module.requires_grad_(False)
+            module.last = torch.randn(dim, 20, generator=generator) * 0.05
+            modules[name] = module
     return ResidualQuantizer(books, beam=beam, mean=torch.full((dim,), 0.5), scale=2.0, **modules)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from semid_dataset.codec._threads import AHEAD, in_blocks, one_thread_each, sent
+from semid_dataset.codec._threads import AHEAD, in_blocks, isolated, sent
 
 CPU = torch.device("cpu")
 
@@ -56,8 +56,8 @@ def test_an_error_of_a_block_reaches_the_caller() -> None:
 def test_contexts_nest_and_a_block_may_share_out_its_own() -> None:
     """The inner ones change nothing; only the outermost gives the threads back."""
     done: list[int] = []
-    with one_thread_each():
-        with one_thread_each():
+    with isolated():
+        with isolated():
             assert torch.get_num_threads() == 1
         assert torch.get_num_threads() == 1
         in_blocks(lambda begin: in_blocks(done.append, range(begin, begin + 2), CPU), range(0, 20, 2), CPU)
@@ -69,7 +69,7 @@ def test_two_threads_that_enter_at_once_both_get_their_threads_back() -> None:
     inside, seen = threading.Barrier(2, timeout=10), []
 
     def use(last: bool) -> None:
-        with one_thread_each():
+        with isolated():
             inside.wait()
             if last:
                 first.join(10)
@@ -94,7 +94,7 @@ def test_a_child_forked_meanwhile_does_not_wait_for_its_parents_threads() -> Non
     """It has none of them."""
     context = multiprocessing.get_context("fork")
     queue: multiprocessing.Queue[list[int]] = context.Queue()
-    with one_thread_each():
+    with isolated():
         in_blocks(lambda begin: None, range(4), CPU)
         child = context.Process(target=_in_child, args=(queue,), daemon=True)
         child.start()

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from semid_dataset.codec import _kmeans as kmeans_room
 from semid_dataset.codec import train as room
-from semid_dataset.codec._threads import one_thread_each
+from semid_dataset.codec._threads import isolated
 from semid_dataset.codec.residual import BeamSearch, ResidualQuantizer
 from semid_dataset.codec.train import train
 from semid_dataset.config import SemanticIdConfig
@@ -257,7 +257,7 @@ def waits(monkeypatch: pytest.MonkeyPatch, vectors: NDArray[np.float32], config:
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # modes are seen by their own thread only
     try:
-        with Waits() as mode:
+        with isolated(), Waits() as mode:  # a caller's modes end at the door
             train(vectors, config)
         return mode.count
     finally:
@@ -279,7 +279,7 @@ def test_no_step_of_k_means_waits_for_the_device(dim: int, monkeypatch: pytest.M
     """Neither a draw of the first codewords nor a round of Lloyd's reads a number back."""
     points = torch.from_numpy(mixture(600, dim))
     monkeypatch.setattr(kmeans_room, "CODES_SUMMED", 1 << 30)
-    with one_thread_each(), Waits() as mode:
+    with isolated(), Waits() as mode:
         kmeans_room.kmeans(points, 32, torch.Generator().manual_seed(0), 3)
     assert mode.count == 0
 

@@ -9,7 +9,7 @@ import pytest
 from faultkit import checksums
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, vectors_of, write_embeddings
 
-from semid_dataset import resolve
+from semid_dataset import _process
 from semid_dataset.codec import train as training
 from semid_dataset.errors import SemanticIdWarning
 
@@ -119,5 +119,5 @@ def test_a_training_that_is_stopped_leaves_the_lock_free_and_nothing_cached(
                 dataset.prepare_semantic_ids()
     assert not list(data.rglob("*.safetensors"))
     assert not (data / "semantic_id_dict.json").exists()
-    assert resolve.in_loader_worker() is False
+    assert _process.in_loader_worker() is False
     assert dataset.prepare_semantic_ids().status == "trained"

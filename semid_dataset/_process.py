@@ -1,0 +1,78 @@
+"""
+What became of the process that this runs in: forked, one rank of several, a worker of a DataLoader, being compiled.
+
+Looked up where it matters and without importing torch: a module that nobody has loaded has done nothing here.
+"""
+
+import importlib
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from semid_dataset.errors import ForkError
+
+__all__ = ["check_imports", "fellow_ranks", "in_loader_worker", "outside_compiler"]
+
+NEEDED = ("torch", "numpy", "semid_dataset", "filelock", "platformdirs")  # packages that are imported when needed
+
+
+def in_loader_worker() -> bool:
+    """Whether this process is a DataLoader's worker."""
+    loader = sys.modules.get("torch.utils.data._utils.worker")
+    return loader is not None and loader.get_worker_info() is not None
+
+
+def fellow_ranks(launched: int) -> str | None:
+    """
+    Say of how many ranks this process is one ("8", or "several" where nobody knows); None if it computes alone.
+
+    Args:
+        launched: how many were started, as far as environment variables tell.
+
+    An initialized process group knows best. A child of `torch.multiprocessing.spawn` is a rank before it joins one.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        launched = int(distributed.get_world_size())
+    elif launched < 2:
+        target = getattr(multiprocessing.current_process(), "_target", None)
+        return "several" if getattr(target, "__module__", None) == "torch.multiprocessing.spawn" else None
+    return str(launched) if launched > 1 else None
+
+
+def check_imports() -> None:
+    """
+    Make sure that this process can import what it needs.
+
+    Python's lock of a module that another thread was importing when this process was forked stays locked here for
+    ever: the thread that holds it does not exist.
+
+    Raises:
+        ForkError: a module is locked; it names the module, and what to call.
+    """
+    locks: dict[str, Any] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
+    alive = sys._current_frames()
+    for name, reference in list(locks.items()):
+        owner = getattr(reference(), "owner", None)
+        if owner and owner not in alive and name.split(".")[0] in NEEDED:
+            raise ForkError(
+                f"This process was forked while another thread of its parent was importing {name}, so that it can "
+                "never import it itself. Nothing was changed. Call dataset.prepare_semantic_ids() before the process "
+                "forks, or start it with the method 'spawn' or 'forkserver'."
+            )
+
+
+@contextmanager
+def outside_compiler() -> Iterator[None]:
+    """Keep torch.compile, where it follows a caller into this package, from compiling what it finds here."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    frames: Any = sys.modules["torch._C._dynamo.eval_frame"]
+    before = frames.set_eval_frame(None)
+    try:
+        yield
+    finally:
+        frames.set_eval_frame(before)
