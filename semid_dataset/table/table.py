@@ -33,7 +33,7 @@ from semid_dataset.format.tensors import (
 )
 from semid_dataset.objects import as_query, item_of, shown
 from semid_dataset.table.build import WEIGHTS, TableData, build_table_buffers, content_digests, json_keys
-from semid_dataset.table.figures import Quality, figures
+from semid_dataset.table.figures import Quality, extensions, figures
 from semid_dataset.table.header import TableHeader
 
 if TYPE_CHECKING:
@@ -556,8 +556,14 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
     @property
     def quality(self) -> Quality:
-        """What the IDs are worth, in figures, a dict that prints well; empty where nobody measured."""
-        return Quality(self.header.quality)
+        """
+        What the IDs are worth, in figures, a dict that prints well; empty where nobody measured.
+
+        They are of the items that the codebooks were made from; "extensions" holds what was measured of those added
+        since, see `figures.extensions`.
+        """
+        grown = extensions(self.header.history)
+        return Quality({**self.header.quality, **({"extensions": grown} if grown else {})})
 
     def metrics(self, items: Any = None) -> dict[str, int | float | str]:
         """
