@@ -12,9 +12,10 @@ Knows nothing of tables: paths and bytes only.
 import errno
 import mmap as mmap_module
 import os
+import re
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,12 +26,14 @@ __all__ = [
     "clock_ns",
     "map_file",
     "open_regular",
+    "place_file",
     "publish_first",
     "read_small",
     "real_folder",
     "replace_file",
     "replace_pair",
     "set_aside",
+    "sweep_placed",
     "sync_folder",
     "try_write",
 ]
@@ -165,12 +168,13 @@ def publish_first(folder: Path, name: str, buffers: Iterable[Buffer]) -> bool:
     final = folder / name
     temporary = _write_temporary(folder, name, buffers)
     try:
+        now_ns = temporary.lstat().st_mtime_ns
         won = _link_first(temporary, final)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
     sync_folder(folder)
-    _sweep(folder)
+    _sweep(folder, now_ns)
     return won
 
 
@@ -311,11 +315,7 @@ def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync
     try:
         descriptor = os.open(temporary, flags, 0o666)
         try:
-            for buffer in buffers:
-                view = memoryview(buffer).cast("B")
-                while view:
-                    written = os.write(descriptor, view[:WRITE_BYTES])
-                    view = view[written:]
+            _write_all(descriptor, buffers)
             if sync:
                 os.fsync(descriptor)
         finally:
@@ -327,6 +327,14 @@ def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync
             error.filename = str(folder / name)  # a full disk names no file; and nobody knows the temporary one
         raise
     return temporary
+
+
+def _write_all(descriptor: int, buffers: Iterable[Buffer]) -> None:
+    for buffer in buffers:
+        view = memoryview(buffer).cast("B")
+        while view:
+            written = os.write(descriptor, view[:WRITE_BYTES])
+            view = view[written:]
 
 
 def _link_first(temporary: Path, final: Path) -> bool:
@@ -343,37 +351,252 @@ def _link_first(temporary: Path, final: Path) -> bool:
 
 
 def _claim_first(temporary: Path, final: Path) -> bool:
-    """Do without hard links: whoever creates the claim file may rename; the claim stays, as the name does."""
+    """
+    Do without hard links: whoever creates the claim file may rename; the claim stays, as the name does.
+
+    A claim whose file does not come belongs to a writer that died in between. It is taken over when it is a minute
+    older than our own file beside it, or after a minute of waiting: dates that one file system gave are compared, and
+    this process's own time, never the clocks of two machines.
+    """
     claim = _claim_of(final)
+    started, now_ns = time.monotonic(), temporary.lstat().st_mtime_ns
+    watched: tuple[int, int] | None = None
+    since = started
     while True:
         try:
-            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+            descriptor = os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         except FileExistsError:
-            if final.exists():
+            if os.path.lexists(final):
                 return False
             try:
-                age = time.time() - claim.lstat().st_mtime
+                status = claim.lstat()
             except FileNotFoundError:
                 continue
-            if age < CLAIM_SECONDS:
+            if _which(status) != watched:
+                watched, since = _which(status), time.monotonic()
+            age = (now_ns - status.st_mtime_ns) / 1e9 + time.monotonic() - started
+            if age < CLAIM_SECONDS and time.monotonic() - since < CLAIM_SECONDS:
                 time.sleep(0.05)
                 continue
-            with suppress(FileNotFoundError):  # its writer died between claim and rename: one of the waiters frees it
-                claim.rename(claim.with_name(f"{claim.name}.{_random()}.tmp"))
+            _free_claim(claim, _which(status))
             continue
-        if final.exists():  # published, then its claim was swept
+        mine = _which(os.fstat(descriptor))
+        os.close(descriptor)
+        if os.path.lexists(final):  # published, then its claim was swept
             return False
-        temporary.rename(final)
-        return True
+        try:
+            return _rename(temporary, final, NO_REPLACE)
+        except FileExistsError:
+            return False
+        except NotImplementedError:
+            with suppress(FileNotFoundError):
+                if _which(claim.lstat()) == mine:  # else this process stood still for a minute, and another took over
+                    temporary.rename(final)
+                    return True
+
+
+def _which(status: os.stat_result) -> tuple[int, int]:
+    return status.st_ino, status.st_ctime_ns
+
+
+def _free_claim(claim: Path, found: tuple[int, int]) -> None:
+    """Take a dead writer's claim away; of several waiters that do so, none may take the claim of another one."""
+    aside = claim.with_name(f"{claim.name}.{_random()}.tmp")
+    with suppress(FileNotFoundError):
+        claim.rename(aside)
+        if aside.lstat().st_ino != found[0]:
+            with suppress(OSError, NotImplementedError):
+                _rename(aside, claim, NO_REPLACE)
 
 
 def _claim_of(final: Path) -> Path:
     return final.with_name(f".{final.name}.claim")
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers that died left behind, long after they can still be at work."""
+NO_REPLACE, EXCHANGE = 1, 2  # of renameat2(2)
+
+
+def _rename(old: Path, new: Path, flags: int) -> bool:
+    """
+    Rename as renameat2(2) does: without replacing, or exchanging two files. Returns True.
+
+    Raises:
+        NotImplementedError: the system or the file system has no such call.
+        FileExistsError, OSError: as it says.
+    """
+    import ctypes  # only where a file system has no hard links, and where a file of the user's may lie in the way
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if call is None:
+        raise NotImplementedError("this system has no renameat2")
+    here = ctypes.c_int(-100)  # AT_FDCWD
+    if call(here, os.fsencode(old), here, os.fsencode(new), ctypes.c_uint(flags)) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTSUP}:
+        raise NotImplementedError(os.strerror(number))
+    raise OSError(number, os.strerror(number), str(new))
+
+
+def _sweep(folder: Path, now_ns: int) -> None:
+    """Remove what writers that died left behind, long after they can still be at work; `now_ns`: the folder's time."""
     with suppress(OSError):
         for leftover in folder.glob(".*.tmp"):
-            if time.time() - leftover.lstat().st_mtime > LEFTOVER_SECONDS:
+            if now_ns - leftover.lstat().st_mtime_ns > LEFTOVER_SECONDS * 1e9:
                 leftover.unlink(missing_ok=True)
+
+
+# --- files of ours among the user's ------------------------------------------------------------
+
+
+def place_file(
+    path: Path, buffers: Iterable[Buffer], ours: Callable[[Path], bool], *, backdate_ns: int = 0
+) -> os.stat_result | None:
+    """
+    Write a file of ours where a file of the user's may lie, or may arrive at any moment: that one stays.
+
+    Args:
+        path: the file.
+        buffers: its bytes.
+        ours: says of a file whether we wrote it, by its content.
+        backdate_ns: as in `replace_file`.
+
+    Returns:
+        The status of what was placed; None where a file that is not ours lies there.
+
+    Raises:
+        OSError: it could not be written. What lay there is as it was.
+    """
+    sweep_placed(path, ours)
+    temporary, lock = _write_locked(path.parent, path.name, buffers)
+    try:
+        if backdate_ns:
+            then = time.time_ns() - backdate_ns
+            os.utime(temporary, ns=(then, then))
+        placed = _place(temporary, path, ours)
+        status = os.fstat(lock)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        os.close(lock)
+    sync_folder(path.parent)
+    return status if placed else None
+
+
+def _place(temporary: Path, path: Path, ours: Callable[[Path], bool]) -> bool:
+    for _ in range(100):
+        if _place_first(temporary, path):
+            return True
+        try:
+            return ours(path) and _place_over(temporary, path, ours)
+        except FileNotFoundError:  # what was in the way went meanwhile
+            continue
+    raise OSError(errno.EBUSY, "other files keep appearing and going there", str(path))
+
+
+def _place_first(temporary: Path, path: Path) -> bool:
+    """Give a file its name unless there is one of that name."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        try:
+            return _rename(temporary, path, NO_REPLACE)
+        except FileExistsError:
+            return False
+        except NotImplementedError:
+            if os.path.lexists(path):
+                return False
+            temporary.rename(path)  # neither way there is: the moment between look and rename stays open
+    return True
+
+
+def _place_over(temporary: Path, path: Path, ours: Callable[[Path], bool]) -> bool:
+    """Put a file in place of an older one of ours; one of the user's that arrives in this moment gets its name back."""
+    swapped = temporary.with_name(f"{temporary.name.removesuffix('.tmp')}.swap")
+    temporary.rename(swapped)  # what comes out of the exchange may be the user's: the name says so, should we be killed
+    try:
+        _rename(swapped, path, EXCHANGE)
+    except NotImplementedError:
+        swapped.replace(path)
+        return True
+    except BaseException:
+        swapped.rename(temporary)
+        raise
+    if ours(swapped):
+        swapped.unlink()
+        return True
+    _rename(swapped, path, EXCHANGE)
+    if ours(swapped):
+        swapped.rename(temporary)
+    else:  # and another one after it
+        _give_back(swapped, path)
+    return False
+
+
+def _give_back(swapped: Path, path: Path) -> None:
+    """Give a file of the user's its name back, or one that can be seen."""
+    kept = path if not os.path.lexists(path) else path.with_name(f"{path.name}.kept-{_random()[:8]}")
+    swapped.rename(kept)
+    logger.warning("a %s of yours came in our way; it is %s now", path.name, kept)
+
+
+def _write_locked(folder: Path, name: str, buffers: Iterable[Buffer]) -> tuple[Path, int]:
+    """Write a temporary file and hold a lock on it, so that `sweep_placed` sees that its writer is alive."""
+    import fcntl
+
+    temporary = folder / f".{name}.{_random()}.tmp"
+    descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        with suppress(OSError):  # a file system without locks: its age tells, then
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _write_all(descriptor, buffers)
+        os.fsync(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+        raise
+    return temporary, descriptor
+
+
+def sweep_placed(path: Path, ours: Callable[[Path], bool]) -> None:
+    """
+    Remove what a killed `place_file` left beside `path`, whose hidden names nobody would look for.
+
+    A file of the user's that an exchange was killed over gets its name back, or one that can be seen.
+    """
+    named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{24}}\.(tmp|swap)")
+    with suppress(OSError):
+        for leftover in list(path.parent.iterdir()):
+            match = named.fullmatch(leftover.name)
+            if match is None or not _is_abandoned(leftover):
+                continue
+            if match[1] == "tmp" or ours(leftover):
+                leftover.unlink(missing_ok=True)
+            else:
+                _give_back(leftover, path)
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the writer of a temporary file is gone: its lock is free; where there are no locks, an hour tells."""
+    import fcntl
+
+    try:
+        descriptor = open_regular(path)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(descriptor).st_nlink > 0
+    except BlockingIOError:
+        return False
+    except OSError:
+        with suppress(OSError):
+            return clock_ns(path.parent) - os.fstat(descriptor).st_mtime_ns > LEFTOVER_SECONDS * 1e9
+        return False
+    finally:
+        os.close(descriptor)

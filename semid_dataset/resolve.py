@@ -227,17 +227,21 @@ class Resolution:
         sha256 = stamp.digest()
         if (ours := self._exported_by(sha256)) is not None:
             if self.may_generate:
-                self.cache.remember(Memo(ours.lineage, ours.generation, ours.digest), question, {path: sha256})
+                self.cache.remember(ours, question, {path: sha256})
             return None
         return self._compile(path, buffer, sha256, question)
 
-    def _exported_by(self, sha256: str) -> SemanticIdTable | None:
+    def _exported_by(self, sha256: str) -> Memo | None:
+        """Return the table that a JSON of this content was exported from; without a note of it, tables are asked."""
+        if (noted := self.cache.exported_as(sha256)) is not None:
+            return noted
         for name in self.cache.lineages():
             for found in self.cache.generations(name):
                 with suppress(SemidError, OSError):
                     table = self.cache.open(found.path)
                     if table.header.exported(sha256) and not name.startswith("json-"):
-                        return table
+                        identity = table.header.identity
+                        return Memo(name, table.generation, table.digest, "" if identity is None else identity.digest)
         return None
 
     def _compile(self, path: Path, buffer: memoryview, sha256: str, question: Question) -> SemanticIdTable:
@@ -494,6 +498,9 @@ class Resolution:
         except OSError:
             return None
         export = self.cache.recall(Question("json", None, (stamp,)), renew=False)
+        if export is None:
+            with suppress(OSError):
+                export = self.cache.exported_as(stamp.digest())
         if export is None or export.lineage.startswith("json-"):
             return None
         newest = self.cache.newest(export.lineage)
@@ -666,6 +673,8 @@ class Resolution:
         """Extend the dataset\'s lineage, or train; publish, export and remember the answer."""
         started = time.perf_counter()
         tell("generating")
+        if self.ask.data_dir is not None:
+            files.sweep_placed(self.ask.data_dir / JSON_FILE, self._is_export)
         tell("loading_features")
         embeddings = embeddings or self.read_or_stream(sources, question, self.cache.writable(), turn)
         turn.beat()
@@ -781,20 +790,25 @@ class Resolution:
             tell("saving", path=table.path)
             return
         path = data_dir / JSON_FILE
+        sha256, identity = table.header.json_sha256, table.header.identity
+        memo = Memo(table.lineage, table.generation, table.digest, "" if identity is None else identity.digest)
+        # First the mark: however this ends, and whoever looks meanwhile, the file is known by its content as ours.
+        self.cache.note_export(sha256, memo)
         try:
-            if path.exists() and self._exported_by(FileStamp.of(path, data_dir).digest()) is None:
-                raise FileExistsError(f"'{path}' was made by hand meanwhile")
             tell("saving", path=path)
-            chunks = table.json_chunks()
-            files.replace_file(path, chunks, backdate_ns=2 * FRESH_NS)
+            placed = files.place_file(path, table.json_chunks(), self._is_export, backdate_ns=2 * FRESH_NS)
+            if placed is None:
+                raise FileExistsError(f"'{path}' was made by hand meanwhile")
             stamp = FileStamp.of(path, data_dir)
         except OSError as error:
             tell("json_not_saved", path=path, error=error)
             return
-        question = Question("json", None, (stamp,))
-        identity = table.header.identity
-        memo = Memo(table.lineage, table.generation, table.digest, "" if identity is None else identity.digest)
-        self.cache.remember(memo, question, {path: table.header.json_sha256})
+        if stamp.inode == placed.st_ino:  # else somebody has put another file there since
+            self.cache.remember(memo, Question("json", None, (stamp,)), {path: sha256})
+
+    def _is_export(self, path: Path) -> bool:
+        """Whether a file holds what a table of ours exported."""
+        return self._exported_by(FileStamp.of(path, path.parent).digest()) is not None
 
     def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", question: Question) -> None:
         if table.path is None:

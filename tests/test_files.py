@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,6 +68,201 @@ def test_a_writer_that_died_between_claim_and_rename_blocks_nobody(
     os.utime(claim, (old, old))
     assert files.publish_first(tmp_path, "t", [b"x"]) is True
     assert (tmp_path / "t").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("ahead", [3600, 0, -30], ids=["dated ahead", "dated now", "dated before"])
+@pytest.mark.parametrize("call", ["a file system that renames without replacing", "one that does not"])
+def test_a_dead_claim_is_waited_for_by_this_processs_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int, call: str
+) -> None:
+    """Its date may be of another machine's clock: an hour ahead, it was waited for without end."""
+    monkeypatch.setattr(os, "link", _refuse_link)
+    if call == "one that does not":
+        monkeypatch.setattr(files, "_rename", _not_implemented)
+    monkeypatch.setattr(files, "CLAIM_SECONDS", 40.0)
+    claim = tmp_path / ".t.claim"
+    claim.touch()
+    then = time.time() + ahead
+    os.utime(claim, (then, then))
+    now = time.monotonic()
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(time, "monotonic", lambda: now + next(ticks))  # a second a look
+    assert files.publish_first(tmp_path, "t", [b"x"]) is True
+    assert next(ticks) <= 200
+    assert (tmp_path / "t").read_bytes() == b"x"
+
+
+def _not_implemented(*_: object) -> bool:
+    raise NotImplementedError("no renameat2")
+
+
+@pytest.mark.parametrize("renames", [True, False], ids=["with renameat2", "without"])
+def test_a_writer_that_stood_still_does_not_replace_what_others_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: bool
+) -> None:
+    """Its claim was taken over meanwhile, by one whose clock is 61 s apart: one of them won, not both."""
+    monkeypatch.setattr(os, "link", _refuse_link)
+    if not renames:
+        monkeypatch.setattr(files, "_rename", _not_implemented)
+    lexists = os.path.lexists
+    stolen = []
+
+    def stand_still(path: Path) -> bool:
+        found = lexists(path)
+        if not stolen and (tmp_path / ".t.claim").exists():  # between the claim and the rename
+            stolen.append(True)
+            monkeypatch.setattr(files, "CLAIM_SECONDS", 0.0)
+            assert files.publish_first(tmp_path, "t", [b"second"]) is True
+        return found
+
+    monkeypatch.setattr(os.path, "lexists", stand_still)
+    assert files.publish_first(tmp_path, "t", [b"first"]) is False
+    assert (tmp_path / "t").read_bytes() == b"second"
+
+
+# --- files of ours among the user's ---
+
+OURS = {b"old export", b"new export"}
+
+
+def ours(path: Path) -> bool:
+    return path.read_bytes() in OURS
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["hard links", "none"])
+@pytest.mark.parametrize("renames", [True, False], ids=["renameat2", "none"])
+@pytest.mark.parametrize("before", [None, b"old export", b"hand-made"], ids=["nothing", "ours", "theirs"])
+def test_a_file_of_ours_replaces_only_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, renames: bool, before: bytes | None
+) -> None:
+    """Whatever the file system can do; nothing stays beside it."""
+    if not links:
+        monkeypatch.setattr(os, "link", _refuse_link)
+    if not renames:
+        monkeypatch.setattr(files, "_rename", _not_implemented)
+    path = tmp_path / "ids.json"
+    if before is not None:
+        path.write_bytes(before)
+    placed = files.place_file(path, [b"new ", b"export"], ours)
+    theirs = before == b"hand-made"
+    assert path.read_bytes() == (b"hand-made" if theirs else b"new export")
+    assert (placed is None) is theirs
+    assert placed is None or placed.st_ino == path.stat().st_ino
+    assert leftovers(tmp_path) == []
+
+
+MOMENTS = ["open", "write", "fsync", "link", "rename", "ours", "exchange"]
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("before", [None, b"old export"], ids=["nothing", "ours"])
+def test_a_file_of_the_users_that_arrives_at_any_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, before: bytes | None
+) -> None:
+    """It is moved to its name as `mv` does; 5 of 5 were overwritten once."""
+    path, arrives = tmp_path / "ids.json", tmp_path / "hand.json"
+    if before is not None:
+        path.write_bytes(before)
+    came = []
+
+    def arrive(call: Any) -> Any:
+        def held(*arguments: Any, **named: Any) -> Any:
+            if not came:
+                came.append(True)
+                arrives.write_bytes(b"hand-made")
+                os.replace(arrives, path)  # noqa: PTH105
+            return call(*arguments, **named)
+
+        return held
+
+    look = ours
+    if moment == "ours":
+        look = arrive(ours)
+    elif moment == "exchange":
+        monkeypatch.setattr(files, "_rename", arrive(files._rename))
+    elif moment == "rename":
+        monkeypatch.setattr(Path, "rename", arrive(Path.rename))
+    else:
+        monkeypatch.setattr(os, moment, arrive(getattr(os, moment)))
+    placed = files.place_file(path, [b"new export"], look)
+    monkeypatch.undo()
+    if came:
+        assert path.read_bytes() == b"hand-made"
+        assert placed is None
+    else:  # there was nothing to look at or to exchange with
+        assert before is None
+        assert path.read_bytes() == b"new export"
+    assert leftovers(tmp_path) == []
+
+
+def test_what_a_killed_writer_left_among_the_users_files_is_swept(tmp_path: Path) -> None:
+    """SIGKILL at every step of it; what a living writer is at stays, and so does the user's file."""
+    path = tmp_path / "ids.json"
+    path.write_bytes(b"old export")
+    killed = 0
+    for step, name in enumerate(["link", "fsync", "unlink", "close", "utime"]):
+        child = os.fork()
+        if child == 0:
+            setattr(os, name, lambda *_, **__: os.kill(os.getpid(), 9))
+            files.place_file(path, [b"new export"], ours, backdate_ns=1)
+            os._exit(0)
+        killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        assert path.read_bytes() in OURS, step
+    assert killed >= 4
+    assert leftovers(tmp_path) != []
+    alive, lock = files._write_locked(tmp_path, "ids.json", [b"half"])
+    assert files.place_file(path, [b"new export"], ours) is not None
+    assert leftovers(tmp_path) == [alive.name]
+    os.close(lock)
+    alive.rename(alive.with_suffix(".swap"))  # killed in an exchange: what came out of it is the user's
+    path.unlink()
+    files.sweep_placed(path, ours)
+    assert path.read_bytes() == b"half"
+    assert leftovers(tmp_path) == []
+
+
+def test_leftovers_are_judged_by_the_folders_own_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock is two hours ahead must not remove what others are writing."""
+    young = tmp_path / ".x.0.tmp"
+    young.touch()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 2 * files.LEFTOVER_SECONDS)
+    files.publish_first(tmp_path, "t", [b"x"])
+    assert young.exists()
+    old = real() - 2 * files.LEFTOVER_SECONDS
+    os.utime(young, (old, old))
+    files.publish_first(tmp_path, "u", [b"x"])
+    assert not young.exists()
+
+
+# --- what cannot be mapped, and what is not there ---
+
+
+def test_what_cannot_be_mapped_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOMEM where a process has too many maps, ENODEV on some file systems."""
+    import mmap
+
+    (tmp_path / "t").write_bytes(b"x" * 5000)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert bytes(files.map_file(tmp_path / "t")[0]) == b"x" * 5000
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_a_file_of_holes_is_refused_before_it_is_read(tmp_path: Path, mapped: bool) -> None:
+    """16 GiB that nobody wrote; one of 200 MB that was never synced is read, as some file systems count late."""
+    hollow = tmp_path / "t"
+    with hollow.open("wb") as file:
+        file.write(b"header")
+        file.truncate(16 << 30)
+    if hollow.stat().st_blocks == 0:
+        pytest.skip("this file system does not say how much of a file was written")
+    with pytest.raises(StoreError, match=r"claims 17,179,869,184 bytes"):
+        files.map_file(hollow, mmap=mapped)
 
 
 @pytest.mark.parametrize("call", ["write", "fsync", "link"])

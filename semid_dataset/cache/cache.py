@@ -202,6 +202,14 @@ class Cache:
         """Note an answer in the first folder that takes it; `digests` are SHA-256 of files already read."""
         memo.note(self.folders, question, digests)
 
+    def note_export(self, sha256: str, memo: Memo) -> None:
+        """Note which table a `semantic_id_dict.json` of this content comes from, before it is written anywhere."""
+        entries.note_export(self.folders, sha256, memo)
+
+    def exported_as(self, sha256: str) -> Memo | None:
+        """Return the table that a `semantic_id_dict.json` of this content was written from, if that was noted."""
+        return entries.exported_as(self.folders, sha256)
+
     def note_served(self, data_dir: Path, lineage: str) -> None:
         """Note which lineage serves a data directory: the last resort where its embeddings have gone."""
         entries.note_served(self.folders, data_dir, lineage)

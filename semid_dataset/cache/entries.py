@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
 from semid_dataset.cache.folders import LINEAGE_NAME, Root
 from semid_dataset.cache.notes import flag, items, optional, read_note, record, text, whole
 
-__all__ = ["Memo", "last_served", "note_served"]
+__all__ = ["Memo", "exported_as", "last_served", "note_export", "note_served"]
 
 MOST_BYTES = 1 << 24  # of a memo: some 300 for each of 50,000 files
 MOST_SERVED = 1 << 16
@@ -26,13 +26,15 @@ KNOWN_PLACES = 8  # (device, inode, ctime) of one file that a memo remembers: as
 
 # What can stand in a note. Names of lineages become parts of paths.
 LINEAGE = text(LINEAGE_NAME.pattern)
+GENERATION = whole(0, 999_999_999)
+DIGEST = text("[!-~]{0,200}")
 PLACE = items(whole(-(1 << 63), (1 << 64) - 1), most=3)
 MEMO = record(
     {
         "lineage": LINEAGE,
-        "generation": whole(0, 999_999_999),
-        "digest": text("[!-~]{0,200}"),
-        "identity": optional(text("[!-~]{0,200}"), ""),
+        "generation": GENERATION,
+        "digest": DIGEST,
+        "identity": optional(DIGEST, ""),
         "files": items(
             record(
                 {
@@ -45,6 +47,15 @@ MEMO = record(
             ),
             most=100_000,
         ),
+    }
+)
+EXPORT = record(
+    {
+        "sha256": text("[0-9a-f]{64}"),
+        "lineage": LINEAGE,
+        "generation": GENERATION,
+        "digest": DIGEST,
+        "identity": optional(DIGEST, ""),
     }
 )
 SERVED = record({"lineage": LINEAGE, "folder": optional(text("(?s:.{0,4096})"), "")})
@@ -149,6 +160,32 @@ def _compare(noted: list[dict[str, Any]], stamps: Sequence[FileStamp]) -> tuple[
             file["fresh"] = stamp.fresh
         renew = True
     return None, renew
+
+
+def note_export(roots: Iterable[Root], sha256: str, memo: Memo) -> None:
+    """
+    Note which table a `semantic_id_dict.json` of this content comes from, before it is written anywhere.
+
+    However it gets lost what else is noted, the file is known again by its content: our own export is never taken for
+    one that was made by hand.
+    """
+    noted = {"sha256": sha256, **asdict(memo)}
+    for root in roots:
+        if _export(root, sha256) is not None or _write(root, "exports", sha256[:32], noted):
+            return
+
+
+def exported_as(roots: Iterable[Root], sha256: str) -> Memo | None:
+    """Return the table that a `semantic_id_dict.json` of this content was written from."""
+    return next((memo for root in roots if (memo := _export(root, sha256)) is not None), None)
+
+
+def _export(root: Root, sha256: str) -> Memo | None:
+    path = _path_of(root, "exports", sha256[:32])
+    noted = None if path is None else read_note(path, EXPORT, limit=MOST_SERVED)
+    if noted is None or noted["sha256"] != sha256:
+        return None
+    return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"])
 
 
 def note_served(roots: Iterable[Root], data_dir: Path, lineage: str) -> None:

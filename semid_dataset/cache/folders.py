@@ -7,6 +7,7 @@ write is written. Below a root:
     v1/<lineage>/<n>.safetensors     table n of a lineage; published once, never changed
     v1/memo/<question>.json          which table answered a question, so that a warm start reads no embeddings
     v1/served/<folder>.json          which lineage last served a data directory
+    v1/exports/<sha256>.json         which table a semantic_id_dict.json of this content was written from
     v1/locks/<question>.lock, .owner who generates, and how far they are
     v1/jobs/<job>/                   finished parts of what is made of more than memory holds, until it is published
 """

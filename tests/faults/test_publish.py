@@ -303,14 +303,11 @@ def test_ids_that_cannot_be_saved_stay_in_memory_aloud(data: Path, call: str, mo
 
 def test_a_json_that_cannot_be_written_does_not_lose_the_table(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Row 6: the cache is published before the export is tried."""
-    replace = resolve.files.replace_file
 
-    def fail(path: Path, *arguments: object, **settings: object) -> None:
-        if path.name == "semantic_id_dict.json":
-            raise OSError(28, "No space left on device")
-        replace(path, *arguments, **settings)  # type: ignore[arg-type]
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(resolve.files, "replace_file", fail)
+    monkeypatch.setattr(resolve.files, "place_file", fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         table = SmallDataset(data).semantic_id_dict
