@@ -27,7 +27,8 @@ TORCH_MODULES = {
     "codec/metrics.py",
     "demo/recommender.py",
 }
-LATE = {"torch", "filelock", "platformdirs", "tqdm", "pyarrow"}  # imported by the functions that need them
+# Imported by the functions that need them.
+LATE = {"torch", "filelock", "platformdirs", "tqdm", "pyarrow", "jinja2", "markupsafe"}
 
 
 def floors() -> list[list[str]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from semid_dataset import _files as files
 from semid_dataset.check import vectors_for
-from semid_dataset.cli._answer import Answer, command, count
+from semid_dataset.cli._answer import Answer, command, context, count
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FEATURES, IDS, open_ids, options, read_embeddings
 from semid_dataset.errors import EmbeddingError, SemidError
 
@@ -41,9 +41,20 @@ __all__ = ["report"]
         metavar="FILE",
         help="What people call the items: .json {item: title}, .jsonl, .csv or .tsv (item, title).",
     ),
+    click.option("--name", metavar="TEXT", help="What the data is called; else by its files."),
+    click.option(
+        "--lang", type=click.Choice(["en", "zh"]), help="Language of the page; else that of the terminal (SEMID_LANG)."
+    ),
 )
 def report(
-    path: Path, output: Path, embeddings: Path | None, ids: str | None, features: tuple[str, ...], titles: Path | None
+    path: Path,
+    output: Path,
+    embeddings: Path | None,
+    ids: str | None,
+    features: tuple[str, ...],
+    titles: Path | None,
+    name: str | None,
+    lang: str | None,
 ) -> Answer:
     """Write one self-contained page about IDs."""
     from semid_dataset.report.page import write_report
@@ -63,7 +74,8 @@ def report(
         fused = vectors_for(table, read)
         vectors = np.empty((len(table), fused.shape[1]), np.float32)
         vectors[rows[known]] = fused[known]
-    write_report(table, output, vectors=vectors, titles=named)
+    lang = lang or context().environment.language
+    write_report(table, output, vectors=vectors, titles=named, name=name, lang=lang)
     size = output.stat().st_size
     return Answer(
         {"path": output, "bytes": size, "items": len(table)},

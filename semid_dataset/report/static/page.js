@@ -8,19 +8,22 @@
 
   const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
   const shorts = (text) => new Uint16Array(bytes(text));
-  const { levels, keys, titles } = data;
+  const { levels, keys, titles, words } = data;
   const codes = shorts(data.codes); // of the sample, sorted: every prefix is one run of it
   const sampled = keys.length;
   const whole = sampled === data.items;
   const first = { codes: shorts(data.first.codes), counts: new Uint32Array(bytes(data.first.counts)) };
   const second = data.second && { codes: shorts(data.second.codes), counts: new Uint32Array(bytes(data.second.counts)) };
   const plain = new Intl.NumberFormat("en-US");
-  const say = (n) => plain.format(n);
+  const count = (n) => plain.format(n);
+  const say = (name, fields = {}) => words[name].replace(/\{(\w+)\}/g, (_, field) => fields[field]);
+  const sayItems = (n) => (n === 1 ? say("item") : say("items", { n: count(n) }));
+  const idOf = (at) => [...codes.subarray(at * levels, (at + 1) * levels)];
 
   // --- the tree: a node is a prefix, and the run of the sample that has it --------------------
 
-  // node: {prefix, low, high, count, exact}
-  const root = { prefix: [], low: 0, high: sampled, count: data.items, exact: true };
+  // node: {prefix, low, high, count, exact, parent}
+  const root = { prefix: [], low: 0, high: sampled, count: data.items, exact: true, parent: null };
 
   // First position in low…high whose code at `depth` is at least `code`.
   function seek(low, high, depth, code) {
@@ -32,12 +35,12 @@
     return low;
   }
 
-  const nodeOf = (parent, code, count) => {
+  function nodeOf(parent, code, counted) {
     const depth = parent.prefix.length;
     const low = seek(parent.low, parent.high, depth, code);
     const high = seek(low, parent.high, depth, code + 1);
-    return { prefix: [...parent.prefix, code], low, high, count: count ?? high - low, exact: whole || count != null };
-  };
+    return { prefix: [...parent.prefix, code], low, high, count: counted ?? high - low, exact: whole || counted != null, parent };
+  }
 
   function childrenOf(node) {
     if (node.children) return node.children;
@@ -58,10 +61,9 @@
         found.push(nodeOf(node, second.codes[2 * k + 1], second.counts[k]));
     } else {
       for (let at = node.low; at < node.high; ) {
-        const code = codes[at * levels + depth];
-        const next = seek(at, node.high, depth, code + 1);
-        found.push({ prefix: [...node.prefix, code], low: at, high: next, count: next - at, exact: whole });
-        at = next;
+        const child = nodeOf(node, codes[at * levels + depth]);
+        found.push(child);
+        at = child.high;
       }
     }
     return (node.children = found);
@@ -77,41 +79,61 @@
     return node;
   }
 
-  // --- words that set a node's titles apart from all others ----------------------------------
+  // --- what a node is about: class-based TF-IDF of its titles, as in _topics.py ---------------
 
-  const HAN = /\p{Script=Han}/u;
+  const HAN = /[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]/;
   function wordsOf(title) {
-    const words = new Set();
-    for (const run of title.toLowerCase().match(/[\p{L}][\p{L}\p{N}']*/gu) || []) {
-      if (HAN.test(run)) for (let k = 0; k + 2 <= run.length; k++) words.add(run.slice(k, k + 2));
-      else if (run.length > 2) words.add(run);
+    const found = [];
+    const said = title.endsWith("…") ? title.slice(0, Math.max(title.lastIndexOf(" "), 0)) : title; // not half a word
+    for (const run of said.toLowerCase().match(/\p{L}[\p{L}\p{N}_']*/gu) || []) {
+      const letters = [...run];
+      if (HAN.test(run)) for (let k = 0; k + 2 <= letters.length; k++) found.push(letters[k] + letters[k + 1]);
+      else if (letters.length > 2) found.push(run);
     }
-    return words;
+    return found;
   }
   let tokens = null;
-  let documents = null;
+  const everywhere = new Map();
+  const classes = []; // prefixes in the sample, by depth
+  let total = 0;
   function readTitles() {
-    tokens = titles.map((title) => [...wordsOf(title)]);
-    documents = new Map();
-    for (const list of tokens) for (const word of list) documents.set(word, (documents.get(word) || 0) + 1);
+    tokens = titles.map(wordsOf);
+    for (const list of tokens)
+      for (const word of list) { everywhere.set(word, (everywhere.get(word) || 0) + 1); total++; }
+    for (let depth = 1; depth <= levels; depth++) {
+      let runs = 0;
+      for (let at = 0; at < sampled; at++) {
+        let same = at > 0;
+        for (let level = 0; same && level < depth; level++) same = codes[at * levels + level] === codes[(at - 1) * levels + level];
+        runs += !same;
+      }
+      classes[depth] = runs;
+    }
   }
-  function topic(node, most = 3) {
+  function topic(node, most = 5) {
     if (!titles || node.low === node.high || !node.prefix.length) return [];
     if (node.words) return node.words.slice(0, most);
     if (!tokens) readTitles();
     const inside = new Map();
+    const holders = new Map();
     const size = node.high - node.low;
-    for (let k = node.low; k < node.high; k++)
-      for (const word of tokens[k]) inside.set(word, (inside.get(word) || 0) + 1);
+    let own = 0;
+    for (let k = node.low; k < node.high; k++) {
+      for (const word of tokens[k]) { inside.set(word, (inside.get(word) || 0) + 1); own++; }
+      for (const word of new Set(tokens[k])) holders.set(word, (holders.get(word) || 0) + 1);
+    }
+    const average = total / classes[node.prefix.length];
+    const known = new Set(node.parent && node.parent.prefix.length ? topic(node.parent) : []);
     const scored = [];
-    for (const [word, count] of inside) {
-      if (size > 3 && count < 2) continue;
-      if (count * sampled < 2 * size * documents.get(word)) continue; // "for" is everywhere
-      // How many more of its items have the word than chance would give, in logs.
-      scored.push([count * Math.log((count * sampled) / (size * documents.get(word))), word]);
+    for (const [word, times] of inside) {
+      if (size > 3 && holders.get(word) < 2) continue;
+      if (classes[node.prefix.length] > 1 && times * total < 2 * own * everywhere.get(word)) continue;
+      scored.push([(times / own) * Math.log1p(average / everywhere.get(word)), word]);
     }
     scored.sort((a, b) => b[0] - a[0] || (a[1] < b[1] ? -1 : 1));
-    node.words = scored.slice(0, 4).filter((pair) => pair[0] > 0).map((pair) => pair[1]);
+    const all = scored.map((pair) => pair[1]);
+    const fresh = all.filter((word) => !known.has(word)); // what its parent says need not be said again
+    node.words = (fresh.length ? fresh : all).slice(0, 5);
     return node.words.slice(0, most);
   }
   const describe = (node) => {
@@ -121,18 +143,25 @@
 
   // --- colours: codes that lie near one another on the map get similar ones -------------------
 
-  const places = data.map && shorts(data.map.places);
-  const owners = data.map && shorts(data.map.codes);
+  const map = data.map && {
+    places: shorts(data.map.places),
+    nearest: shorts(data.map.nearest),
+    distances: shorts(data.map.distances),
+    each: data.map.each,
+    at: data.map.at ? shorts(data.map.at) : Uint16Array.from({ length: sampled }, (_, k) => k),
+  };
+  const pointOf = new Map(); // of a sampled item, which point of the map
+  if (map) map.at.forEach((at, point) => pointOf.set(at, point));
   const hues = new Map();
   {
     const present = [...first.codes];
     let order = present;
-    if (places) {
+    if (map) {
       const sums = new Map(present.map((code) => [code, [0, 0, 0]]));
-      for (let k = 0; k < owners.length; k++) {
-        const sum = sums.get(owners[k]);
-        sum[0] += places[2 * k]; sum[1] += places[2 * k + 1]; sum[2]++;
-      }
+      map.at.forEach((at, point) => {
+        const sum = sums.get(codes[at * levels]);
+        sum[0] += map.places[2 * point]; sum[1] += map.places[2 * point + 1]; sum[2]++;
+      });
       const angle = (code) => {
         const [x, y, n] = sums.get(code);
         return n ? Math.atan2(y / n - 32768, x / n - 32768) : 0;
@@ -167,10 +196,23 @@
     return [pen, width, tall];
   }
 
-  // --- sunburst ------------------------------------------------------------------------------
+  // --- what is chosen: a prefix, what was searched for, an item --------------------------------
 
   let focus = root;
+  let hits = null; // of a search: {list, before}, before[k] = hits among the first k of the sample
+  let picked = -1; // place in the sample of the item that is shown
+  const hitsIn = (node) => (hits ? hits.before[node.high] - hits.before[node.low] : 0);
+  const isHit = (at) => hits.before[at + 1] > hits.before[at];
+
+  function remember(hash) {
+    if (location.hash === hash) return;
+    try { history.pushState(null, "", hash); } catch { /* a page inside of another one has no address of its own */ }
+  }
+
+  // --- sunburst ------------------------------------------------------------------------------
+
   const sun = $("sun");
+  let aimed = null; // the sector that the keyboard is at
   // Of a sample, only the first two levels have true counts to draw.
   const ringsOf = (node) => Math.max(1, Math.min(levels - node.prefix.length, whole ? 3 : 2 - node.prefix.length));
   let arcs = [];
@@ -184,53 +226,63 @@
     const step = (middle - 2 - hole) / rings;
     arcs = [];
     const paper = ink("--card");
-    const place = (node, from, to, ring) => {
+    const ring = (from, to, depth, inset = 0.5) => {
+      pen.beginPath();
+      pen.arc(middle, middle, hole + depth * step + inset, from - Math.PI / 2, to - Math.PI / 2);
+      pen.arc(middle, middle, hole + (depth + 1) * step - inset, to - Math.PI / 2, from - Math.PI / 2, true);
+      pen.closePath();
+    };
+    const place = (node, from, to, depth) => {
       const children = childrenOf(node);
-      if (ring === rings || !children.length) return;
+      if (depth === rings || !children.length) return;
       let ordered = children;
       if (!node.prefix.length) ordered = children.slice().sort((a, b) => hues.get(a.prefix[0])[0] - hues.get(b.prefix[0])[0]);
-      const total = children.reduce((sum, child) => sum + child.count, 0);
+      const sum = children.reduce((all, child) => all + child.count, 0);
       let at = from;
-      if (ring) { // what is too thin to be drawn by itself still shows as a ring
-        pen.beginPath();
-        pen.arc(middle, middle, hole + ring * step + 0.5, from - Math.PI / 2, to - Math.PI / 2);
-        pen.arc(middle, middle, hole + (ring + 1) * step - 0.5, to - Math.PI / 2, from - Math.PI / 2, true);
-        pen.closePath();
-        pen.fillStyle = tint(node.prefix[0], ring * 0.8);
+      if (depth) { // what is too thin to be drawn by itself still shows as a ring
+        ring(from, to, depth);
+        pen.fillStyle = tint(node.prefix[0], depth * 0.8);
+        pen.globalAlpha = hits && !hitsIn(node) ? 0.12 : 1;
         pen.fill();
       }
       for (const child of ordered) {
-        const next = at + ((to - from) * child.count) / total;
-        const wide = (next - at) * (hole + ring * step);
+        const next = at + ((to - from) * child.count) / sum;
+        const wide = (next - at) * (hole + depth * step);
         if (wide > 0.6) {
-          arcs.push({ node: child, from: at, to: next, ring });
-          pen.beginPath();
-          pen.arc(middle, middle, hole + ring * step + 0.5, at - Math.PI / 2, next - Math.PI / 2);
-          pen.arc(middle, middle, hole + (ring + 1) * step - 0.5, next - Math.PI / 2, at - Math.PI / 2, true);
-          pen.closePath();
+          arcs.push({ node: child, from: at, to: next, ring: depth });
+          ring(at, next, depth);
           // Inside a first code, neighbours are told apart by lightness alone.
-          pen.fillStyle = tint(child.prefix[0], ring * 0.8 + (focus.prefix.length ? 0.7 * (child.prefix.at(-1) % 3) : 0));
+          pen.fillStyle = tint(child.prefix[0], depth * 0.8 + (focus.prefix.length ? 0.7 * (child.prefix.at(-1) % 3) : 0));
+          pen.globalAlpha = 1;
+          if (hits && !hitsIn(child)) { pen.fillStyle = paper; pen.fill(); pen.fillStyle = tint(child.prefix[0], depth * 0.8); pen.globalAlpha = 0.12; }
           pen.fill();
+          pen.globalAlpha = 1;
           if (wide > 2.5) { pen.strokeStyle = paper; pen.lineWidth = 0.7; pen.stroke(); }
         }
-        if (wide > 0.05) place(child, at, next, ring + 1);
+        if (wide > 0.05) place(child, at, next, depth + 1);
         at = next;
       }
     };
     place(focus, 0, 2 * Math.PI, 0);
+    pen.globalAlpha = 1;
+    const target = aimed && arcs.find((arc) => arc.node === aimed);
+    if (target) {
+      ring(target.from, target.to, target.ring, 1.5);
+      pen.strokeStyle = ink("--ink"); pen.lineWidth = 3; pen.stroke();
+    }
     // Names where there is room: read along the radius.
     pen.textBaseline = "middle";
     for (const arc of arcs) {
       const inner = hole + arc.ring * step;
       const wide = (arc.to - arc.from) * (inner + step / 2);
-      if (wide < 15) continue;
+      if (wide < 15 || (hits && !hitsIn(arc.node))) continue;
       const turn = (arc.from + arc.to) / 2 - Math.PI / 2;
       const flip = Math.cos(turn) < 0;
-      const word = topic(arc.node, 1)[0];
+      const about = topic(arc.node);
       const code = String(arc.node.prefix.at(-1));
       pen.font = "600 11px system-ui, sans-serif";
-      const fits = (text) => pen.measureText(text).width <= step - 8;
-      const text = [word ? `${code} ${word}` : code, word || code, code].find(fits) || "";
+      const fits = (text) => text && pen.measureText(text).width <= step - 8;
+      const text = [[code, ...about.slice(0, 2)].join(" "), [code, about[0]].join(" "), about[0], code].find(fits) || "";
       pen.save();
       pen.translate(middle, middle);
       pen.rotate(flip ? turn + Math.PI : turn);
@@ -245,11 +297,11 @@
     pen.textAlign = "center";
     pen.fillStyle = ink("--ink");
     pen.font = "650 15px system-ui, sans-serif";
-    pen.fillText(focus.prefix.length ? focus.prefix.join("-") : "all", middle, middle - 8);
+    pen.fillText(focus.prefix.length ? focus.prefix.join("-") : say("all"), middle, middle - 8);
     pen.fillStyle = ink("--soft");
     pen.font = "12px system-ui, sans-serif";
-    pen.fillText(say(focus.count), middle, middle + 10);
-    if (focus.prefix.length) pen.fillText("↩ back", middle, middle + 27);
+    pen.fillText(count(focus.count), middle, middle + 10);
+    if (focus.prefix.length) pen.fillText(`↩ ${say("back")}`, middle, middle + 27);
   }
 
   function arcAt(event) {
@@ -270,17 +322,41 @@
   }
   const named = (node) => {
     const about = describe(node);
-    const count = node.exact ? `${say(node.count)} item${node.count === 1 ? "" : "s"}` : `${say(node.count)} in the sample`;
-    return `${node.prefix.join("-") || "all"}: ${count}${about ? `, ${about}` : ""}`;
+    const counted = node.exact ? sayItems(node.count) : say("sample", { n: count(node.count) });
+    const matched = hits ? `, ${say("hits", { n: count(hitsIn(node)) })}` : "";
+    return `${node.prefix.join("-") || say("all")}: ${counted}${matched}${about ? `, ${about}` : ""}`;
   };
+  const out = () => go(nodeAt(focus.prefix.slice(0, -1)));
   sun.addEventListener("mousemove", (event) => {
     const arc = arcAt(event);
     $("sun-tip").textContent = arc && arc !== "middle" ? named(arc.node) : focus.prefix.length ? named(focus) : "";
   });
   sun.addEventListener("click", (event) => {
     const arc = arcAt(event);
-    if (arc === "middle") go(nodeAt(focus.prefix.slice(0, -1)));
+    if (arc === "middle") out();
     else if (arc) go(arc.node);
+  });
+  sun.addEventListener("keydown", (event) => {
+    const here = arcs.find((arc) => arc.node === aimed);
+    const aim = (arc) => { if (arc) { aimed = arc.node; drawSun(); $("sun-tip").textContent = named(aimed); } };
+    const side = (way) => {
+      const same = arcs.filter((arc) => arc.ring === here.ring).sort((a, b) => a.from - b.from);
+      aim(same[(same.indexOf(here) + way + same.length) % same.length]);
+    };
+    const keys = {
+      ArrowRight: () => (here ? side(1) : aim(arcs.find((arc) => arc.ring === 0))),
+      ArrowLeft: () => (here ? side(-1) : aim(arcs.find((arc) => arc.ring === 0))),
+      ArrowUp: () => (here ? aim(arcs.find((arc) => arc.ring === here.ring + 1 && arc.from >= here.from - 1e-9 && arc.from < here.to)) : aim(arcs.find((arc) => arc.ring === 0))),
+      ArrowDown: () => here && aim(arcs.find((arc) => arc.ring === here.ring - 1 && arc.from <= here.from + 1e-9 && here.from < arc.to)),
+      Enter: () => aimed && (aimed.high - aimed.low === 1 && aimed.count === 1 ? show(aimed.low) : go(aimed)),
+      " ": () => keys.Enter(),
+      Escape: () => (focus.prefix.length ? out() : ((aimed = null), drawSun())),
+      Backspace: () => focus.prefix.length && out(),
+    };
+    if (!keys[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    event.stopPropagation();
+    keys[event.key]();
   });
 
   // --- the list: says the same without colour, by keyboard and on paper ------------------------
@@ -291,42 +367,61 @@
     if (text != null) element.textContent = text;
     return element;
   };
+  const button = (kind, text, act) => {
+    const element = make("button", kind, text);
+    element.type = "button";
+    element.addEventListener("click", act);
+    return element;
+  };
   const PAGE = 24;
 
   function fill(list, entries, build, from = 0) {
     entries.slice(from, from + PAGE).forEach((entry) => list.append(build(entry)));
     const left = entries.length - from - PAGE;
     if (left > 0) {
-      const more = make("button", "more", `${say(left)} more`);
-      more.addEventListener("click", () => { item.remove(); fill(list, entries, build, from + PAGE); });
       const item = make("li");
-      item.append(more);
+      item.append(button("more", say("more", { n: count(left) }), () => {
+        item.remove();
+        const before = list.children.length;
+        fill(list, entries, build, from + PAGE);
+        list.children[before]?.querySelector("button")?.focus();
+      }));
       list.append(item);
     }
   }
 
+  function titled(at) { // a title may be in any script, and must not turn what stands beside it
+    return make("bdi", "", titles && titles[at] ? titles[at] : "");
+  }
+  function link(at) {
+    const open = button("link", null, () => show(at));
+    open.append(make("span", "id", keys[at]), titled(at));
+    return open;
+  }
   function itemOf(at) {
-    const item = make("li", "item");
-    item.append(make("span", "id", keys[at]), document.createTextNode(titles ? titles[at] : ""));
+    const item = make("li", hits && isHit(at) ? "item hit" : "item");
+    item.append(link(at));
     return item;
   }
 
   function contents(node) {
     const list = make("ul");
-    const children = childrenOf(node);
-    const few = node.high - node.low <= 8 && node.count === node.high - node.low;
+    const children = childrenOf(node).filter((child) => !hits || hitsIn(child));
+    const own = Array.from({ length: node.high - node.low }, (_, k) => node.low + k).filter((at) => !hits || isHit(at));
+    const few = hits ? own.length <= 8 : node.high - node.low <= 8 && node.count === node.high - node.low;
     if (!children.length || few) {
-      fill(list, Array.from({ length: node.high - node.low }, (_, k) => node.low + k), itemOf);
-      if (node.low === node.high) list.append(make("li", "item none", "none of its items is in the sample"));
-      else if (node.count > node.high - node.low) list.append(make("li", "item none", "and others that are not in the sample"));
+      fill(list, own, itemOf);
+      if (node.low === node.high) list.append(make("li", "item none", say("noneSampled")));
+      else if (node.count > node.high - node.low) list.append(make("li", "item none", say("others")));
       return list;
     }
     if (node.prefix.length) {
       // A few items from all over the node.
-      const shown = Math.min(4, node.high - node.low);
-      for (let k = 0; k < shown; k++) list.append(itemOf(node.low + Math.floor(((k + 0.5) * (node.high - node.low)) / shown)));
+      const shown = Math.min(4, own.length);
+      for (let k = 0; k < shown; k++) list.append(itemOf(own[Math.floor(((k + 0.5) * own.length) / shown)]));
     }
-    const ordered = children.slice().sort((a, b) => b.count - a.count || a.prefix.at(-1) - b.prefix.at(-1));
+    const weight = (child) => (hits ? hitsIn(child) : child.count);
+    const ordered = children.slice().sort((a, b) => weight(b) - weight(a) || a.prefix.at(-1) - b.prefix.at(-1));
     fill(list, ordered, rowOf);
     return list;
   }
@@ -334,27 +429,26 @@
   function rowOf(node) {
     const item = make("li");
     const row = make("div", "row");
-    const open = make("button", "open");
-    open.type = "button";
-    open.setAttribute("aria-expanded", "false");
-    const code = make("span", "code", node.prefix.length > 1 ? `…-${node.prefix.at(-1)}` : node.prefix[0]);
-    code.style.setProperty("--tint", tint(node.prefix[0]));
-    const count = make("span", "count", (node.exact ? "" : "≥ ") + say(node.count));
-    open.append(make("span", "twist", "▸"), code, count, make("span", "words", describe(node)));
-    open.setAttribute("aria-label", named(node));
-    open.addEventListener("click", () => {
+    const open = button("open", null, () => {
       const opened = open.getAttribute("aria-expanded") === "true";
       open.setAttribute("aria-expanded", String(!opened));
       if (opened) item.lastChild.remove();
       else item.append(contents(node));
     });
+    open.setAttribute("aria-expanded", "false");
+    const code = make("span", "code", node.prefix.length > 1 ? `…-${node.prefix.at(-1)}` : node.prefix[0]);
+    code.style.setProperty("--tint", tint(node.prefix[0]));
+    const counted = make("span", "count", hits ? `${count(hitsIn(node))}/${count(node.count)}` : (node.exact ? "" : "≥ ") + count(node.count));
+    const about = make("span", "words");
+    about.append(make("bdi", "", describe(node)));
+    const twist = make("span", "twist", "▸");
+    twist.setAttribute("aria-hidden", "true");
+    open.append(twist, code, counted, about);
     row.append(open);
     if (node.prefix.length < levels && node.count > 1) {
-      const zoom = make("button", "zoom", "⊕");
-      zoom.type = "button";
-      zoom.title = "Show it in the sunburst";
-      zoom.setAttribute("aria-label", `Go into ${node.prefix.join("-")}`);
-      zoom.addEventListener("click", () => go(node));
+      const zoom = button("zoom", "⊕", () => go(node));
+      zoom.title = say("show");
+      zoom.setAttribute("aria-label", say("goInto", { prefix: node.prefix.join("-") }));
       row.append(zoom);
     }
     item.append(row);
@@ -366,73 +460,118 @@
     path.replaceChildren();
     for (let depth = 0; depth <= focus.prefix.length; depth++) {
       if (depth) path.append(make("span", "soft", "›"));
-      const step = make("button", "", depth ? String(focus.prefix[depth - 1]) : "all");
-      step.type = "button";
       const prefix = focus.prefix.slice(0, depth);
+      const step = button("", depth ? String(focus.prefix[depth - 1]) : say("all"), () => go(nodeAt(prefix)));
       if (depth === focus.prefix.length) step.setAttribute("aria-current", "location");
-      step.addEventListener("click", () => go(nodeAt(prefix)));
       path.append(step);
     }
     const about = describe(focus);
-    path.append(make("span", "soft", `${say(focus.count)}${focus.exact ? "" : "+"} items${about ? `: ${about}` : ""}`));
-    const list = contents(focus);
+    path.append(make("span", "soft", `${sayItems(focus.count)}${focus.exact ? "" : "+"}${about ? `: ${about}` : ""}`));
+    let list = contents(focus);
+    if (hits && focus === root) {
+      list = make("ul");
+      const found = childrenOf(root).filter(hitsIn).sort((a, b) => hitsIn(b) - hitsIn(a) || a.prefix[0] - b.prefix[0]);
+      found.slice(0, 8).forEach((node) => list.append(rowOf(node)));
+      fill(list, hits.list, itemOf);
+    }
     list.id = "tree-list";
     list.className = "tree";
     $("tree-list").replaceWith(list);
   }
 
-  function go(node) {
+  // Shows a prefix: the sunburst begins there, the list opens there, the map is bright there.
+  function go(node, remembered = true) {
     focus = node;
+    aimed = null;
     drawSun();
     drawList();
-    $("sun-tip").textContent = node.prefix.length ? named(node) : "Point at a sector, or tap it.";
+    drawMap();
+    $("sun-tip").textContent = node.prefix.length ? named(node) : say("point");
+    if (remembered) remember(node.prefix.length ? `#prefix=${node.prefix.join("-")}` : "#tree");
   }
 
-  $("find").addEventListener("input", (event) => {
-    const wanted = event.target.value.trim().toLowerCase();
-    if (!wanted) return drawList();
-    const list = make("ul", "tree");
-    list.id = "tree-list";
-    const found = [];
-    for (let k = 0; k < sampled && found.length < 200; k++)
-      if (keys[k].toLowerCase().includes(wanted) || (titles && titles[k].toLowerCase().includes(wanted))) found.push(k);
-    fill(list, found, (at) => {
-      const item = itemOf(at);
-      const prefix = [...codes.slice(at * levels, (at + 1) * levels)];
-      const where = make("button", "more", prefix.join("-"));
-      where.type = "button";
-      where.addEventListener("click", () => { $("find").value = ""; go(nodeAt(prefix.slice(0, Math.max(1, levels - 2)))); });
-      item.append(where);
-      return item;
-    });
-    if (!found.length) list.append(make("li", "item none", whole ? "no such item" : "no such item in the sample"));
-    $("tree-list").replaceWith(list);
+  // --- search --------------------------------------------------------------------------------
+
+  const find = $("find");
+  function search(text) {
+    const asked = text.trim().toLowerCase();
+    const prefix = /^(\d+-)+(\d+)?$/.test(asked) ? asked.split("-").filter(Boolean).map(Number) : null;
+    hits = null;
+    $("found").textContent = "";
+    if (prefix && prefix.length <= levels) {
+      const node = nodeAt(prefix);
+      if (node.prefix.length === prefix.length) return go(node);
+    }
+    const parts = asked.split(/\s+/).filter(Boolean);
+    if (parts.length) {
+      const list = [];
+      const before = new Uint32Array(sampled + 1);
+      for (let k = 0; k < sampled; k++) {
+        const text = `${keys[k]} ${titles ? titles[k] : ""}`.toLowerCase();
+        const found = parts.every((part) => text.includes(part));
+        if (found) list.push(k);
+        before[k + 1] = before[k] + found;
+      }
+      hits = { list, before };
+      $("found").textContent = !list.length ? say("nothing")
+        : whole ? say("found", { n: count(list.length) }) : say("foundSample", { n: count(list.length), m: count(sampled) });
+    }
+    go(hits ? root : focus, false);
+  }
+  find.addEventListener("input", () => search(find.value));
+  find.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && find.value) { event.preventDefault(); event.stopPropagation(); find.value = ""; search(""); }
+    if (event.key === "Enter" && hits && hits.list.length === 1) show(hits.list[0]);
   });
 
   // --- map -----------------------------------------------------------------------------------
 
-  const map = $("map-canvas");
+  const canvas = $("map-canvas");
+  const PAD = 10;
+  let view = { x: 0.5, y: 0.5, k: 1 }; // middle, 0…1, and how many times enlarged
+  let pointed = -1; // the point that the keyboard or a click is at
+  const spotIn = (width, height) => (point) => [
+    PAD + ((map.places[2 * point] / 65535 - view.x) * view.k + 0.5) * (width - 2 * PAD),
+    PAD + (0.5 - (map.places[2 * point + 1] / 65535 - view.y) * view.k) * (height - 2 * PAD),
+  ];
+  const bright = (at) => (hits ? isHit(at) : at >= focus.low && at < focus.high);
+
   function drawMap() {
-    if (!map || !places) return;
-    const [pen, width, height] = prepare(map);
-    const pad = 10;
-    const spot = (k) => [pad + (places[2 * k] / 65535) * (width - 2 * pad), pad + (1 - places[2 * k + 1] / 65535) * (height - 2 * pad)];
-    const dot = owners.length > 4000 ? 1.7 : 2.6;
-    pen.globalAlpha = 0.72;
-    for (let k = 0; k < owners.length; k++) {
-      const [x, y] = spot(k);
-      pen.fillStyle = tint(owners[k]);
-      pen.beginPath();
-      pen.arc(x, y, dot, 0, 2 * Math.PI);
-      pen.fill();
-    }
+    if (!canvas || !map) return;
+    const [pen, width, height] = prepare(canvas);
+    const spot = spotIn(width, height);
+    const points = map.at.length;
+    const dot = (points > 4000 ? 1.7 : 2.6) * Math.min(Math.sqrt(view.k), 3);
+    const all = !hits && focus === root;
+    const colours = new Map();
+    const colour = (code) => colours.get(code) || (colours.set(code, tint(code)), colours.get(code));
+    const inside = (x, y) => x > -9 && y > -9 && x < width + 9 && y < height + 9;
+    for (const lit of all ? [true] : [false, true])
+      for (let point = 0; point < points; point++) {
+        const at = map.at[point];
+        if (!all && bright(at) !== lit) continue;
+        const [x, y] = spot(point);
+        if (!inside(x, y)) continue;
+        pen.globalAlpha = lit ? (all ? 0.72 : 0.95) : 0.1;
+        pen.fillStyle = lit ? colour(codes[at * levels]) : ink("--soft");
+        pen.beginPath();
+        pen.arc(x, y, lit && !all ? dot + 1 : dot, 0, 2 * Math.PI);
+        pen.fill();
+      }
     pen.globalAlpha = 1;
     // Names of large codes at the middle of their dots, as many as do not touch.
     const own = new Map();
-    for (let k = 0; k < owners.length; k++) {
-      if (!own.has(owners[k])) own.set(owners[k], []);
-      own.get(owners[k]).push(spot(k));
+    for (let point = 0; point < points; point++) {
+      const at = map.at[point];
+      if (!bright(at)) continue;
+      const place = spot(point);
+      if (!inside(...place)) continue;
+      const code = focus.prefix.length && !hits && focus.prefix.length < levels ? focus.prefix.length : 0;
+      const name = codes[at * levels + code];
+      if (!own.has(name)) own.set(name, []);
+      own.get(name).push(place);
     }
+    const deep = focus.prefix.length && !hits && focus.prefix.length < levels;
     const taken = [];
     pen.font = "600 12px system-ui, sans-serif";
     pen.textAlign = "center";
@@ -440,8 +579,9 @@
     const wanted = [...own].sort((a, b) => b[1].length - a[1].length);
     for (const [code, spots] of wanted) {
       if (taken.length >= (width > 600 ? 26 : 12)) break;
-      const middle = (axis) => spots.map((spot) => spot[axis]).sort((a, b) => a - b)[spots.length >> 1];
-      const text = [code, ...topic(nodeAt([code]), 1)].join(" ");
+      const middle = (axis) => spots.map((place) => place[axis]).sort((a, b) => a - b)[spots.length >> 1];
+      const node = nodeAt(deep ? [...focus.prefix, code] : [code]);
+      const text = [deep ? `…-${code}` : code, ...topic(node, 2)].join(" ");
       const wide = pen.measureText(text).width;
       const x = Math.min(Math.max(middle(0), wide / 2 + 4), width - wide / 2 - 4);
       const y = Math.min(Math.max(middle(1), 12), height - 12);
@@ -454,37 +594,290 @@
       pen.fillStyle = ink("--ink");
       pen.fillText(text, x, y);
     }
+    if (pointed >= 0) {
+      const [x, y] = spot(pointed);
+      for (let k = 0; k < map.each; k++) { // whole lines lead to neighbours with its first code, broken ones to others
+        const other = map.nearest[pointed * map.each + k];
+        const [a, b] = spot(other);
+        const same = codes[map.at[other] * levels] === codes[map.at[pointed] * levels];
+        pen.setLineDash(same ? [] : [4, 4]);
+        pen.strokeStyle = ink("--ink"); pen.lineWidth = 1.5;
+        pen.beginPath(); pen.moveTo(x, y); pen.lineTo(a, b); pen.stroke();
+        pen.setLineDash([]);
+        pen.fillStyle = colour(codes[map.at[other] * levels]);
+        pen.beginPath(); pen.arc(a, b, dot + 2, 0, 2 * Math.PI); pen.fill(); pen.stroke();
+      }
+      pen.fillStyle = colour(codes[map.at[pointed] * levels]);
+      pen.lineWidth = 2.5;
+      pen.beginPath(); pen.arc(x, y, dot + 4, 0, 2 * Math.PI); pen.fill(); pen.stroke();
+    }
   }
   function pointAt(event) {
-    const box = map.getBoundingClientRect();
-    const x = ((event.clientX - box.left - 10) / (box.width - 20)) * 65535;
-    const y = (1 - (event.clientY - box.top - 10) / (box.height - 20)) * 65535;
+    const box = canvas.getBoundingClientRect();
+    const spot = spotIn(box.width, box.height);
     let best = -1;
-    let least = (65535 * 14) / box.width;
-    for (let k = 0; k < owners.length; k++) {
-      const far = Math.hypot(places[2 * k] - x, (places[2 * k + 1] - y) * (box.height / box.width));
-      if (far < least) { least = far; best = k; }
+    let least = 14;
+    for (let point = 0; point < map.at.length; point++) {
+      const [x, y] = spot(point);
+      const far = Math.hypot(x - event.clientX + box.left, y - event.clientY + box.top);
+      if (far < least && (bright(map.at[point]) || far < 3)) { least = far; best = point; }
     }
     return best;
   }
-  const mapTip = (event) => {
-    const k = pointAt(event);
-    let text = "";
-    if (k >= 0 && data.map.whole)
-      text = `${keys[k]} is ${[...codes.slice(k * levels, (k + 1) * levels)].join("-")}${titles ? `: ${titles[k]}` : ""}. Code `;
-    else if (k >= 0) text = "Code ";
-    $("map-tip").textContent = k >= 0 ? text + named(nodeAt([owners[k]])) : "";
+  const tell = (point) => {
+    if (point < 0) return say("pointMap");
+    const at = map.at[point];
+    return `${keys[at]} ${idOf(at).join("-")}${titles && titles[at] ? `: ${titles[at]}` : ""}. ${shared(point)}`;
   };
-  if (map) {
-    map.addEventListener("mousemove", mapTip);
-    map.addEventListener("click", mapTip);
+  // How many of its nearest share its first code.
+  const shared = (point) => {
+    if (!map.each) return "";
+    let same = 0;
+    for (let k = 0; k < map.each; k++)
+      same += codes[map.at[map.nearest[point * map.each + k]] * levels] === codes[map.at[point] * levels];
+    return say("share1", { n: same, m: map.each });
+  };
+  function zoom(factor, x = view.x, y = view.y) {
+    const k = Math.min(Math.max(view.k * factor, 1), 64);
+    const moved = 1 - view.k / k; // what was at x, y stays where it is
+    view = { k, x: view.x + (x - view.x) * moved, y: view.y + (y - view.y) * moved };
+    keep();
+    drawMap();
   }
+  function keep() { // the map fills its frame
+    const half = 0.5 / view.k;
+    view.x = Math.min(Math.max(view.x, half), 1 - half);
+    view.y = Math.min(Math.max(view.y, half), 1 - half);
+  }
+  function reveal(point) { // brings a point into the frame
+    const half = 0.45 / view.k;
+    const [x, y] = [map.places[2 * point] / 65535, map.places[2 * point + 1] / 65535];
+    if (Math.abs(x - view.x) > half || Math.abs(y - view.y) > half) { view.x = x; view.y = y; keep(); }
+  }
+  function step(dx, dy) { // to the next bright point in a direction: near, and not far to the side
+    let best = -1;
+    let least = Infinity;
+    const [x, y] = pointed < 0 ? [view.x * 65535, view.y * 65535] : [map.places[2 * pointed], map.places[2 * pointed + 1]];
+    for (let point = 0; point < map.at.length; point++) {
+      if (point === pointed || !bright(map.at[point])) continue;
+      const right = map.places[2 * point] - x;
+      const up = map.places[2 * point + 1] - y;
+      const along = right * dx + up * dy;
+      if (pointed >= 0 && along <= 0) continue;
+      const far = pointed < 0 ? Math.hypot(right, up) : along + 2.5 * Math.abs(right * dy - up * dx);
+      if (far < least) { least = far; best = point; }
+    }
+    if (best < 0) return;
+    pointed = best;
+    reveal(best);
+    drawMap();
+    $("map-tip").textContent = tell(best);
+  }
+  if (canvas && map) {
+    let dragged = null;
+    canvas.addEventListener("pointerdown", (event) => { dragged = { x: event.clientX, y: event.clientY, far: 0 }; });
+    canvas.addEventListener("pointermove", (event) => {
+      if (!dragged || !event.buttons || view.k === 1) return;
+      const box = canvas.getBoundingClientRect();
+      view.x -= (event.clientX - dragged.x) / (box.width - 2 * PAD) / view.k;
+      view.y += (event.clientY - dragged.y) / (box.height - 2 * PAD) / view.k;
+      dragged = { x: event.clientX, y: event.clientY, far: dragged.far + Math.hypot(event.movementX, event.movementY) };
+      keep();
+      drawMap();
+    });
+    canvas.addEventListener("mousemove", (event) => {
+      if (event.buttons) return;
+      const point = pointAt(event);
+      if (point >= 0 || pointed < 0) $("map-tip").textContent = tell(point);
+    });
+    canvas.addEventListener("click", (event) => {
+      const far = dragged ? dragged.far : 0;
+      dragged = null;
+      if (far > 5) return;
+      const point = pointAt(event);
+      if (point >= 0) show(map.at[point]);
+      else { pointed = -1; drawMap(); $("map-tip").textContent = say("pointMap"); }
+    });
+    canvas.addEventListener("wheel", (event) => {
+      if (!event.ctrlKey && !event.metaKey) return; // else the page scrolls
+      event.preventDefault();
+      const box = canvas.getBoundingClientRect();
+      const x = ((event.clientX - box.left - PAD) / (box.width - 2 * PAD) - 0.5) / view.k + view.x;
+      const y = (0.5 - (event.clientY - box.top - PAD) / (box.height - 2 * PAD)) / view.k + view.y;
+      zoom(event.deltaY < 0 ? 1.3 : 1 / 1.3, x, y);
+    }, { passive: false });
+    const nothing = () => { pointed = -1; view = { x: 0.5, y: 0.5, k: 1 }; drawMap(); $("map-tip").textContent = say("pointMap"); };
+    const actions = {
+      ArrowRight: () => step(1, 0), ArrowLeft: () => step(-1, 0), ArrowUp: () => step(0, 1), ArrowDown: () => step(0, -1),
+      "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => { view = { x: 0.5, y: 0.5, k: 1 }; drawMap(); },
+      Enter: () => pointed >= 0 && show(map.at[pointed]), " ": () => actions.Enter(), Escape: nothing,
+    };
+    canvas.addEventListener("keydown", (event) => {
+      if (!actions[event.key] || event.ctrlKey || event.metaKey || event.altKey) return;
+      event.preventDefault();
+      event.stopPropagation();
+      actions[event.key]();
+    });
+    $("map-in").addEventListener("click", () => zoom(1.5));
+    $("map-out").addEventListener("click", () => zoom(1 / 1.5));
+    $("map-all").addEventListener("click", () => { view = { x: 0.5, y: 0.5, k: 1 }; drawMap(); });
+    $("map-tip").textContent = say("pointMap");
+  }
+
+  // --- an item: its ID level by level, and who is near --------------------------------------------
+
+  const panel = $("item");
+  let opener = null; // where the keyboard was before
+
+  function table(names, rows) {
+    const found = make("table");
+    const head = make("tr");
+    for (const name of names) { const cell = make("th", "", name); cell.scope = "col"; head.append(cell); }
+    const top = make("thead");
+    top.append(head);
+    const body = make("tbody");
+    for (const row of rows) {
+      const line = make("tr");
+      for (const content of row) { const cell = make("td"); cell.append(content); line.append(cell); }
+      body.append(line);
+    }
+    found.append(top, body);
+    return found;
+  }
+  const common = (one, other) => {
+    let depth = 0;
+    while (depth < levels && codes[one * levels + depth] === codes[other * levels + depth]) depth++;
+    return depth;
+  };
+  function idBeside(at, other) { // its ID, with what it has in common in bold
+    const depth = common(at, other);
+    const parts = idOf(at);
+    const id = make("code");
+    if (depth) id.append(make("b", "", parts.slice(0, depth).join("-")));
+    id.append((depth && depth < levels ? "-" : "") + parts.slice(depth).join("-"));
+    id.title = say("common", { n: depth });
+    return id;
+  }
+
+  function draw(at) {
+    const title = titles && titles[at];
+    const head = make("div", "head");
+    const name = make("h2", "");
+    name.id = "item-name";
+    name.append(make("bdi", "", title || say("itemOf", { key: keys[at] })));
+    const close = button("close", "×", () => hide());
+    close.setAttribute("aria-label", say("close"));
+    head.append(name, close);
+    const about = make("p", "soft");
+    const own = make("a", "", keys[at]);
+    own.href = `#item=${encodeURIComponent(keys[at])}`;
+    own.title = say("link");
+    about.append(own, title ? "" : ` · ${say("untitled")}`, " · ", make("code", "", idOf(at).join("-")));
+    panel.replaceChildren(head, about);
+    const id = idOf(at);
+    panel.append(table([say("level"), say("code"), say("itemsThere"), say("about")], id.map((code, level) => {
+      const node = nodeAt(id.slice(0, level + 1));
+      const found = node.prefix.length === level + 1;
+      const alone = found && node.high - node.low === 1;
+      return [String(level + 1), button("link code", String(code), () => go(node)),
+        found ? (node.exact ? "" : "≥ ") + count(node.count) : "", found && !alone ? topic(node, 3).join(" · ") : ""];
+    })));
+    const point = pointOf.get(at);
+    panel.append(make("h3", "", say("nearest")));
+    if (map && point !== undefined && map.each) {
+      panel.append(make("p", "", shared(point)));
+      panel.append(table([say("title"), say("codesIn"), say("distance")], Array.from({ length: map.each }, (_, k) => {
+        const other = map.at[map.nearest[point * map.each + k]];
+        const far = (map.distances[point * map.each + k] / 65535) * data.map.longest;
+        return [link(other), idBeside(other, at), far.toPrecision(3)];
+      })));
+    } else panel.append(make("p", "none", say("noNearest")));
+    let depth = levels - 1;
+    let node = nodeAt(id.slice(0, depth));
+    while (depth > 1 && node.high - node.low < 2) node = nodeAt(id.slice(0, --depth));
+    const others = [];
+    for (let k = node.low; k < node.high && others.length < 8; k++) if (k !== at) others.push(k);
+    if (levels > 1) {
+      panel.append(make("h3", "", say("siblings", { n: depth })));
+      if (others.length) {
+        const list = make("ul", "tree");
+        others.forEach((other) => list.append(itemOf(other)));
+        panel.append(list);
+      } else panel.append(make("p", "none", say("alone")));
+    }
+  }
+
+  function open() {
+    if (panel.hidden) opener = document.activeElement;
+    panel.hidden = false;
+    document.body.classList.add("beside");
+    panel.scrollTop = 0;
+    panel.focus({ preventScroll: true });
+    drawSun();
+  }
+  // Shows an item of the sample: beside the page, and on the map.
+  function show(at, remembered = true) {
+    picked = at;
+    draw(at);
+    pointed = pointOf.get(at) ?? -1;
+    if (pointed >= 0) { reveal(pointed); $("map-tip").textContent = tell(pointed); }
+    open();
+    drawMap();
+    if (remembered) remember(`#item=${encodeURIComponent(keys[at])}`);
+  }
+  function miss(key) {
+    const head = make("div", "head");
+    const name = make("h2", "", say("itemOf", { key }));
+    name.id = "item-name";
+    const close = button("close", "×", () => hide());
+    close.setAttribute("aria-label", say("close"));
+    head.append(name, close);
+    const lacks = whole ? say("unknownItem", { key }) : say("notHere", { key, m: count(sampled), n: count(data.items) });
+    panel.replaceChildren(head, make("p", "none", lacks));
+    open();
+  }
+  function hide(remembered = true) {
+    if (panel.hidden) return;
+    panel.hidden = true;
+    picked = -1;
+    document.body.classList.remove("beside");
+    redraw();
+    if (opener && opener.isConnected && opener !== document.body) opener.focus({ preventScroll: true });
+    else (canvas || sun).focus({ preventScroll: true });
+    if (remembered) remember(focus.prefix.length ? `#prefix=${focus.prefix.join("-")}` : "#tree");
+  }
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") hide(); });
+
+  // --- addresses: #item=…, #prefix=…, #find=… ---------------------------------------------------
+
+  function read() {
+    const [, kind, value] = /^#(item|prefix|find)=(.*)$/s.exec(location.hash) || [];
+    let wanted = value;
+    try { wanted = decodeURIComponent(value); } catch { /* not encoded: as it stands */ }
+    if (kind === "item") {
+      const at = keys.indexOf(wanted);
+      if (at >= 0) show(at, false);
+      else miss(wanted);
+    } else if (kind === "prefix") {
+      hide(false);
+      go(nodeAt(wanted.split("-").map(Number)), false);
+      $("tree").scrollIntoView();
+    } else if (kind === "find") {
+      find.value = wanted;
+      search(wanted);
+      $("tree").scrollIntoView();
+    } else if (!location.hash || location.hash === "#tree") {
+      hide(false);
+      if (focus !== root) go(root, false);
+    }
+  }
+  window.addEventListener("popstate", read);
 
   // --- begin, and again when the window or the light changes -----------------------------------
 
-  const redraw = () => { drawSun(); drawMap(); };
-  go(root);
-  drawMap();
+  function redraw() { drawSun(); drawMap(); }
+  go(root, false);
+  if (location.hash) read();
   let width = window.innerWidth;
   let waiting = 0;
   window.addEventListener("resize", () => {
