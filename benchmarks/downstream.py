@@ -43,9 +43,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from semid_dataset.codec._kmeans import assign, kmeans
+from semid_dataset.codec._search import BeamSearch
 from semid_dataset.codec.behaviour import behaviour_aware, cooccurrence_vectors
 from semid_dataset.codec.fusion import Fusion
-from semid_dataset.codec.residual import BeamSearch, ResidualQuantizer
+from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.codec.train import train
 from semid_dataset.codec.unique import resolve_collisions
 from semid_dataset.config import SemanticIdConfig

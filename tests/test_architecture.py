@@ -21,6 +21,8 @@ MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob(
 TORCH_MODULES = {
     "codec/_threads.py",
     "codec/_kmeans.py",
+    "codec/_networks.py",
+    "codec/_search.py",
     "codec/residual.py",
     "codec/unique.py",
     "codec/train.py",

@@ -5,8 +5,9 @@ A vector x is normalized, (x − mean) / scale, carried through an encoder z = v
 is one, and written as a sum of one codeword a level. The codes are found by beam search. Decoding
 adds the codewords up and goes the same way back.
 
-There is one search in this package, here. Training, extending a table and streaming millions of
-items all use it, because two searches would give one item two IDs.
+An item's codes depend on its vector and the quantizer alone: neither on the items encoded with it, nor on the batch,
+the threads, the processor, its BLAS or the device. Latents come from arithmetic that is the same everywhere
+(`_exact`), and so does every decision of the search that rounding could turn (`_search`).
 """
 
 import json
@@ -21,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import embedding_bag, gelu, linear
 
 from semid_dataset import _files as files
 from semid_dataset._messages import tell
-from semid_dataset.codec._kmeans import nearest
+from semid_dataset.codec._networks import FrozenMLP, ResidualMLP
+from semid_dataset.codec._search import BLOCK_CPU, BLOCK_GPU, BeamSearch, ExactSearch, pad
 from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.format import tensors as container
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
     from semid_dataset.features import FeatureMatrix
 
-__all__ = ["QUANTIZER_FILE", "BeamSearch", "ResidualMLP", "ResidualQuantizer"]
+__all__ = ["QUANTIZER_FILE", "ResidualQuantizer"]
 
 QUANTIZER_FILE = "quantizer.safetensors"  # a bare quantizer's name in its folder
 PREFIX = "quantizer."  # of its arrays' names, there and in a table
@@ -43,223 +44,6 @@ PREFIX = "quantizer."  # of its arrays' names, there and in a table
 T = TypeVar("T")
 
 FLOATS = (np.float16, np.float32, np.float64)
-
-TABLE_FLOATS = 1 << 25  # 128 MB: most that tables of codeword products may take; else products are computed as needed
-BLOCK_CPU = 1 << 20  # scores held at once: 4 MB stay in the cache of a core
-BLOCK_GPU = 1 << 26
-SORTED_BY_HEAP = (
-    128  # torch's topk keeps a heap, which is fast, for so small a share of a row; else it partitions pairs
-)
-NARROWEST = 4  # partial sums that the first levels keep at least
-PREFIX_DECAY = 1 / 3  # the error of every further level counts a third of the one before
-
-
-class ResidualMLP:
-    """
-    v + W₂ gelu(W₁ v + b₁) + b₂, which starts as the identity: W₂ and b₂ are zero at first.
-
-    Tensors and no `nn.Module`: a program may have hooks on all modules, or all modules made without weights.
-
-    Args:
-        dim: of input and output.
-        width: of the hidden layer.
-        generator: of W₁; None leaves the process's random numbers alone and draws as the seed 0 does.
-    """
-
-    def __init__(self, dim: int, width: int, generator: torch.Generator | None = None) -> None:
-        generator = generator or torch.Generator("cpu").manual_seed(0)
-        bound = dim**-0.5
-        first = (torch.rand(width, dim, generator=generator, dtype=torch.float32, device="cpu") * 2 - 1) * bound
-        self._set(first, first.new_zeros(width), first.new_zeros(dim, width), first.new_zeros(dim))
-
-    def _set(self, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> None:
-        self.first, self.first_bias, self.last, self.last_bias = first, first_bias, last, last_bias
-
-    @classmethod
-    def of(cls, weights: Mapping[str, Tensor]) -> "ResidualMLP":
-        """
-        Return the one with these weights, by name.
-
-        Raises:
-            KeyError, ValueError: one is missing, or they do not fit together.
-        """
-        module = cls.__new__(cls)
-        module._set(weights["first"], weights["first_bias"], weights["last"], weights["last_bias"])
-        width, dim = module.first.shape
-        if (module.first_bias.shape, module.last.shape, module.last_bias.shape) != ((width,), (dim, width), (dim,)):
-            raise ValueError(f"a network of weights {[tuple(weight.shape) for weight in weights.values()]}")
-        return module
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        """All weights by name."""
-        return {name: getattr(self, name) for name in ("first", "first_bias", "last", "last_bias")}
-
-    def on(self, device: torch.device | str) -> "ResidualMLP":
-        """Return a copy on a device, whose weights take no gradients."""
-        return ResidualMLP.of({name: weight.detach().clone().to(device) for name, weight in self.weights.items()})
-
-    def __call__(self, vectors: Tensor, frozen: bool = False) -> Tensor:
-        """Return (n, dim) for (n, dim); `frozen` lets gradients through to the vectors, but not to the weights."""
-        first, first_bias, last, last_bias = (weight.detach() if frozen else weight for weight in self.weights.values())
-        hidden = gelu(linear(vectors, first, first_bias))
-        return vectors + linear(hidden, last, last_bias)
-
-
-class BeamSearch:
-    """
-    Write vectors as sums of codewords, keeping the `beam` best partial sums at every level.
-
-    ½‖z − Σ c‖² = ½‖z‖² + Σ_l (½‖c_l‖² − z·c_l) + Σ_{m<l} c_m·c_l. The products c_m·c_l do not depend
-    on z and are looked up, so that a level costs one product z·c for all partial sums together, however wide the beam.
-    Width 1 is the greedy search; of equal distances it takes the lowest code.
-
-    A wide beam alone buys a lower error with leading codes that are not the nearest: neighbours then part early. So the
-    errors of the leading codes may count too. Kept are the sums with the least
-    ‖z − Σ_{m≤l} c_m‖² + Σ_{m<l} w_m ‖z − Σ_{k≤m} c_k‖², w_m = prefix_weight · 3^−m with m from 0.
-
-    The beam widens: every level keeps half as many sums as the next one, but four at least. With 4, 8 and 16 sums
-    instead of 16 throughout, the error grows by a thousandth, and the time falls by a third.
-
-    Args:
-        codebooks: one (codes, dim) float32 tensor a level.
-        beam: partial sums kept at the last level but one, at least 1.
-        prefix_weight: w_0; 0 looks at the whole sum alone.
-
-    Memory: the tables, at most 128 MB; 4 · rows · beam · codes bytes of scores, some 4 MB a thread on the CPU.
-    Source: faiss, ResidualQuantizer with use_beam_LUT.
-    """
-
-    def __init__(self, codebooks: Sequence[Tensor], beam: int, prefix_weight: float = 0.0) -> None:
-        self.codebooks = [book.detach() for book in codebooks]
-        self.beam = beam
-        self.prefix_weight = prefix_weight
-        sizes = [len(book) for book in self.codebooks]
-        self.widths = [max(beam >> (len(sizes) - 2 - level), min(beam, NARROWEST)) for level in range(len(sizes) - 1)]
-        self.offsets = torch.tensor([0, *sizes[:-1]], device=self.codebooks[0].device).cumsum(0)
-        self.words = torch.cat(self.codebooks)
-        self.half_norms = [book.square().sum(1) / 2 for book in self.codebooks]
-        floats = sum(size * sum(sizes[:level]) for level, size in enumerate(sizes))
-        self.tables: list[Tensor] | None = None
-        if floats <= TABLE_FLOATS:
-            before = [sum(sizes[:level]) for level in range(len(sizes))]
-            # A last row of ones: times a sum's score it adds that in the same pass.
-            self.tables = [
-                torch.cat([self.words[: before[level]] @ book.T, book.new_ones(1, len(book))])
-                for level, book in enumerate(self.codebooks)
-            ]
-        block, most = (BLOCK_CPU, 1024) if self.words.device.type == "cpu" else (BLOCK_GPU, 65_536)
-        # A multiple of 16, so that no row meets the ragged edge of a matrix product. Single items are padded to as
-        # many rows, so there are not too many.
-        self.rows = min(max(block // (beam * max(sizes)) // 16 * 16, 16), most)
-
-    def __call__(self, latents: Tensor, keep: int = 1) -> Tensor:
-        """
-        Return the codes of the `keep` <= beam best sums of every latent, best first.
-
-        Args:
-            latents: (n, dim) float32, n <= `rows`.
-
-        Returns:
-            (n, kept, levels) int64; kept is less than `keep` only where there are fewer sums.
-        """
-        codes = torch.empty(len(latents), 1, 0, dtype=torch.int64, device=latents.device)
-        scores = latents.new_zeros(
-            len(latents), 1
-        )  # what partial sums are ranked by, half of it, less what z adds to all
-        surcharge = scores  # the part of it that leading codes add
-        last = len(self.codebooks) - 1
-        for level, book in enumerate(self.codebooks):
-            width = self.widths[level] if level < last else keep
-            linear = torch.addmm(self.half_norms[level], latents, book.T, alpha=-1)
-            total = linear[:, None, :]
-            if level > 0:
-                total = self._extended(codes, scores, level).add_(total)  # (n, width before, codes)
-            scores, parent, code = _smallest(total, width, ordered=level == last)
-            if self.prefix_weight and self.beam > 1 and level < last:
-                before = surcharge.gather(1, parent)
-                surcharge = before + self.prefix_weight * PREFIX_DECAY**level * (scores - before)
-                scores = scores + (surcharge - before)
-            codes = torch.cat([codes.gather(1, parent[:, :, None].expand(-1, -1, level)), code[:, :, None]], 2)
-        return codes
-
-    def _extended(self, codes: Tensor, scores: Tensor, level: int) -> Tensor:
-        """Return the scores of partial sums plus their products with a level's codewords, (n, width, codes)."""
-        n, width = scores.shape
-        chosen = (codes + self.offsets[:level]).flatten(0, 1)
-        if self.tables is None:
-            products = embedding_bag(chosen, self.words, mode="sum") @ self.codebooks[level].T
-            return products.view(n, width, -1).add_(scores[:, :, None])
-        table = self.tables[level]
-        weights = scores.new_ones(n * width, level + 1)
-        weights[:, level] = scores.flatten()
-        chosen = torch.cat([chosen, chosen.new_full((n * width, 1), len(table) - 1)], 1)
-        return embedding_bag(chosen, table, mode="sum", per_sample_weights=weights).view(n, width, -1)
-
-    def blocks(self, latents: Tensor, keep: int = 1) -> Tensor:
-        """Return what a call does for any number of latents, in blocks of one fixed shape."""
-        # One tensor from the beginning: small results kept between large passing ones would hole the heap.
-        width = min(keep, math.prod(map(len, self.codebooks)))
-        codes = torch.empty(len(latents), width, len(self.codebooks), dtype=torch.int64, device=latents.device)
-
-        def one(begin: int) -> None:
-            block = latents[begin : begin + self.rows]
-            codes[begin : begin + self.rows] = self(pad(block, self.rows), keep)[: len(block)]
-
-        in_blocks(one, range(0, len(latents), self.rows), latents.device)
-        return codes
-
-    def sums(self, codes: Tensor) -> Tensor:
-        """Return the sums of codewords, (n, dim), for (n, levels) codes of the first levels."""
-        return embedding_bag(codes + self.offsets[: codes.shape[1]], self.words, mode="sum")
-
-
-def _smallest(total: Tensor, width: int, *, ordered: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """
-    Find the `width` smallest of every (parents, codes) matrix.
-
-    The smallest `width` lie in the columns whose minimum is among the smallest `width` minima, which
-    leaves `width` columns to sort instead of all.
-
-    Returns:
-        scores, parents, codes: each (n, width), ascending if `ordered`.
-    """
-    parents, codes = total.shape[1:]
-    if width == 1:
-        at = nearest(total.flatten(1))[:, None]  # the first of equals
-        return total.flatten(1).gather(1, at), at // codes, at % codes
-    scores, columns = _least(total.amin(1), min(width, codes), ordered=ordered)
-    if parents == 1:
-        return scores, torch.zeros_like(columns), columns
-    some = total.gather(2, columns[:, None, :].expand(-1, parents, -1)).flatten(1)
-    scores, at = _least(some, min(width, some.shape[1]), ordered=ordered)
-    return scores, at // columns.shape[1], columns.gather(1, at % columns.shape[1])
-
-
-def _least(values: Tensor, width: int, *, ordered: bool) -> tuple[Tensor, Tensor]:
-    """Return the `width` least of every row of (n, m) values and where they are, each (n, width); ascending or not."""
-    if values.device.type == "cpu" and width * SORTED_BY_HEAP > values.shape[1]:
-        # NumPy sorts by vector instructions: a quarter of topk's time for 16 of 256. Ties are left to topk.
-        array = values.numpy()
-        rows, length = array.shape
-        bound = np.sort(array, axis=1)[:, width - 1 : width]  # rows are short: sorting beats partitioning
-        found = np.flatnonzero(array <= bound)
-        if len(found) == rows * width:
-            at = torch.from_numpy(found % length).view(rows, width)
-            scores = values.gather(1, at)
-            if ordered:
-                scores, order = scores.sort(1)
-                at = at.gather(1, order)
-            return scores, at
-    scores, at = values.topk(width, 1, largest=False, sorted=ordered)
-    return scores, at
-
-
-def pad(block: Tensor, rows: int) -> Tensor:
-    """Return the block with zero rows added up to `rows`: a product's rounding depends on its shape."""
-    if len(block) == rows:
-        return block
-    return torch.cat([block, block.new_zeros(rows - len(block), block.shape[1])])
 
 
 class ResidualQuantizer:
@@ -276,9 +60,8 @@ class ResidualQuantizer:
         decoder: from sums of codewords to normalized vectors; None is the identity.
         fusion: what made one vector of several features; None where there was one.
 
-    An item's codes depend neither on the items encoded with it nor on how many they are: vectors go
-    through in blocks of one shape. So where a GPU's memory does not suffice the CPU does the work, and not a GPU with
-    smaller blocks; a line says so.
+    An item's codes depend on its vector and these arguments alone, whatever the machine; of equally good sums the one
+    with the lowest codes is taken. Where a GPU's memory does not suffice the CPU does the work; a line says so.
     """
 
     kind: ClassVar[str] = "residual"  # stands in files and names who reads them
@@ -352,22 +135,38 @@ class ResidualQuantizer:
         # One tensor from the beginning, as in `BeamSearch.blocks`: holes in the heap took 400 MB for 500,000 items.
         width = min(keep, math.prod(self.codebook_sizes))
         codes = torch.empty(len(vectors), width, len(self.codebooks), dtype=torch.int64, device=self.device)
+        doubt = torch.ones(len(vectors), dtype=torch.bool, device=self.device)
         rows = self.search.rows
-        begins = range(0, len(vectors), rows)
-        finite = torch.ones(len(begins), dtype=torch.bool, device=self.device)  # looked at once, not after every block
 
         def one(begin: int) -> None:
-            block = _tensor(vectors[begin : begin + rows], self.device)
-            finite[begin // rows] = torch.isfinite(block).all()
-            codes[begin : begin + len(block)] = self.search(pad(self._latents(block), rows), keep)[: len(block)]
+            block = slice(begin, begin + rows)
+            latents = sent(torch.from_numpy(self._latents(_float32(vectors, block))), self.device)
+            codes[block], doubt[block] = self.search.judged(latents, keep)
 
-        in_blocks(one, begins, self.device)
-        _check_finite(vectors, finite, rows)
+        if self.search.rounds_finely():
+            in_blocks(one, range(0, len(vectors), rows), self.device)
+        left = doubt.nonzero()[:, 0].cpu().numpy()
+        fewer = self._exact_search.rows
+
+        def again(begin: int) -> None:
+            some = left[begin : begin + fewer]
+            found = self._exact_search(self._latents(_float32(vectors, some)), keep)
+            codes[torch.from_numpy(some).to(codes.device)] = torch.from_numpy(found).to(codes.device)
+
+        in_blocks(again, range(0, len(left), fewer), torch.device("cpu"))
         return codes
+
+    @cached_property
+    def _exact_search(self) -> ExactSearch:
+        return ExactSearch(self.search)
 
     @isolated()
     def codes_of(self, normalized: Tensor) -> Tensor:
-        """Return the codes, (n, levels) int64, of vectors already normalized and checked, on this device."""
+        """
+        Return the codes, (n, levels) int64, of vectors already normalized and checked, on this device.
+
+        For training: as far as float32 can tell.
+        """
         rows = self.search.rows
         codes = torch.empty(len(normalized), len(self.codebooks), dtype=torch.int64, device=normalized.device)
 
@@ -557,15 +356,14 @@ class ResidualQuantizer:
         return self._where_room_is(lambda quantizer: quantizer._all_latents(vectors))
 
     def _all_latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
-        rows = self.search.rows
-        begins = range(0, len(vectors), rows)
         latents = torch.empty(len(vectors), self.dim, dtype=torch.float32, device=self.device)
-        finite = torch.ones(len(begins), dtype=torch.bool, device=self.device)
-        for number, begin in enumerate(begins):
-            block = _tensor(vectors[begin : begin + rows], self.device)
-            finite[number] = torch.isfinite(block).all()
-            latents[begin : begin + rows] = self._latents(block)
-        _check_finite(vectors, finite, rows)
+        rows = self.search.rows
+
+        def one(begin: int) -> None:
+            block = slice(begin, begin + rows)
+            latents[block] = sent(torch.from_numpy(self._latents(_float32(vectors, block))), self.device)
+
+        in_blocks(one, range(0, len(vectors), rows), self.device)
         return latents
 
     def _check(self, vectors: NDArray[Any] | Tensor) -> None:
@@ -596,12 +394,18 @@ class ResidualQuantizer:
             decoder=networks[1],
         )
 
-    def _latents(self, block: Tensor) -> Tensor:
-        """Return the latents of a block of at most `search.rows` vectors on this device."""
-        normalized = (block - self.mean) / self.scale
-        if self.encoder is None:
-            return normalized
-        return self.encoder(pad(normalized, self.search.rows))[: len(block)]
+    def _latents(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the latents of some vectors, the same on every machine: always by the CPU."""
+        normalized = np.divide(np.subtract(block, self._mean), np.float32(self.scale))
+        return normalized if self._encoder is None else self._encoder(normalized)
+
+    @cached_property
+    def _mean(self) -> NDArray[np.float32]:
+        return self.mean.cpu().numpy()
+
+    @cached_property
+    def _encoder(self) -> FrozenMLP | None:
+        return None if self.encoder is None else FrozenMLP(self.encoder)
 
     def _vectors(self, sums: Tensor) -> Tensor:
         if self.decoder is not None:
@@ -617,20 +421,25 @@ def _check_numbers(tensor: Tensor, what: str) -> None:
         )
 
 
-def _tensor(vectors: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
-    """Return vectors as float32 on a device."""
-    raw = torch.from_numpy(np.ascontiguousarray(vectors)) if isinstance(vectors, np.ndarray) else vectors
-    return sent(raw, device).to(torch.float32)
+def _float32(vectors: NDArray[Any] | Tensor, rows: "slice | NDArray[np.int64]") -> NDArray[np.float32]:
+    """
+    Return some rows as float32, on the CPU.
 
-
-def _check_finite(vectors: NDArray[Any] | Tensor, finite: Tensor, rows: int) -> None:
-    """Raise for the first row that is not finite, of blocks of `rows` of which `finite` says whether all of it is."""
-    if bool(finite.all()):
-        return
-    first = int(finite.int().argmin()) * rows
-    block = _tensor(vectors[first : first + rows], torch.device("cpu"))
-    bad = first + int((~torch.isfinite(block).all(1)).nonzero()[0])
-    raise EmbeddingError(f"Row {bad} of the vectors is not finite (NaN, inf, or beyond float32).")
+    Raises:
+        EmbeddingError: one is not finite; the message names the first.
+    """
+    if isinstance(vectors, Tensor):
+        at = rows if isinstance(rows, slice) else torch.from_numpy(rows).to(vectors.device)
+        block = vectors.detach()[at].to("cpu", torch.float32).numpy()
+    else:
+        with np.errstate(over="ignore"):  # becomes inf, which is an error of its own
+            block = np.asarray(vectors[rows], np.float32)
+    finite = np.isfinite(block).all(1)
+    if not finite.all():
+        bad = int(finite.argmin())
+        row = (rows.start or 0) + bad if isinstance(rows, slice) else int(rows[bad])
+        raise EmbeddingError(f"Row {row} of the vectors is not finite (NaN, inf, or beyond float32).")
+    return block
 
 
 def _module(arrays: Mapping[str, NDArray[Any]], name: str, dim: int) -> ResidualMLP | None:

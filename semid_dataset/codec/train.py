@@ -20,8 +20,10 @@ from torch import Tensor
 
 from semid_dataset._messages import tell
 from semid_dataset.codec._kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmeans, sample, sums, tally
+from semid_dataset.codec._networks import ResidualMLP
+from semid_dataset.codec._search import BeamSearch
 from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
-from semid_dataset.codec.residual import BeamSearch, ResidualMLP, ResidualQuantizer
+from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, ForkError, TrainingError
 

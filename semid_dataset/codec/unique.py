@@ -9,6 +9,9 @@ Losers are served one after the other, the best fit first. Those of different le
 meet, unless one of them spills into the codes of another; so a block of losers is served at once,
 with a bitmap of used codes for every prefix, and only those that spill go one by one. Vectors are
 asked for losers alone: where they lie on disk, the others need not be read again.
+
+Who keeps a tuple and which one is the nearest is decided by numbers that are the same on every machine, and for an item
+the same in any block (`_exact`).
 """
 
 import heapq
@@ -17,10 +20,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from semid_dataset.codec._threads import isolated
+from semid_dataset.codec._exact import Float64, bits_for, parts, product, sums_of_squares
+from semid_dataset.codec._search import half_norms
+from semid_dataset.codec._threads import isolated, times
 from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.format.tensors import is_in, packed_rows
 
@@ -282,9 +286,9 @@ class _Servant:
     def __init__(self, quantizer: ResidualQuantizer, given: NDArray[Any], dtype: Any) -> None:
         self.quantizer = quantizer
         self.sizes = quantizer.codebook_sizes
-        self.words = [book.cpu().numpy() for book in quantizer.codebooks]
-        self.doubled = [2 * book for book in self.words]
-        self.norms = [(book**2).sum(1) for book in self.words]
+        self.words = [book.cpu().numpy().astype(np.float64) for book in quantizer.codebooks]
+        self.grids = [parts(book.T, bits_for(quantizer.dim), axis=0) for book in self.words]
+        self.half_norms = [half_norms(book) for book in self.words]
         self.dtype = np.dtype(dtype)
         prefixes, self.lasts = _split(given, len(self.sizes), self.dtype)
         changes = np.ones(len(prefixes), dtype=bool)
@@ -307,11 +311,11 @@ class _Servant:
         for begin in range(0, len(losers), BLOCK):
             block = losers[begin : begin + BLOCK]
             own = codes[block]
-            latents = self.quantizer.latents(items.vectors(block)).cpu().numpy()
+            latents = self.quantizer.latents(items.vectors(block)).cpu().numpy().astype(np.float64)
             residuals = latents.copy()
             for level in range(len(self.sizes) - 1):
                 residuals -= self.words[level][own[:, level]]
-            distances = self.norms[-1] - 2 * residuals @ self.words[-1].T
+            distances = self._distances(len(self.sizes) - 1, residuals)
             home = np.searchsorted(self.homes, _split(packed_rows(own), len(self.sizes), self.dtype)[0])
             served = _Block(self, home, own[:, :-1], latents, distances)
             served.run()
@@ -349,7 +353,7 @@ class _Servant:
             if len(runs):
                 self.used.reshape(-1)[at[runs]] = np.bitwise_or.reduceat(BITS[last & 7], runs)
 
-    def spill(self, prefixes: NDArray[Any], latents: NDArray[np.float32]) -> "_Targets":
+    def spill(self, prefixes: NDArray[Any], latents: Float64) -> "_Targets":
         """
         Find the nearest prefix with room for items whose homes have none, as things stand.
 
@@ -397,7 +401,7 @@ class _Servant:
                 return length
         return -1
 
-    def _subtract(self, latents: NDArray[np.float32], prefixes: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+    def _subtract(self, latents: Float64, prefixes: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
         """Take the sums of the first codewords from latents, so many of each."""
         sums = np.zeros_like(latents)
         for level in range(prefixes.shape[1]):
@@ -405,14 +409,10 @@ class _Servant:
             sums[rows] += self.words[level][prefixes[rows, level]]
         latents -= sums
 
-    def _distances(self, level: int, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
-        """
-        Return the distances (m, codes) of residuals (m, dim) to a level's codewords, less what all have in common.
-
-        By one product of matrix and vector for each: its rounding does not depend on how many they are.
-        """
-        products = np.matmul(self.doubled[level], residuals[:, :, None])[:, :, 0]
-        return np.asarray(np.subtract(self.norms[level], products, out=products))
+    def _distances(self, level: int, residuals: Float64) -> NDArray[np.float32]:
+        """Return half of the distances (m, codes) of residuals to a level's codewords, less what all have in common."""
+        products = product(residuals, self.grids[level], times)
+        return np.subtract(self.half_norms[level], products, out=products).astype(np.float32)
 
     def has_room(self, prefix: tuple[int, ...]) -> bool:
         """Say whether a prefix of all but the last code has room."""
@@ -529,7 +529,7 @@ class _Block:
         servant: _Servant,
         home: NDArray[np.int64],
         prefixes: NDArray[Any],
-        latents: NDArray[np.float32],
+        latents: Float64,
         distances: NDArray[np.float32],
     ) -> None:
         self.servant = servant
@@ -704,10 +704,11 @@ def _unpacked(key: Any, levels: int, dtype: np.dtype[Any]) -> tuple[int, ...]:
 def squared_errors(
     quantizer: ResidualQuantizer, vectors: NDArray[np.float32], codes: NDArray[Any]
 ) -> NDArray[np.float32]:
-    """Return the squared distance of every latent, (n,), to its sum of codewords."""
-    latents = quantizer.latents(vectors)
-    sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
-    return np.asarray((latents - sums.to(latents.device)).square().sum(1).cpu().numpy())
+    """Return the squared distance of every latent, (n,), to its sum of codewords; the same on every machine."""
+    rest = quantizer.latents(vectors).cpu().numpy().astype(np.float64)
+    for level, book in enumerate(quantizer.codebooks):
+        rest -= book.cpu().numpy()[codes[:, level]]
+    return sums_of_squares(rest).astype(np.float32)
 
 
 def vector_hashes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:

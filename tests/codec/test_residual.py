@@ -11,8 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from semid_dataset.codec import _search
 from semid_dataset.codec import residual as room
-from semid_dataset.codec.residual import BeamSearch, ResidualMLP, ResidualQuantizer
+from semid_dataset.codec._networks import ResidualMLP
+from semid_dataset.codec._search import BeamSearch
+from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
@@ -72,7 +75,7 @@ def test_without_tables_the_search_finds_the_same(monkeypatch: pytest.MonkeyPatc
     books = [torch.from_numpy(random.integers(-9, 10, (11, 5))).float() for _ in range(3)]
     vectors = random.integers(-30, 31, (200, 5)).astype(np.float32)
     with_tables = ResidualQuantizer(books, beam=beam)
-    monkeypatch.setattr(room, "TABLE_FLOATS", 0)
+    monkeypatch.setattr(_search, "TABLE_FLOATS", 0)
     without = ResidualQuantizer(books, beam=beam)
     assert without.search.tables is None
     assert np.array_equal(with_tables.encode(vectors), without.encode(vectors))

@@ -11,8 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from semid_dataset.codec import _kmeans as kmeans_room
 from semid_dataset.codec import train as room
+from semid_dataset.codec._search import BeamSearch
 from semid_dataset.codec._threads import isolated
-from semid_dataset.codec.residual import BeamSearch, ResidualQuantizer
+from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.codec.train import train
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
