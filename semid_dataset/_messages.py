@@ -90,6 +90,18 @@ LINES: dict[str, tuple[str, str]] = {
         "Skipped {bad} of {rows} rows of feature {feature}; the first: {first}",
         "特征 {feature} 跳过了 {bad}/{rows} 行；第一处: {first}",
     ),
+    "ids_converted": (
+        "{where}: ids are whole numbers in another spelling; they are read as numbers: {example}",
+        "{where}: 物品id是另一种写法的整数，已按整数读取: {example}",
+    ),
+    "index_as_items": (
+        "{path} has no column named as items are; the index that pandas wrote without a name is taken for the items",
+        "{path} 中没有物品列；使用 pandas 写入的无名索引作为物品id",
+    ),
+    "files_passed_over": (
+        "{path}: files that are no parts of the embeddings were not read: {names}",
+        "{path}: 以下文件不属于向量数据，未读取: {names}",
+    ),
     "answered": ("semantic_id: {status} ({reason})", "semantic_id: {status}（{reason}）"),
     "passed_over": ("semantic_id: {step} did not answer: {reason}", "semantic_id: {step} 未采用: {reason}"),
     "settings_differ": (

@@ -282,7 +282,7 @@ def generate_from_array(
 
     Args:
         path: the matrix (n, dim).
-        ids: a file with the item of every row, see `vectors.read_items`, or "rows".
+        ids: a file with the item of every row, see `inputs.matrix.read_items`, or "rows".
         output_dir, config: as in `generate_from_vectors`. The folder takes the parts of the work, too.
 
     Returns:

@@ -163,11 +163,15 @@ def shell_lines(page: Path, start: str) -> list[str]:
 @pytest.fixture
 def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the files that the pages speak of."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.chdir(tmp_path)
     vectors = world.vectors_of(220)
     for matrix, ids, count in (("x.npy", "ids.txt", 200), ("new.npy", "new.txt", 220)):
         np.save(matrix, vectors[:count])
         Path(ids).write_text("".join(f"product-{k}\n" for k in range(count)))
+    columns = {"code": [f"product-{k}" for k in range(200)], "text_bge": vectors[:200].tolist()}
+    parquet.write_table(arrow.table({**columns, "id": list(range(200)), "bag": vectors[:200].tolist()}), "y.parquet")
+    parquet.write_table(arrow.table(columns), "x.parquet")
     Path("titles.json").write_text('{"product-7": "A lamp"}')
     for name in ("data_dir", "DATA_DIR", "D"):
         world.make_data(tmp_path / name, 60)

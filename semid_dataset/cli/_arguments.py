@@ -35,9 +35,11 @@ __all__ = [
     "IDS",
     "SETTINGS",
     "check_device",
+    "check_no_columns",
     "check_writable",
     "config_of",
     "holds_table",
+    "is_data_directory",
     "open_ids",
     "open_parent",
     "options",
@@ -58,7 +60,16 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
 
 EXISTING = click.Path(exists=True, path_type=Path)
 ANY_PATH = click.Path(path_type=Path)
-IDS = click.option("--ids", metavar="FILE", help="Item of every row (.txt, .npy, .json), or: rows.")
+IDS = options(
+    click.option(
+        "--items",
+        "--ids",
+        "ids",
+        metavar="WHAT",
+        help="The items: a column of SOURCE, a file with the item of every row (.txt, .npy, .json), or: rows.",
+    ),
+    click.option("--vectors", metavar="COLUMN", help="The column of SOURCE that holds the vectors."),
+)
 FORCE = click.option(
     "--force",
     is_flag=True,
@@ -163,19 +174,34 @@ def open_parent(path: Path) -> SemanticIdTable:
         ) from None
 
 
-def read_embeddings(path: Path, ids: str | None, features: Sequence[str]) -> "Embeddings":
+def read_embeddings(path: Path, ids: str | None, features: Sequence[str], vectors: str | None = None) -> "Embeddings":
     """Read a data directory, or a file of one's own."""
     from semid_dataset.inputs.discover import find_sources
     from semid_dataset.inputs.read import read_sources
 
-    if path.is_dir():
-        if ids is not None:
-            raise click.UsageError("--ids belongs to a file of vectors; a data directory holds its items itself.")
+    if is_data_directory(path):
+        check_no_columns(ids, vectors)
         return read_sources(find_sources(path, features or ("81",)))
     from semid_dataset.api import own_embeddings
     from semid_dataset.inputs.matrix import read_vectors
 
-    return own_embeddings(*read_vectors(path, ids))
+    return own_embeddings(*read_vectors(path, ids, vectors))
+
+
+def is_data_directory(path: Path) -> bool:
+    """Whether a path is a data directory; a folder may also hold the parts of one's own embeddings."""
+    from semid_dataset.inputs.discover import holds_parts
+
+    return path.is_dir() and not holds_parts(path)
+
+
+def check_no_columns(ids: str | None, vectors: str | None) -> None:
+    """Raise the usage error of options that a data directory does not take."""
+    if ids is not None or vectors is not None:
+        raise click.UsageError(
+            "--ids belongs to a file of vectors, and so do --items and --vectors; a data directory holds its items "
+            "itself."
+        )
 
 
 def holds_table(folder: Path) -> bool:

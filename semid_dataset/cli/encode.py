@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from semid_dataset.cli._answer import Answer, added_facts, added_line, check_gate, command, count, write_ids
-from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FORCE, IDS, open_parent, options
+from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FORCE, IDS, is_data_directory, open_parent, options
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["encode"]
@@ -26,7 +26,7 @@ __all__ = ["encode"]
     ),
     FORCE,
 )
-def encode(table_path: Path, source: Path, ids: str | None, output: Path, force: bool) -> Answer:
+def encode(table_path: Path, source: Path, ids: str | None, vectors: str | None, output: Path, force: bool) -> Answer:
     """
     Give new items IDs with a table's quantizer.
 
@@ -37,16 +37,16 @@ def encode(table_path: Path, source: Path, ids: str | None, output: Path, force:
     from semid_dataset import exports
     from semid_dataset.inputs.matrix import read_vectors
 
-    if source.is_dir():
+    if is_data_directory(source):
         raise click.UsageError(f"For a data directory: semid generate {source} --parent {table_path}")
     base = open_parent(table_path)
     whole_table = output.suffix in {"", ".safetensors"}
     if not whole_table:
         exports.format_of(output, None)  # a wrong ending is said before the work
-    items, vectors = read_vectors(source, ids)
+    items, matrix = read_vectors(source, ids, vectors)
     if (base.rows_of(items) < 0).any():
         check_gate("give new items IDs", force)
-    table, new = commands.extend_with_vectors(base, items, vectors, force=force)
+    table, new = commands.extend_with_vectors(base, items, matrix, force=force)
     if output.suffix == ".safetensors":
         written = [table.save(output)]
     elif whole_table:

@@ -31,8 +31,10 @@ from semid_dataset.cli._arguments import (
     IDS,
     SETTINGS,
     check_device,
+    check_no_columns,
     check_writable,
     config_of,
+    is_data_directory,
     open_parent,
     options,
     read_embeddings,
@@ -79,6 +81,7 @@ __all__ = ["generate"]
 def generate(  # noqa: PLR0912 - one branch for everything that does not go together
     source: Path,
     ids: str | None,
+    vectors: str | None,
     features: tuple[str, ...],
     output: Path | None,
     parent: Path | None,
@@ -93,11 +96,11 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     """
     Make IDs of embeddings.
 
-    SOURCE is a data directory, whose IDs go to its cache, or a file of embeddings: .npy (with --ids), .npz,
-    .parquet, .jsonl or .safetensors, which needs -o.
+    SOURCE is a data directory, whose IDs go to its cache, or a file of embeddings, or a folder of its parts: .npy
+    (with --ids), .npz, .parquet, .arrow, .jsonl, .safetensors or .pkl, compressed or not, which needs -o.
     """
     from semid_dataset import api as commands
-    from semid_dataset.codec.behaviour import read_sequences
+    from semid_dataset.inputs.sequences import read_sequences
 
     config = config_of(**settings)
     if output is not None and (output / TABLE).exists() and parent is None and not retrain:
@@ -105,20 +108,20 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             f"'{output}' holds IDs already, and new ones would replace them. Add new items with --parent {output}, "
             "or start over with --retrain."
         )
-    if {engine, num_shards, shard_id} != {None} and not source.is_dir():
+    data_directory = is_data_directory(source)
+    if {engine, num_shards, shard_id} != {None} and not data_directory:
         raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
     if gate_forbids() is not None and not _is_there(source, features, config, output, parent, retrain):
         check_gate("make IDs", force)
     if {num_shards, shard_id} != {None}:
         return _shard(source, features, config, output, parent, retrain, engine, num_shards, shard_id, force)
-    if sequences is not None and (parent is not None or (source.is_dir() and (output is None or engine is not None))):
+    if sequences is not None and (parent is not None or (data_directory and (output is None or engine is not None))):
         raise click.UsageError("--sequences is for training in memory: give -o, no --parent and no --engine.")
     check_device(config.device)
     started = time.perf_counter()
     new: int | None = None
-    if source.is_dir():
-        if ids is not None:
-            raise click.UsageError("--ids belongs to a file of vectors; a data directory holds its items itself.")
+    if data_directory:
+        check_no_columns(ids, vectors)
         if output is not None:
             check_writable(output)
         if output is not None and parent is not None:
@@ -152,17 +155,17 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
         if streamed is not None:
             seconds = time.perf_counter() - started
             return _generated(streamed, None, [output / TABLE, output / JSON], seconds, str(output))
-        embeddings = read_embeddings(source, ids, features)
-        vectors = embeddings.features[0].matrix
+        embeddings = read_embeddings(source, ids, features, vectors)
+        matrix = embeddings.features[0].matrix
         if parent is None:
             taken = None if sequences is None else read_sequences(sequences)
             table = commands.generate_from_vectors(
-                embeddings.items, vectors, config=config, output_dir=output, sequences=taken
+                embeddings.items, matrix, config=config, output_dir=output, sequences=taken
             )
             written = [output / TABLE, output / JSON]
         else:
             base = open_parent(parent)
-            table, new = commands.extend_with_vectors(base, embeddings.items, vectors, force=force)
+            table, new = commands.extend_with_vectors(base, embeddings.items, matrix, force=force)
             written = write_ids(table, output)
     seconds = time.perf_counter() - started
     return _generated(table, new, written, seconds, str(output or table.path or source))
@@ -239,7 +242,7 @@ def _is_there(
     retrain: bool,
 ) -> bool:
     """Say whether nothing is to be made: a cache holds the IDs of all items of a data directory."""
-    if not source.is_dir() or output is not None or retrain:
+    if not is_data_directory(source) or output is not None or retrain:
         return False
     from semid_dataset import resolve
 

@@ -51,6 +51,7 @@ def report(
     output: Path,
     embeddings: Path | None,
     ids: str | None,
+    vectors: str | None,
     features: tuple[str, ...],
     titles: Path | None,
     name: str | None,
@@ -61,9 +62,9 @@ def report(
 
     table = open_ids(path)
     named = None if titles is None else _read_titles(titles)
-    vectors = None
+    found = None
     if embeddings is not None:
-        read = read_embeddings(embeddings, ids, features)
+        read = read_embeddings(embeddings, ids, features, vectors)
         rows = table.rows_of(read.items)
         known = np.flatnonzero(rows >= 0)
         if len(known) < len(table):
@@ -72,10 +73,10 @@ def report(
                 "a report needs all."
             )
         fused = vectors_for(table, read)
-        vectors = np.empty((len(table), fused.shape[1]), np.float32)
-        vectors[rows[known]] = fused[known]
+        found = np.empty((len(table), fused.shape[1]), np.float32)
+        found[rows[known]] = fused[known]
     lang = lang or context().environment.language
-    write_report(table, output, vectors=vectors, titles=named, name=name, lang=lang)
+    write_report(table, output, vectors=found, titles=named, name=name, lang=lang)
     size = output.stat().st_size
     return Answer(
         {"path": output, "bytes": size, "items": len(table)},

@@ -32,7 +32,12 @@ __all__ = ["verify"]
     FEATURES,
 )
 def verify(
-    path: Path, embeddings: Path | None, sequences: Path | None, ids: str | None, features: tuple[str, ...]
+    path: Path,
+    embeddings: Path | None,
+    sequences: Path | None,
+    ids: str | None,
+    vectors: str | None,
+    features: tuple[str, ...],
 ) -> Answer:
     """
     Check every byte and every ID of a file.
@@ -61,11 +66,11 @@ def verify(
         )
     taken = None
     if sequences is not None:
-        from semid_dataset.codec.behaviour import read_sequences
+        from semid_dataset.inputs.sequences import read_sequences
 
         taken = read_sequences(sequences)
-    vectors = None if embeddings is None else read_embeddings(embeddings, ids, features)
-    found = verify_table(table, vectors, sequences=taken)
+    read = None if embeddings is None else read_embeddings(embeddings, ids, features, vectors)
+    found = verify_table(table, read, sequences=taken)
     lines = [f"{count(len(table), 'item')}, {table.levels} levels; {found.shared:,} share an ID"]
     compared = True
     if found.vectors is not None:

@@ -10,18 +10,14 @@ item by item, near whom it is taken (`pulled_together`).
 Give it the sequences that a recommender is trained on and no others: what happened later would leak into the IDs.
 """
 
-import importlib
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset import _files as files
 from semid_dataset.codec.fusion import Fusion, unit_length
-from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.errors import ConfigError, NoEmbeddingsError
 from semid_dataset.features import FeatureMatrix
 
 __all__ = [
@@ -30,7 +26,6 @@ __all__ = [
     "known_sequences",
     "learned_metric",
     "pulled_together",
-    "read_sequences",
 ]
 
 WINDOW = 3  # steps between two items of a pair, at most
@@ -238,59 +233,6 @@ def known_sequences(
             "must be spelled as those of the vectors; or leave behaviour out."
         )
     return known
-
-
-def read_sequences(path: str | Path) -> list[list[Any]]:
-    """
-    Read one sequence of items a user.
-
-    Args:
-        path: text with one user a line, items between blanks; .jsonl with a list a line; .parquet with a column of
-            lists.
-
-    Raises:
-        EmbeddingError: a line is no list, or there is no such column.
-        FileNotFoundError, OSError: as the system says.
-    """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        return _read_parquet(path)
-    try:
-        lines = str(files.map_file(path, mmap=False, follow=True)[0], "utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise EmbeddingError(f"'{path}' is no UTF-8 text: {error}.") from None
-    if path.suffix not in {".jsonl", ".ndjson"}:
-        return [line.split() for line in lines]
-    found = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            entry = json.loads(line) if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            raise EmbeddingError(f"'{path}', line {number}: no JSON ({error}).") from None
-        if not isinstance(entry, list):
-            raise EmbeddingError(
-                f"'{path}', line {number}: a {type(entry).__name__}; wanted: one user's list of items."
-            )
-        found.append(entry)
-    return found
-
-
-def _read_parquet(path: Path) -> list[list[Any]]:
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise EmbeddingError('Parquet needs pyarrow: pip install "semid_dataset[parquet]".') from None
-    data = files.map_file(path, mmap=False, follow=True)[0]
-    try:
-        table = parquet.read_table(arrow.BufferReader(bytes(data)))
-    except arrow.ArrowException as error:
-        raise EmbeddingError(f"'{path}' cannot be read as parquet: {error}.") from None
-    lists = [field.name for field in table.schema if arrow.types.is_list(field.type)]
-    if len(lists) != 1:
-        raise EmbeddingError(
-            f"'{path}' must have one column of lists, one user's items each. There is: {', '.join(table.column_names)}."
-        )
-    return [entry or [] for entry in table.column(lists[0]).to_pylist()]
 
 
 def _flat(sequences: Iterable[Sequence[int] | NDArray[np.integer]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

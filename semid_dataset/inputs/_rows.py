@@ -1,155 +1,28 @@
 """
-What every reader of embeddings needs: a file read once from front to back, and a place for the rows.
+A place for the rows of a feature as readers find them: checked, counted, and never there twice.
 
-Files belong to the user and may be anything: a pipe that never ends, a file that is still being written,
-ids that come twice. What is wrong with a file is an error that names it; what is wrong with a row is counted.
+What is wrong with a file is an error that names it; what is wrong with a row is counted (`Rows`, of data directories,
+of which millions of rows come from a pipeline and a few may be bad) or an error too (`OwnRows`, of a file that a person
+named at a prompt).
 """
 
-import hashlib
-import os
-import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
+from semid_dataset.inputs._items import INT64, Ids, canonical_int, whole_number
+from semid_dataset.objects import Items
 
-__all__ = ["BAD_NUMBER", "INT64", "ForwardFile", "Rows", "canonical_int", "usable"]
+__all__ = ["BAD_NUMBER", "OwnRows", "Places", "Rows", "usable"]
 
-CHUNK = 4 << 20  # bytes per read
-INT64 = range(-(2**63), 2**63)
 LARGEST = 1e19  # of a number; the squares of those a little larger are beyond float32
 BAD_NUMBER = "NaN or infinite, or beyond 1e19"
 SINGLES = 256  # rows that are checked together
-DIGITS = 20  # characters of the longest int64, sign included
-
-
-class ForwardFile:
-    """
-    A regular file, read from front to back once, and hashed on the way.
-
-    It is read, not mapped: a file that is cut off while it is mapped kills the process.
-
-    Args:
-        path: may be a symbolic link: users mount their data where they like.
-        on_progress: called after every chunk.
-        on_bytes: the same, told how many bytes it had.
-        hashed: whether `digest` will be asked for.
-
-    Raises:
-        EmbeddingError: it cannot be opened, or is a folder, a pipe or a device.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        on_progress: Callable[[], None] | None = None,
-        *,
-        on_bytes: Callable[[int], None] | None = None,
-        hashed: bool = True,
-    ) -> None:
-        self.path = path
-        self._on_progress = on_progress
-        self._on_bytes = on_bytes
-        self._hashed = hashed
-        self._hash = hashlib.sha256()
-        try:
-            # O_NONBLOCK: opening a pipe without a writer would wait forever.
-            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise EmbeddingError(f"'{path}' cannot be opened: {error.strerror or error}.") from error
-        try:
-            self._state = os.fstat(self._fd)
-            if not stat.S_ISREG(self._state.st_mode):
-                raise EmbeddingError(
-                    f"'{path}' is {_kind(self._state.st_mode)}; embeddings are read from regular files."
-                )
-        except BaseException:
-            os.close(self._fd)
-            raise
-        self.size = self._left = self._state.st_size
-
-    def __enter__(self) -> "ForwardFile":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        os.close(self._fd)
-
-    def read(self) -> bytes:
-        """
-        Return the next chunk, at most 4 MB; nothing at the end.
-
-        The end is where it was when the file was opened: a file that grows as fast as it is read has none.
-
-        Raises:
-            EmbeddingError: the disk says no.
-        """
-        try:
-            chunk = os.read(self._fd, min(CHUNK, self._left))
-        except OSError as error:
-            raise EmbeddingError(f"'{self.path}' cannot be read: {error.strerror or error}.") from error
-        self._left -= len(chunk)
-        if self._hashed:
-            self._hash.update(chunk)
-        if self._on_progress is not None:
-            self._on_progress()
-        if self._on_bytes is not None:
-            self._on_bytes(len(chunk))
-        return chunk
-
-    def at(self, offset: int, count: int) -> bytes:
-        """
-        Return `count` bytes from anywhere, without moving on.
-
-        Raises:
-            EmbeddingError: there are fewer, or the disk says no.
-        """
-        try:
-            found = os.pread(self._fd, count, offset)
-        except OSError as error:
-            raise EmbeddingError(f"'{self.path}' cannot be read: {error.strerror or error}.") from error
-        if len(found) < count:
-            raise EmbeddingError(f"'{self.path}' became shorter while it was read.")
-        return found
-
-    def digest(self) -> str:
-        """
-        Return the SHA-256 of the whole file, reading what is left of it.
-
-        Raises:
-            EmbeddingError: the file changed since it was opened, so that the rows may be of two versions.
-        """
-        while self.read():
-            pass
-        self.check_unchanged()
-        return self._hash.hexdigest()
-
-    def check_unchanged(self) -> None:
-        """
-        Make sure that what was read is of one version.
-
-        Raises:
-            EmbeddingError: the file changed since it was opened.
-        """
-        now = os.fstat(self._fd)
-        if (now.st_size, now.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
-            raise EmbeddingError(f"'{self.path}' was changed while it was read. Try again when it is complete.")
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder"
-    if stat.S_ISFIFO(mode):
-        return "a pipe"
-    if stat.S_ISSOCK(mode):
-        return "a socket"
-    return "a device"
+BATCH = 8 << 20  # bytes of vectors that are checked together
 
 
 def usable(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -157,12 +30,18 @@ def usable(matrix: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(((matrix <= LARGEST) & (matrix >= -LARGEST)).all(axis=1))
 
 
-def canonical_int(text: str) -> int | None:
-    """Return the int64 that `text` is the canonical decimal of ("7", not "07" or "+7"), else None."""
-    if len(text) > DIGITS or not text.isascii() or not text.removeprefix("-").isdigit():
-        return None
-    number = int(text)
-    return number if str(number) == text and number in INT64 else None
+class Places(Sequence[str]):
+    """What to call the rows of a batch, made only when asked for."""
+
+    def __init__(self, where: str, numbers: NDArray[np.int64]) -> None:
+        self._where = where
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, row: Any) -> Any:
+        return f"{self._where} {self._numbers[row]}"
 
 
 class Rows:
@@ -171,14 +50,22 @@ class Rows:
 
     Args:
         feature: its id, for messages.
-        dim: its width.
+        dim: its width; 0 where the first row tells it, see `begin`.
+
+    Attributes:
+        ids: watches ids that are no canonical integers.
+        wanted: says of ids whether their rows are; None: all are. Readers may pass the others over unread.
 
     Memory: what the rows take, and at most an eighth of it while it grows; the matrix is never there twice.
     """
 
+    strict = False  # whether a bad row is an error
+
     def __init__(self, feature: str, dim: int) -> None:
         self.feature = feature
         self.dim = dim
+        self.ids = Ids()
+        self.wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None
         self.bad = 0
         self.first_bad = ""
         self._count = 0
@@ -187,6 +74,22 @@ class Rows:
         self._singles = 0  # rows at the end whose numbers were not looked at yet
         self._single_where = ""
         self._texts: dict[int, str] = {}  # row -> id, of ids that are no canonical integers
+
+    @property
+    def batch(self) -> int:
+        """How many rows are best handed over at once."""
+        return max(1, min(65_536, BATCH // (4 * max(1, self.dim))))
+
+    def begin(self, dim: int, rows: int = 0) -> None:
+        """Take note of the width of the vectors that come, where it was not known, and of how many come, about."""
+        if not self.dim:
+            self.dim = dim
+            self._matrix = np.empty((0, dim), np.float32)
+        if rows:
+            self._reserve(self._count + rows, exactly=True)
+
+    def pass_over(self) -> None:
+        """Count a row that is not wanted."""
 
     def reject(self, what: str, count: int = 1) -> None:
         """Count bad rows; `what` says where the first of them is and what is wrong."""
@@ -202,6 +105,7 @@ class Rows:
         number = canonical_int(key) if isinstance(key, str) else key if key in INT64 else None
         if number is None:
             self._texts[row] = str(key)
+            self.ids.see(str(key), where)
         self._keys[row] = number or 0
         if vector.dtype == np.float32:
             self._matrix[row] = vector
@@ -219,7 +123,7 @@ class Rows:
         """Check the rows of `add_one`, many at once: numpy takes longer to be called than to look at a row."""
         count, self._singles = self._singles, 0
         first = self._count - count
-        good = usable(self._matrix[first : self._count])
+        good = self._usable(self._matrix[first : self._count])
         if bool(good.all()):
             return
         names: list[str | int] = [
@@ -259,6 +163,7 @@ class Rows:
             if good is None or good[at]:
                 if number is None:
                     self._texts[row] = str(keys[at])
+                    self.ids.see(str(keys[at]), where[at])
                 row += 1
         if good is not None:
             self.reject(f"{where[int(np.argmin(good))]}: {BAD_NUMBER}", int((~good).sum()))
@@ -272,7 +177,7 @@ class Rows:
         block = self._matrix[count : count + len(keys)]
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf, and is then bad
             block[...] = vectors
-        good = usable(block)
+        good = self._usable(block)
         if bool(good.all()):
             self._keys[count : count + len(keys)] = keys
             self._count += len(keys)
@@ -287,13 +192,20 @@ class Rows:
         """
         Return unique ids, ascending, and their rows; an id that comes again is bad, the first one wins.
 
-        Ids are int64 if every one is a canonical integer, else strings. The collector is empty afterwards.
+        Ids are int64 if every one is a whole number, else strings. The collector is empty afterwards.
+
+        Raises:
+            EmbeddingError: some ids are whole numbers in another spelling, and some are none.
         """
         if self._singles:
             self._check_singles()
         keys, matrix, texts = self._keys, self._matrix, self._texts
         count, self._count = self._count, 0
         self._keys, self._matrix, self._texts = np.empty(0, np.int64), np.empty((0, self.dim), np.float32), {}
+        if self.ids.numbers():
+            for row, text in texts.items():
+                keys[row] = whole_number(text) or 0
+            texts = {}
         if texts:
             names = [texts[row] if row in texts else str(key) for row, key in enumerate(keys[:count].tolist())]
             chosen: dict[str, int] = {}
@@ -337,14 +249,64 @@ class Rows:
         """Rows collected and not drained."""
         return self._count
 
-    def _reserve(self, rows: int) -> None:
+    def _usable(self, block: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return usable(block)
+
+    def _reserve(self, rows: int, *, exactly: bool = False) -> None:
         have = len(self._keys)
         if rows <= have:
             return
         # realloc moves pages, not bytes (mremap), so small steps are cheap and little is ever unused.
-        step = max(have // 8, (1 << 20) // (4 * self.dim) + 1)
+        step = 0 if exactly else max(have // 8, (1 << 20) // (4 * self.dim) + 1)
         self._keys.resize(max(rows, have + step), refcheck=False)
         self._matrix.resize((len(self._keys), self.dim), refcheck=False)
+
+
+class OwnRows(Rows):
+    """
+    Rows of a file that a person named: anything that does not fit is an error that says where.
+
+    Numbers are looked at by who takes the rows, since whoever has the item of every row in another file knows its name.
+
+    Args:
+        feature: what to call them.
+
+    Attributes:
+        path: the file that is being read, for messages.
+    """
+
+    strict = True
+
+    def __init__(self, feature: str) -> None:
+        super().__init__(feature, 0)
+        self.path = Path(feature)
+
+    def reject(self, what: str, count: int = 1) -> None:
+        """Raise the error of a bad row."""
+        place = what.removeprefix(self.path.name)
+        raise EmbeddingError(f"'{self.path}'{'' if place != what else ', '}{place}.")
+
+    def in_order(self) -> tuple[Items, NDArray[np.float32]]:
+        """
+        Return ids and rows in the order in which they came; ids may come twice. The collector is empty afterwards.
+
+        Raises:
+            EmbeddingError: some ids are whole numbers in another spelling, and some are none.
+        """
+        keys, matrix, texts, count = self._keys, self._matrix, self._texts, self._count
+        self._keys, self._matrix, self._texts = np.empty(0, np.int64), np.empty((0, self.dim), np.float32), {}
+        self._count = self._singles = 0
+        matrix.resize((count, self.dim), refcheck=False)
+        keys.resize(count, refcheck=False)
+        if self.ids.numbers():
+            for row, text in texts.items():
+                keys[row] = whole_number(text) or 0
+        elif texts:
+            return [texts[row] if row in texts else str(key) for row, key in enumerate(keys.tolist())], matrix
+        return keys, matrix
+
+    def _usable(self, block: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return np.ones(len(block), np.bool_)
 
 
 def _permute(matrix: NDArray[np.float32], order: NDArray[np.int64]) -> None:

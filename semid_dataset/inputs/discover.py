@@ -16,10 +16,20 @@ from typing import Literal
 from semid_dataset._messages import tell
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
 
-__all__ = ["FeatureSource", "check_feature_ids", "features_folder", "find_sources"]
+__all__ = [
+    "FeatureSource",
+    "check_feature_ids",
+    "data_files",
+    "features_folder",
+    "find_sources",
+    "holds_parts",
+    "passed_over",
+]
 
 FOLDERS = ("creative_emb", "mm_emb")  # the competition's name, the public release's
 MAX_DIM = 65_536
+DEEPEST = 8  # folders of `name=value` in each other; a link that leads back would have no end
+COMPRESSED = re.compile(r"\.(?:gz|bz2|xz|zst|zstd)$")  # endings of compression, which stand behind a format's own
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,7 @@ def _search(folder: Path, feature: str) -> FeatureSource | None:
         elif not path.is_dir():
             continue
         else:
-            form = "parquet" if ending or any(name.suffix == ".parquet" for name in path.iterdir()) else "jsonl"
+            form = "parquet" if ending or any(map(_is_parquet, _files(path))) else "jsonl"
         forms[form].append((int(match[1]), path))
     for form, found in forms.items():
         if not found:
@@ -121,11 +131,70 @@ def _search(folder: Path, feature: str) -> FeatureSource | None:
         dim, path = found[0]
         if not 0 < dim <= MAX_DIM:
             raise EmbeddingError(f"'{path}' says that its vectors have {dim} numbers; 1 to {MAX_DIM} can be read.")
-        return FeatureSource(feature, dim, form, path, (path,) if form == "pickle" else _parts(path, form))  # type: ignore[arg-type]
+        return FeatureSource(feature, dim, form, path, (path,) if form == "pickle" else _parts(path))  # type: ignore[arg-type]
     return None
 
 
-def _parts(folder: Path, form: str) -> tuple[Path, ...]:
-    """Return the files of a folder, without markers such as _SUCCESS, .crc and editors' leftovers."""
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "_")) and not path.is_dir())
-    return tuple(path for path in paths if form != "parquet" or path.suffix == ".parquet") or tuple(paths)
+def data_files(folder: Path) -> tuple[Path, ...]:
+    """
+    Return the files of a folder that others wrote in parts, in order, those of its `name=value` subfolders too.
+
+    Markers such as _SUCCESS, .crc and editors' leftovers are left out, and everything else where there is parquet.
+
+    Raises:
+        EmbeddingError: it cannot be listed.
+    """
+    try:
+        return _parts(folder)
+    except OSError as error:
+        raise EmbeddingError(f"'{folder}' cannot be listed: {error.strerror or error}.") from error
+
+
+def passed_over(folder: Path, parts: Sequence[Path]) -> list[str]:
+    """
+    Return the names of files that lie in a folder among those that are read.
+
+    Raises:
+        EmbeddingError: the folder cannot be listed.
+    """
+    if not folder.is_dir():
+        return []
+    try:
+        return [path.name for path in _files(folder) if path not in set(parts)]
+    except OSError as error:
+        raise EmbeddingError(f"'{folder}' cannot be listed: {error.strerror or error}.") from error
+
+
+def holds_parts(folder: Path) -> bool:
+    """
+    Whether a folder that is no data directory holds embeddings in parts: parquet, or files named `part-...`.
+
+    Raises:
+        EmbeddingError: it cannot be listed.
+    """
+    if features_folder(folder) is not None:
+        return False
+    return any(_is_parquet(path) or path.name.startswith("part-") for path in data_files(folder))
+
+
+def _parts(folder: Path) -> tuple[Path, ...]:
+    paths = _files(folder)
+    return tuple(path for path in paths if _is_parquet(path)) or tuple(paths)
+
+
+def _files(folder: Path, deep: int = 0) -> list[Path]:
+    found: list[Path] = []
+    if deep > DEEPEST:
+        raise EmbeddingError(f"'{folder}' lies more than {DEEPEST} folders deep. Name the folder of the parts.")
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")):
+            continue
+        if not path.is_dir():
+            found.append(path)
+        elif "=" in path.name:  # as Spark and others lay out what they partition by a column
+            found += _files(path, deep + 1)
+    return found
+
+
+def _is_parquet(path: Path) -> bool:
+    return COMPRESSED.sub("", path.name).endswith((".parquet", ".pq"))

@@ -1,47 +1,54 @@
 """
-Embeddings of one's own: a matrix and the items of its rows, out of whatever file holds them.
+Embeddings of one's own: a matrix and the items of its rows, out of whatever file or folder of files holds them.
 
-Unlike the embeddings of a data directory (see `features`), of which millions come from a pipeline and a few may be
-bad, these were named by a person at a prompt: anything that does not fit is an error that says where, never skipped.
+Unlike the embeddings of a data directory (see `read`), of which millions come from a pipeline and a few may be bad,
+these were named by a person at a prompt: anything that does not fit is an error that says where, never skipped.
 """
 
-import importlib
-import io
 import json
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset import _files as files
+from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
-from semid_dataset.inputs._rows import BAD_NUMBER, usable
+from semid_dataset.inputs._columns import ITEM_NAMES, ROWS, named
+from semid_dataset.inputs._file import ForwardFile, something_else
+from semid_dataset.inputs._items import as_listed, of_array
+from semid_dataset.inputs._rows import BAD_NUMBER, OwnRows, usable
+from semid_dataset.inputs.discover import data_files, passed_over
+from semid_dataset.inputs.formats import FORMATS, whole_file
+from semid_dataset.inputs.formats.npy import load_array
 from semid_dataset.objects import Items, as_items, as_matrix
+from semid_dataset.protocols import Format
 
 __all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
 
-ENDINGS = (".npy", ".npz", ".parquet", ".jsonl", ".ndjson", ".safetensors")
-ITEM_NAMES = ("item_id", "item_ids", "items", "item", "ids", "id", "anonymous_cid", "creative_id", "keys")
-VECTOR_NAMES = ("embedding", "embeddings", "emb", "vector", "vectors", "x", "features")
-ROWS = "rows"  # in place of a file of items: they are the numbers of the rows
-MAX_HEADER = 100_000_000  # bytes, as in safetensors' own reader
-WIDTHS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64, "I32": np.int32}
+CHECKED = 1 << 22  # numbers that are looked at together
+LISTS = (".txt", ".npy", ".json", ".csv", ".tsv")  # endings of lists of items
 
 
-def read_vectors(path: str | Path, items: str | Path | None = None) -> tuple[Items, NDArray[np.float32]]:
+def read_vectors(
+    path: str | Path, items: str | Path | None = None, vectors: str | None = None
+) -> tuple[Items, NDArray[np.float32]]:
     """
     Read a matrix of embeddings and the items of its rows.
 
     Args:
-        path: .npy (a matrix), .npz, .safetensors (a matrix and a vector of items), .parquet (a column of items and
-            one of lists), .jsonl or .ndjson (an object a line).
-        items: a file with the item of every row, see `read_items`, or "rows": items are the numbers of the rows,
-            from 0. Needed where the file at `path` holds none.
+        path: .npy (a matrix), .npz, .safetensors, .parquet, .arrow, .feather, .jsonl (an object a line) or .pkl (a dict
+            of arrays); any of them compressed; or a folder of such files, whose rows follow each other.
+        items: the column (key, array) of `path` that holds the items, or a file with the item of every row, see
+            `read_items`, or "rows": items are the numbers of the rows, from 0. Needed where nothing in `path` is named
+            as items are (see `_columns.ITEM_NAMES`).
+        vectors: the column of vectors, likewise.
 
     Returns:
-        (items: int64, or strings if one of them is no canonical integer; matrix (n, dim) float32).
+        (items: int64, or strings if one of them is no whole number; matrix (n, dim) float32).
 
     Raises:
         NoEmbeddingsError: there are no rows.
@@ -49,35 +56,43 @@ def read_vectors(path: str | Path, items: str | Path | None = None) -> tuple[Ite
         FileNotFoundError, OSError: as the system says.
     """
     path = Path(path)
-    reader = {
-        ".npy": _read_npy,
-        ".npz": _read_npz,
-        ".parquet": _read_parquet,
-        ".jsonl": _read_jsonl,
-        ".ndjson": _read_jsonl,
-        ".safetensors": _read_safetensors,
-    }.get(path.suffix)
-    if reader is None:
-        raise EmbeddingError(
-            f"'{path}' has an ending that names no kind of embeddings. There are {', '.join(ENDINGS)}."
-        )
-    found, matrix = reader(path)
-    named = str(path)
-    if items is not None:
-        if str(items) == ROWS:
-            found = np.arange(len(matrix))
-        else:
-            found, named = read_items(items), str(items)
-    if found is None:
-        raise EmbeddingError(
-            f"'{path}' holds vectors but no items. Name the file that has the item of every row "
-            "(--ids ids.txt, one a line), or say --ids rows to number them from 0."
-        )
-    if len(found) != len(matrix):
-        raise EmbeddingError(
-            f"'{named}' has {len(found)} items; '{path}' has {len(matrix)} rows. They must be as many."
-        )
-    return check_vectors(found, matrix, str(path), named)
+    path.stat()  # a missing file is said in the system's words
+    listed = None if items is None or str(items) == ROWS else _listed_in(Path(items))
+    rows = OwnRows(str(path))
+    found_in = data_files(path) if path.is_dir() else (path,)
+    if not found_in:
+        raise NoEmbeddingsError(f"'{path}' is a folder without files of embeddings: no parts of parquet or JSON lines.")
+    if passed := passed_over(path, found_in):
+        tell("files_passed_over", logging.WARNING, path=path, names=", ".join(passed[:12]))
+    for file in found_in:
+        rows.path = file
+        part = whole_file(file)
+        column = ROWS if listed is not None else str(items or "")
+        reader: Format = FORMATS.get(part.format)
+        reader.read(replace(part, items=column, vectors=vectors or ""), rows, lambda done: None)
+    keys, matrix = rows.in_order()
+    if not len(matrix):
+        raise NoEmbeddingsError(f"'{path}' holds no vectors: its shape is {matrix.shape}, it has no rows.")
+    where = str(path)
+    if listed is not None:
+        keys, where = listed, str(items)
+        if len(keys) != len(matrix):
+            raise EmbeddingError(_other_count(where, keys, path, len(matrix)))
+    elif str(items) == ROWS and len(found_in) > 1:
+        keys = np.arange(len(matrix))
+    return check_vectors(keys, matrix, str(path), where)
+
+
+def _listed_in(items: Path) -> Items | None:
+    """Return the items of a list in a file; None where there is no such file, so that it names a column."""
+    return read_items(items) if items.is_file() or items.suffix in LISTS else None
+
+
+def _other_count(where: str, keys: Items, path: Path, rows: int) -> str:
+    heading = ""
+    if len(keys) == rows + 1 and isinstance(keys, list) and named(keys[:1], ITEM_NAMES):
+        heading = f" The first, {keys[0]!r}, looks like the heading of a column: remove that line."
+    return f"'{where}' has {len(keys)} items; '{path}' has {rows} rows. They must be as many.{heading}"
 
 
 def check_vectors(
@@ -102,7 +117,8 @@ def check_vectors(
         raise NoEmbeddingsError(f"'{where}' holds no vectors: its shape is {matrix.shape}.")
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes inf, and is then named
         vectors = np.require(matrix, np.float32, ["C", "W"])  # torch warns of arrays that it could not write to
-    good = usable(vectors)
+    step = max(1, CHECKED // vectors.shape[1])
+    good = np.concatenate([usable(vectors[first : first + step]) for first in range(0, len(vectors), step)])
     if not good.all():
         row, others = int(np.argmin(good)), int((~good).sum()) - 1
         more = f", as are {others} more" if others else ""
@@ -118,28 +134,53 @@ def read_items(path: str | Path) -> Items:
     """
     Read a list of items: .npy, .json (a list), or text with one item a line.
 
+    Lines end at a line feed and nowhere else. Numbers in another spelling than an id's (as np.savetxt writes them, in
+    quotation marks, with blanks around) are read as numbers where all of them are whole, which is said, and else
+    refused; names with blanks or quotation marks around them are refused.
+
     Raises:
         EmbeddingError: it is none of these.
         FileNotFoundError, OSError: as the system says.
     """
     path = Path(path)
-    data = _bytes(path)
-    if path.suffix == ".npy":
-        array = _load(data, path)
-        if not isinstance(array, np.ndarray) or array.ndim != 1:
-            raise EmbeddingError(
-                f"'{path}' holds an array of shape {np.shape(array)}; wanted: one item a row, (items,)."
-            )
-        return as_items(array, str(path))
+    path.stat()
+    with ForwardFile(path, hashed=False) as file:
+        head = file.head()
+    foreign = something_else(head, path, text=path.suffix != ".npy")
+    if foreign is not None:
+        raise EmbeddingError(foreign)
+    if head.startswith(b"\x93NUMPY"):
+        keys, written = of_array(load_array(path), str(path))
+        return as_listed(keys, str(path), _Numbered("row"), example=written)
+    with ForwardFile(path, hashed=False) as file:
+        data = b"".join(iter(file.read, b""))
+    kind = "JSON" if path.suffix == ".json" else "UTF-8 text"
     try:
         text = str(data, "utf-8-sig")
-        listed = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except ValueError as error:
-        kind = "JSON" if path.suffix == ".json" else "UTF-8 text"
+        entries = json.loads(text) if kind == "JSON" else text.split("\n")
+    except (ValueError, RecursionError) as error:
         raise EmbeddingError(f"'{path}' is no {kind}: {error}.") from None
-    if not isinstance(listed, list):
-        raise EmbeddingError(f"'{path}' holds a {type(listed).__name__}; wanted: a list with the item of every row.")
-    return as_items(listed, str(path))
+    if not isinstance(entries, list):
+        raise EmbeddingError(f"'{path}' holds a {type(entries).__name__}; wanted: a list with the item of every row.")
+    if kind == "JSON":
+        return as_listed(entries, str(path), _Numbered("row"))
+    if entries and not entries[-1]:
+        entries.pop()
+    return as_listed([line.removesuffix("\r") for line in entries], str(path), _Numbered("line", 1), lines=True)
+
+
+class _Numbered(Sequence[str]):
+    """Places in words, made only when asked for."""
+
+    def __init__(self, word: str, first: int = 0) -> None:
+        self._word = word
+        self._first = first
+
+    def __len__(self) -> int:
+        return 1 << 62
+
+    def __getitem__(self, row: Any) -> Any:
+        return f"{self._word} {self._first + row}"
 
 
 def check_unique(keys: Items, where: str) -> None:
@@ -164,163 +205,3 @@ def check_unique(keys: Items, where: str) -> None:
     raise EmbeddingError(
         f"'{where}', row {second}: item {keys[second]} was in row {first} already. An item has one vector."
     )
-
-
-def _bytes(path: Path) -> memoryview:
-    return files.map_file(path, follow=True)[0]
-
-
-def _load(data: memoryview, path: Path) -> Any:
-    try:
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        reason = "it holds Python objects, which are not read" if "allow_pickle" in str(error) else str(error)
-        raise EmbeddingError(f"'{path}' cannot be read as an array: {reason}.") from None
-
-
-def _read_npy(path: Path) -> tuple[Any, NDArray[Any]]:
-    _bytes(path)  # a missing file, a folder, a pipe: said in our words
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        reason = "it holds Python objects, which are not read" if "allow_pickle" in str(error) else str(error)
-        raise EmbeddingError(f"'{path}' cannot be read as an array: {reason}.") from None
-    if not isinstance(array, np.ndarray):
-        raise EmbeddingError(f"'{path}' is an archive of arrays. Give it the ending .npz.")
-    return None, array
-
-
-def _read_npz(path: Path) -> tuple[Any, NDArray[Any]]:
-    import zipfile
-
-    try:
-        with np.load(io.BytesIO(_bytes(path)), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise EmbeddingError(f"'{path}' cannot be read as an archive of arrays: {error}.") from None
-    return _pick(arrays, path)
-
-
-def _pick(arrays: dict[str, NDArray[Any]], path: Path) -> tuple[Any, NDArray[Any]]:
-    """Tell the matrix and the items among named arrays."""
-    matrices = {name: array for name, array in arrays.items() if array.ndim == 2 and array.dtype.kind in "fiu"}
-    lists = {name: array for name, array in arrays.items() if array.ndim == 1 and array.dtype.kind in "iuUS"}
-    matrix = _one_of(matrices, VECTOR_NAMES)
-    if matrix is None:
-        there = ", ".join(f"{name} {array.dtype}{list(array.shape)}" for name, array in arrays.items())
-        raise EmbeddingError(
-            f"'{path}' must hold one matrix (items, dim), or one of several named {' or '.join(VECTOR_NAMES[:3])}. "
-            f"There is: {there or 'nothing'}."
-        )
-    found = _one_of(lists, ITEM_NAMES)
-    return found, matrix
-
-
-def _one_of(arrays: dict[str, NDArray[Any]], names: Sequence[str]) -> NDArray[Any] | None:
-    if len(arrays) == 1:
-        return next(iter(arrays.values()))
-    return next((arrays[name] for name in names if name in arrays), None)
-
-
-def _read_safetensors(path: Path) -> tuple[Any, NDArray[Any]]:
-    data = _bytes(path)
-    length = int.from_bytes(data[:8], "little") if len(data) >= 8 else -1
-    if not 2 <= length <= min(MAX_HEADER, len(data) - 8):
-        raise EmbeddingError(f"'{path}' is no safetensors file.")
-    arrays: dict[str, NDArray[Any]] = {}
-    try:
-        header = json.loads(bytes(data[8 : 8 + length]))
-        for name, entry in header.items():
-            if name == "__metadata__" or entry["dtype"] not in WIDTHS:
-                continue
-            begin, end = entry["data_offsets"]
-            kind = np.dtype(WIDTHS[entry["dtype"]])
-            flat = np.frombuffer(data[8 + length :][begin:end], kind)
-            if entry["dtype"] == "BF16":  # the upper half of a float32
-                flat = (flat.astype(np.uint32) << 16).view(np.float32)
-            arrays[name] = flat.reshape(entry["shape"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise EmbeddingError(f"'{path}' is no safetensors file that can be read: {error}.") from None
-    return _pick(arrays, path)
-
-
-def _read_parquet(path: Path) -> tuple[Any, NDArray[Any]]:
-    try:
-        arrow, parquet = importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise EmbeddingError('Parquet needs pyarrow: pip install "semid_dataset[parquet]".') from None
-    types = arrow.types
-    _bytes(path)
-    try:
-        schema = parquet.read_schema(path)
-        kinds = {name: schema.field(name).type for name in schema.names}
-        lists = [name for name, kind in kinds.items() if _is_list(types, kind)]
-        plain = [name for name, kind in kinds.items() if types.is_integer(kind) or _is_string(types, kind)]
-        vectors, key = _column(lists, VECTOR_NAMES), _column(plain, ITEM_NAMES)
-        if vectors is None:
-            named = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-            raise EmbeddingError(f"'{path}' must have one column of lists of numbers. There is: {named}.")
-        table = parquet.read_table(path, columns=[vectors] if key is None else [vectors, key])
-    except (arrow.ArrowException, OSError) as error:
-        raise EmbeddingError(f"'{path}' cannot be read as parquet: {error}.") from None
-    column = table.column(vectors).combine_chunks()
-    lengths = importlib.import_module("pyarrow.compute").list_value_length(column).to_numpy(zero_copy_only=False)
-    if not len(lengths):
-        raise NoEmbeddingsError(f"'{path}' holds no rows.")
-    odd = np.flatnonzero(lengths != lengths[0])
-    if len(odd):
-        found = lengths[odd[0]]
-        raise EmbeddingError(
-            f"'{path}', row {odd[0]}: {'nothing' if np.isnan(found) else int(found)} under {vectors}; "
-            f"row 0 has {int(lengths[0])} numbers, and all must have as many."
-        )
-    matrix = column.flatten().to_numpy(zero_copy_only=False).reshape(len(lengths), -1)
-    return None if key is None else table.column(key).to_pylist(), matrix
-
-
-def _is_list(types: Any, kind: Any) -> bool:
-    if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
-        return False
-    return bool(types.is_floating(kind.value_type) or types.is_integer(kind.value_type))
-
-
-def _is_string(types: Any, kind: Any) -> bool:
-    return bool(types.is_string(kind) or types.is_large_string(kind))
-
-
-def _column(there: Sequence[str], names: Sequence[str]) -> str | None:
-    return there[0] if len(there) == 1 else next((name for name in names if name in there), None)
-
-
-def _read_jsonl(path: Path) -> tuple[Any, NDArray[Any]]:
-    items: list[Any] = []
-    rows: list[Any] = []
-    key = vector = ""
-    for number, line in enumerate(io.BytesIO(_bytes(path)), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise EmbeddingError(f"'{path}', line {number}: no JSON ({error}).") from None
-        if not isinstance(entry, dict):
-            raise EmbeddingError(f"'{path}', line {number}: a {type(entry).__name__}; wanted: an object a line.")
-        key = key or next((name for name in ITEM_NAMES if name in entry), "")
-        vector = vector or next((name for name in VECTOR_NAMES if isinstance(entry.get(name), list)), "")
-        if key not in entry or not isinstance(entry.get(vector), list):
-            raise EmbeddingError(
-                f"'{path}', line {number}: wanted an item under {key or 'item_id or id'} and a list under "
-                f"{vector or 'embedding or vector'}; there is {', '.join(map(str, entry))[:80] or 'nothing'}."
-            )
-        try:
-            row = np.array(entry[vector], np.float32)
-        except (ValueError, TypeError) as error:
-            raise EmbeddingError(f"'{path}', line {number}: not only numbers under {vector} ({error}).") from None
-        if row.ndim != 1 or (rows and len(row) != len(rows[0])):
-            wanted = f"{len(rows[0])} as in the first line" if rows else "a flat list"
-            raise EmbeddingError(f"'{path}', line {number}: {row.size} numbers under {vector}; wanted: {wanted}.")
-        items.append(entry[key])
-        rows.append(row)
-    if not rows:
-        raise NoEmbeddingsError(f"'{path}' holds no lines.")
-    return items, np.stack(rows)

@@ -15,7 +15,7 @@ from semid_dataset.build.streaming.tasks import Plan
 from semid_dataset.cache import entries, fingerprint, folders, notes
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import StoreError
-from semid_dataset.inputs.partitions import Part
+from semid_dataset.protocols import Partition
 
 IDENTITY = Identity.of(SemanticIdConfig(), [("81", 32)])
 LINEAGE = "0123456789abcdef"
@@ -143,7 +143,7 @@ def test_what_is_no_small_file_is_refused_before_it_is_read(
 @settings(max_examples=100, deadline=None)
 @given(
     name=st.sampled_from(
-        ["layout", "feature", "dim", "seed", "rows", "parts", "path", "form", "first", "dtype", "ids"]
+        ["layout", "feature", "dim", "seed", "rows", "parts", "path", "format", "first", "items", "ids"]
     ),
     value=VALUES,
 )
@@ -152,7 +152,7 @@ def test_any_value_anywhere_in_a_plan_is_used_or_an_error_of_ours(
 ) -> None:
     """Workers of a job read it out of a shared folder."""
     folder = tmp_path_factory.mktemp("plan")
-    plan = json.loads(Plan("81", 8, 0, 5, (Part("jsonl", "/x/part-0", bytes=5),)).to_json())
+    plan = json.loads(Plan("81", 8, 0, 5, (Partition("jsonl", "/x/part-0", bytes=5),)).to_json())
     (plan if name in plan else plan["parts"][0])[name] = value
     (folder / "plan.json").write_text(json.dumps(plan))
     with contextlib.suppress(StoreError):
@@ -161,7 +161,7 @@ def test_any_value_anywhere_in_a_plan_is_used_or_an_error_of_ours(
 
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Relative paths, as a data directory may be named, are kept."""
-    parts = (Part("npy", "x/y.npy", 0, 5, 9, 128, "<f4", 8, "/ids.part"), Part("jsonl", "/p", bytes=5))
+    parts = (Partition("npy", "x/y.npy", 0, 5, 9, "rows", "x", "/ids.part"), Partition("jsonl", "/p", bytes=5))
     plan = Plan("81", 8, 3, 10, parts)
     (tmp_path / "plan.json").write_bytes(plan.to_json())
     assert Plan.read(tmp_path) == plan

@@ -19,10 +19,10 @@ from semid_dataset.codec.behaviour import (
     known_sequences,
     learned_metric,
     pulled_together,
-    read_sequences,
 )
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
 from semid_dataset.features import FeatureMatrix
+from semid_dataset.inputs.sequences import read_sequences
 
 GROUPS, EACH = 6, 8
 
@@ -280,7 +280,7 @@ def test_parquet_without_one_column_of_lists_is_refused(tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     parquet.write_table(arrow.table({"user": [7], "item": [3]}), tmp_path / "x.parquet")
-    with pytest.raises(EmbeddingError, match="There is: user, item"):
+    with pytest.raises(EmbeddingError, match=r"There is: user \(int64\), item"):
         read_sequences(tmp_path / "x.parquet")
 
 

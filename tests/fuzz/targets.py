@@ -1,7 +1,7 @@
 """
 Coverage-guided fuzzing of everything that reads bytes which others wrote.
 
-    python targets.py array_pickle|container|id_json|jsonl [libFuzzer's options] [CORPUS]
+    python targets.py array_pickle|container|id_json|jsonl|own|lists [libFuzzer's options] [CORPUS]
 
 Every input must end in rows or in an error of ours, within the address space below, without running
 anything. See README.md.
@@ -24,11 +24,11 @@ with atheris.instrument_imports(include=["semid_dataset"]):
     from semid_dataset.errors import EmbeddingError, TableError
     from semid_dataset.format import id_json
     from semid_dataset.format import tensors as container
-    from semid_dataset.inputs import _rows as rows
+    from semid_dataset.inputs import _file, _rows, matrix, sequences
     from semid_dataset.inputs import discover as sources
     from semid_dataset.inputs import read as features
-    from semid_dataset.inputs.formats import pickle as array_pickle
-    from semid_dataset.table.table import table
+    from semid_dataset.inputs.formats import _pickle_machine as array_pickle
+    from semid_dataset.table import table
 
 import numpy as np
 
@@ -56,9 +56,9 @@ def never(event: str, arguments: tuple[object, ...]) -> None:
 def fuzz_array_pickle(data: bytes) -> None:
     path = SCRATCH / "emb_81_4.pkl"
     path.write_bytes(data)
-    found = rows.Rows("81", 4)
+    found = _rows.Rows("81", 4)
     try:
-        with rows.ForwardFile(path) as file:
+        with _file.ForwardFile(path) as file:
             array_pickle.read_array_pickle(file, found)
         ids, matrix = found.finish()
     except EmbeddingError:
@@ -110,6 +110,77 @@ def fuzz_jsonl(data: bytes) -> None:
         return
     assert len(found.items) == len(found.features[0].matrix)
     assert np.isfinite(found.features[0].matrix).all()
+
+
+def fuzz_own(data: bytes) -> None:
+    """A file of one's own; its first byte chooses the ending, so that what begins like nothing is tried as anything."""
+    path = SCRATCH / f"x{ENDINGS[data[0] % len(ENDINGS)] if data else '.npy'}"
+    path.write_bytes(data[1:])
+    for items in (None, "rows", "b"):
+        try:
+            keys, found = matrix.read_vectors(path, items)
+        except EmbeddingError:
+            continue
+        assert len(keys) == len(found) > 0
+        assert np.isfinite(found).all()
+    path.unlink()
+
+
+def fuzz_lists(data: bytes) -> None:
+    """Lists of items, and of what users took."""
+    for ending in (".txt", ".json", ".npy", ".jsonl", ".parquet"):
+        path = SCRATCH / f"list{ending}"
+        path.write_bytes(data)
+        try:
+            if ending in {".txt", ".json", ".npy"}:
+                keys = matrix.read_items(path)
+                assert isinstance(keys, np.ndarray) or all(isinstance(key, str) and key for key in keys)
+            else:
+                sequences.read_sequences(path)
+        except EmbeddingError:
+            continue
+
+
+ENDINGS = (".npy", ".npz", ".parquet", ".jsonl", ".safetensors", ".pkl", ".arrow", ".gz", ".feather")
+
+
+def seeds_own() -> list[bytes]:
+    import gzip
+    import io
+
+    made: list[bytes] = []
+    vectors = np.arange(8, dtype=np.float32).reshape(2, 4)
+    array, archive = io.BytesIO(), io.BytesIO()
+    np.save(array, vectors)
+    np.savez_compressed(archive, item_id=np.array([1, 2]), emb=vectors, b=np.array(["1.0", "x"]))
+    made += [b"\0" + array.getvalue(), b"\1" + archive.getvalue()]
+    lines = b'{"item_id": 1, "b": "1.0", "emb": [[1, 2]]}\n{"item_id": 2.0, "b": 2, "emb": [3, 4]}\n'
+    made += [b"\3" + lines, b"\7" + gzip.compress(lines)]
+    header = json.dumps(
+        {
+            "emb": {"dtype": "BF16", "shape": [2, 4], "data_offsets": [0, 16]},
+            "id": {"dtype": "I64", "shape": [2], "data_offsets": [16, 32]},
+        }
+    ).encode()
+    made.append(b"\4" + len(header).to_bytes(8, "little") + header + bytes(range(32)))
+    made += [b"\5" + pickle.dumps(value, 4) for value in (VECTORS, {1.0: np.ones(2)}, {np.str_("a"): np.ones(2)})]
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {
+        "item_id": pyarrow.array([1.0, 2.0]),
+        "b": pyarrow.array(["1", "2"]).dictionary_encode(),
+        "emb": pyarrow.array([[1, 2], [3, 4]], pyarrow.list_(pyarrow.float32())),
+    }
+    target, stream = io.BytesIO(), io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), target)
+    with pyarrow.ipc.new_stream(stream, pyarrow.table(columns).schema) as writer:
+        writer.write_table(pyarrow.table(columns))
+    return [*made, b"\2" + target.getvalue(), b"\6" + stream.getvalue()]
+
+
+def seeds_lists() -> list[bytes]:
+    return [b"1\n2\n", b"1.0e+03\n2\n", b'"a"\nb \n', b"[1, 2.0]\n[]\n", b"[1.5]", b"\xff\xfe1\0", b"a\xc2\x85b\n"]
 
 
 def seeds_array_pickle() -> list[bytes]:

@@ -22,8 +22,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semid_dataset.errors import EmbeddingError, UnsafePickleError
-from semid_dataset.inputs._rows import ForwardFile, Rows
-from semid_dataset.inputs.formats.pickle import read_array_pickle
+from semid_dataset.inputs._file import ForwardFile
+from semid_dataset.inputs._rows import Rows
+from semid_dataset.inputs.formats._pickle_machine import read_array_pickle
 
 ARRAY = np.arange(4, dtype=np.float32)
 

@@ -25,7 +25,7 @@ def write(folder: Path, form: str, items: Any, matrix: np.ndarray) -> tuple[Path
         (folder / "ids.txt").write_text("\n".join(map(str, items)) + "\n")
         return path, folder / "ids.txt"
     if form == "npz":
-        np.savez(path, anything=np.array(items), x=matrix)
+        np.savez(path, item_id=np.array(items), x=matrix)
     elif form == "jsonl":
         path.write_text(
             "".join(json.dumps({"id": i, "emb": row.tolist()}) + "\n" for i, row in zip(items, matrix, strict=True))
@@ -34,7 +34,7 @@ def write(folder: Path, form: str, items: Any, matrix: np.ndarray) -> tuple[Path
         arrow = pytest.importorskip("pyarrow")
         import pyarrow.parquet
 
-        pyarrow.parquet.write_table(arrow.table({"sku": list(items), "embedding": matrix.tolist()}), path)
+        pyarrow.parquet.write_table(arrow.table({"SKU-ID": list(items), "embedding": matrix.tolist()}), path)
     else:
         from safetensors.numpy import save_file
 
@@ -99,7 +99,7 @@ def test_faults_name_file_row_found_and_wanted(tmp_path: Path) -> None:
     with pytest.raises(EmbeddingError, match=r"row 2: item a was in row 0"):
         read_vectors(path, ids)
     ids.write_text("a\n\nb\n")  # type: ignore[union-attr]
-    with pytest.raises(EmbeddingError, match=r"row 1: an empty string"):
+    with pytest.raises(EmbeddingError, match=r"ids\.txt', line 2: an empty line"):
         read_vectors(path, ids)
     broken = MATRIX.copy()
     broken[1, 2] = np.nan
@@ -115,6 +115,7 @@ def test_faults_name_file_row_found_and_wanted(tmp_path: Path) -> None:
     np.save(path, np.array([[1, "x"]], object), allow_pickle=True)
     with pytest.raises(EmbeddingError, match="Python objects, which are not read"):
         read_vectors(path, "rows")
+    (tmp_path / "x.csv").write_text("1,2,3\n")
     with pytest.raises(EmbeddingError, match=r"\.safetensors"):
         read_vectors(tmp_path / "x.csv")
     with pytest.raises(FileNotFoundError):
@@ -128,10 +129,10 @@ def test_faults_of_lines_name_the_line(tmp_path: Path) -> None:
     for bad, message in [
         ("{", "line 2: no JSON"),
         ("[]", "line 2: a list"),
-        ('{"id": 2, "emb": [1]}', "line 2: 1 numbers under emb; wanted: 2"),
+        ('{"id": 2, "emb": [1]}', "line 2: 1 numbers instead of 2"),
         ('{"id": 2, "emb": ["x", 1]}', "line 2: not only numbers"),
-        ('{"emb": [1, 2]}', "line 2: wanted an item under id"),
-        ('{"id": true, "emb": [1, 2]}', "row 1: True is no item"),
+        ('{"emb": [1, 2]}', "There is: emb"),
+        ('{"id": true, "emb": [1, 2]}', "line 2: no id under id: True"),
     ]:
         path.write_text(good + bad)
         with pytest.raises(EmbeddingError, match=message):
@@ -142,7 +143,9 @@ def test_faults_of_archives_say_what_is_there(tmp_path: Path) -> None:
     """Which of two matrices is meant cannot be guessed, unless its name says so."""
     path = tmp_path / "x.npz"
     np.savez(path, a=MATRIX, b=MATRIX, ids=ITEMS)
-    with pytest.raises(EmbeddingError, match=r"There is: a float32\[3, 4\], b float32\[3, 4\]"):
+    with pytest.raises(
+        EmbeddingError, match=r"There is: a \(float32\[3, 4\]\), b \(float32\[3, 4\]\), ids .*--vectors COLUMN"
+    ):
         read_vectors(path)
     np.savez(path, a=MATRIX * 2, vectors=MATRIX, other=ITEMS, ids=ITEMS)
     assert np.array_equal(read_vectors(path)[1], MATRIX)
@@ -158,7 +161,7 @@ def test_parquet_rows_of_another_width_are_named(tmp_path: Path) -> None:
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(arrow.table({"id": [1, 2], "emb": [[1.0, 2.0], [1.0]]}), tmp_path / "x.parquet")
-    with pytest.raises(EmbeddingError, match=r"row 1: 1 under emb; row 0 has 2"):
+    with pytest.raises(EmbeddingError, match=r"x\.parquet', row 1: 1 numbers instead of 2"):
         read_vectors(tmp_path / "x.parquet")
 
 
@@ -183,7 +186,7 @@ def test_faults_of_item_lists_are_named(tmp_path: Path) -> None:
 def test_no_rows_is_said_as_such(tmp_path: Path) -> None:
     """An empty file is no fault of its form."""
     (tmp_path / "x.jsonl").write_text("\n")
-    with pytest.raises(NoEmbeddingsError, match="no lines"):
+    with pytest.raises(NoEmbeddingsError, match="no rows"):
         read_vectors(tmp_path / "x.jsonl")
     arrow = pytest.importorskip("pyarrow")
     import pyarrow.parquet
@@ -195,10 +198,6 @@ def test_no_rows_is_said_as_such(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(arrow.table({"id": [1], "name": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(EmbeddingError, match="one column of lists"):
         read_vectors(tmp_path / "x.parquet")
-    np.savez(tmp_path / "y.npz", MATRIX)
-    (tmp_path / "y.npz").rename(tmp_path / "y.npy")
-    with pytest.raises(EmbeddingError, match=r"the ending \.npz"):
-        read_vectors(tmp_path / "y.npy", "rows")
 
 
 def test_vectors_in_memory_are_checked_too() -> None:

@@ -20,7 +20,6 @@ from semid_dataset.format import tensors as container
 from semid_dataset.inputs.discover import FeatureSource, find_sources
 from semid_dataset.inputs.partitions import (
     NamedItemsError,
-    Part,
     Stream,
     estimate,
     hash_ids,
@@ -29,6 +28,7 @@ from semid_dataset.inputs.partitions import (
     split_source,
 )
 from semid_dataset.inputs.read import read_sources
+from semid_dataset.protocols import Partition
 
 DIM = 5
 
@@ -54,7 +54,7 @@ def source_of(
     return find_sources(data_dir, ["81"])[0]
 
 
-def rows_of(parts: list[Part], wanted: Any = None) -> tuple[list[int], NDArray[np.float32], list[Stream]]:
+def rows_of(parts: list[Partition], wanted: Any = None) -> tuple[list[int], NDArray[np.float32], list[Stream]]:
     """Ids and vectors of parts, one after the other, and the streams they came through."""
     ids: list[int] = []
     vectors: list[NDArray[np.float32]] = [np.empty((0, DIM), np.float32)]
@@ -115,16 +115,17 @@ def test_ranges_of_an_array(dtype: Any, named: bool, tmp_path: Path) -> None:
     found, vectors, _ = rows_of(parts)
     assert found == (ids.tolist() if named else list(range(50)))
     np.testing.assert_array_equal(vectors, array.astype(np.float32))
-    assert [Part.from_dict(part.to_dict()) for part in parts] == parts
+    assert [Partition.from_dict(part.to_dict()) for part in parts] == parts
 
 
 def test_an_array_in_another_layout_has_no_parts(tmp_path: Path) -> None:
     """Columns first, another number of axes, texts, or no array at all."""
     for array in (np.asfortranarray(matrix(5)), np.zeros(5), np.zeros((2, 2, 2)), np.array([["a"]])):
         np.save(tmp_path / "x.npy", array)
-        assert split_array(tmp_path / "x.npy", "", 7) is None
+        assert split_array(tmp_path / "x.npy", "", 7) == []
     (tmp_path / "x.npy").write_bytes(b"noise")
-    assert split_array(tmp_path / "x.npy", "", 7) is None
+    with pytest.raises(EmbeddingError, match=r"x\.npy"):
+        split_array(tmp_path / "x.npy", "", 7)
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -161,6 +162,7 @@ def test_only_wanted_rows_come(form: str, tmp_path: Path) -> None:
 
 
 LINES = [
+    '{"anonymous_cid": 1, "emb": [0, 0, 0, 0, 0]}',
     '{"anonymous_cid": 1, "emb": [1, broken',
     '{"creative_id": 1, "emb": [1, 1, 1, 1, 1], "anonymous_cid": 2}',
     '{"anonymous_cid": 1, "emb": [1, 1, 1, 1, 1], "anonymous_cid": 2}',
@@ -178,7 +180,7 @@ def test_a_line_is_passed_over_only_where_its_id_is_certain(tmp_path: Path) -> N
     (folder / "part-0").write_text("\n".join(LINES))
     ids, _, (stream,) = rows_of(split_source(find_sources(tmp_path, ["81"])[0], 1), lambda keys: keys == 2)
     assert ids == [2] * 6
-    assert (stream.bad, stream.rows) == (0, 7)
+    assert (stream.bad, stream.rows) == (0, 8)
 
 
 NUMBERS = [

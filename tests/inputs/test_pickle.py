@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.inputs import _rows as rows
-from semid_dataset.inputs._rows import ForwardFile, Rows
-from semid_dataset.inputs.formats import pickle as array_pickle
-from semid_dataset.inputs.formats.pickle import read_array_pickle
+from semid_dataset.inputs import _file as rows
+from semid_dataset.inputs._file import ForwardFile
+from semid_dataset.inputs._rows import Rows
+from semid_dataset.inputs.formats import _pickle_machine as array_pickle
+from semid_dataset.inputs.formats._pickle_machine import read_array_pickle
 
 DTYPES = ["<f4", ">f4", "<f8", ">f8", "<f2", ">f2", "<f16", "<i1", "<u1", "<i2", ">i4", "<i8", "<u8"]
 PROTOCOLS = range(6)

@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.inputs._rows import ForwardFile, Rows, canonical_int, usable
+from semid_dataset.inputs._file import ForwardFile
+from semid_dataset.inputs._items import canonical_int
+from semid_dataset.inputs._rows import Rows, usable
 
 
 @given(st.one_of(st.integers().map(str), st.text(max_size=22), st.from_regex(r"[-+0]?[0-9]{1,20}", fullmatch=True)))
@@ -76,7 +78,7 @@ def test_a_file_is_hashed_while_it_is_read(tmp_path: Path) -> None:
     path.write_bytes(bytes(range(256)) * 40_000)
     wanted = hashlib.sha256(path.read_bytes()).hexdigest()
     calls: list[int] = []
-    with ForwardFile(path, lambda: calls.append(1)) as file:
+    with ForwardFile(path, calls.append) as file:
         first = file.read()
         assert first == path.read_bytes()[: len(first)]
         assert file.at(1_000_000, 3) == path.read_bytes()[1_000_000:1_000_003]

@@ -59,10 +59,11 @@ from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs import matrix as vectors
 from semid_dataset.inputs import partitions as parts
-from semid_dataset.inputs._rows import canonical_int
+from semid_dataset.inputs._items import canonical_int
 from semid_dataset.inputs.discover import FeatureSource
-from semid_dataset.inputs.partitions import Part, hash_ids
+from semid_dataset.inputs.partitions import hash_ids
 from semid_dataset.inputs.read import Embeddings, files_digest
+from semid_dataset.protocols import Partition
 from semid_dataset.table.build import TableData
 from semid_dataset.table.table import SemanticIdTable
 
@@ -134,10 +135,10 @@ def open_array_job(root: Root, path: Path, ids: str | Path, config: SemanticIdCo
         EmbeddingError: the items do not fit the matrix.
         StoreError, OSError: a file cannot be read, or the folder not be made.
     """
-    pieces = parts.split_array(path, "", 1 << 60)
-    if pieces is None or 4 * pieces[0].last * pieces[0].columns <= limit // 2:
+    shape = parts.array_shape(path)
+    if shape is None or 4 * shape[0] * shape[1] <= limit // 2:
         return None
-    rows, dim = pieces[0].last, pieces[0].columns
+    rows, dim = shape
     found = np.arange(rows) if str(ids) == vectors.ROWS else vectors.read_items(ids)
     if not isinstance(found, np.ndarray):
         tell("not_streamed", logging.WARNING, size=_in_words(4 * rows * dim), limit=_in_words(limit), why=NAMED)
@@ -246,8 +247,8 @@ class Job:
             self._plan = plan
         return self._plan
 
-    def _spooled(self) -> list[Part]:
-        pieces: list[Part] = []
+    def _spooled(self) -> list[Partition]:
+        pieces: list[Partition] = []
         bad, first_bad = 0, ""
         for path in self._source.files:
             status = path.stat()
@@ -262,7 +263,7 @@ class Job:
             bad, first_bad = bad + found.info["bad"], first_bad or found.info["first_bad"]
             for number, count in enumerate(found.info["counts"]):
                 rows = self.folder / f"rows-{number}.part"
-                pieces.append(Part("rows", str(rows), 0, count, count * 4 * self._source.dim))
+                pieces.append(Partition("rows", str(rows), 0, count, count * 4 * self._source.dim))
         self._spool_bad = (bad, first_bad)
         return pieces
 
@@ -335,7 +336,7 @@ class Job:
         for task, part in zip(tasks, plan.parts, strict=True):
             info = need_file(self.folder, task_file(task)).info
             rows += info["rows"]
-            if info["sha256"] and part.form != "rows":
+            if info["sha256"] and part.format != "rows":
                 self.digests[Path(part.path)] = info["sha256"]
         tell("loaded_feature", feature=plan.feature)
         feature = FeatureMatrix(plan.feature, np.arange(len(ids)), matrix)

@@ -24,9 +24,9 @@ from semid_dataset.cache.notes import items, one_of, read_note, record, text, wh
 from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
-from semid_dataset.inputs._rows import ForwardFile
-from semid_dataset.inputs.formats.pickle import read_array_pickle
-from semid_dataset.inputs.partitions import Part, Progress, Stream, hash_ids, read_part
+from semid_dataset.inputs.formats import FORMATS, whole_file
+from semid_dataset.inputs.partitions import Progress, Stream, hash_ids, read_part
+from semid_dataset.protocols import Format, Partition
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -44,7 +44,7 @@ __all__ = [
     "write_file",
 ]
 
-LAYOUT = 2  # of the files in a work folder
+LAYOUT = 3  # of the files in a work folder
 
 READ = 4 << 20  # bytes at once
 PLAN_FILE = "plan.json"
@@ -61,14 +61,13 @@ PLAN = record(
         "parts": items(
             record(
                 {
-                    "form": one_of(["jsonl", "parquet", "npy", "rows"]),
+                    "format": text("[a-z0-9_.-]{1,64}"),
                     "path": PATH,
                     "first": COUNT,
                     "last": whole(-1, 1 << 62),
                     "bytes": COUNT,
-                    "offset": COUNT,
-                    "dtype": text("([<>|=][fiu][1248])?"),
-                    "columns": COUNT,
+                    "items": text("(?s:.{0,4096})"),
+                    "vectors": text("(?s:.{0,4096})"),
                     "ids": text("(?s:.{0,4096})"),
                 }
             ),
@@ -88,7 +87,7 @@ class Plan:
     dim: int
     seed: int
     rows: int  # about
-    parts: tuple[Part, ...]
+    parts: tuple[Partition, ...]
 
     def to_json(self) -> bytes:
         """Return it as JSON text."""
@@ -111,7 +110,7 @@ class Plan:
             values["dim"],
             values["seed"],
             values["rows"],
-            tuple(Part.from_dict(part) for part in values["parts"]),
+            tuple(Partition.from_dict(part) for part in values["parts"]),
         )
 
 
@@ -156,11 +155,11 @@ def _spool(folder: Path, task: Task, report: Progress) -> None:
             write()
 
     stream = Stream(task["feature"], dim, consume)
-    stream.batch = min(stream.batch, most)
-    with ForwardFile(path, on_bytes=report) as file:
-        read_array_pickle(file, stream)
-        stream.close()
-        digest = file.digest()
+    stream.most = min(stream.most, most)
+    part = whole_file(path, "pickle")
+    reader: Format = FORMATS.get(part.format)
+    digest = reader.read(part, stream, report, digest=True)
+    stream.close()
     if waiting:
         write()
     info = {

@@ -1,1 +1,83 @@
-"""One module a file format."""
+"""
+The formats that embeddings are read from: a module each, the only reader of its format.
+
+A new one is a class with the methods of `protocols.Format` and a line in `FORMATS`; other packages announce theirs as
+entry points of the group `semid_dataset.formats`.
+"""
+
+import re
+from pathlib import Path
+
+from semid_dataset.errors import EmbeddingError
+from semid_dataset.inputs._file import ForwardFile, something_else
+from semid_dataset.inputs.discover import COMPRESSED
+from semid_dataset.protocols import Format, Partition
+from semid_dataset.registry import Registry
+
+__all__ = ["FORMATS", "format_of", "whole_file"]
+
+FORMATS = Registry(
+    "format",
+    "semid_dataset.formats",
+    {
+        name: f"semid_dataset.inputs.formats.{place}"
+        for name, place in {
+            "parquet": "parquet:Parquet",
+            "jsonl": "jsonl:JsonLines",
+            "pickle": "pickle:Pickle",
+            "npy": "npy:Npy",
+            "npz": "npy:Npz",
+            "safetensors": "safetensors:Safetensors",
+            "arrow": "arrow:ArrowFile",
+            "rows": "_rows:SpooledRows",
+        }.items()
+    },
+)
+# Name, endings, first bytes: what tells a file's format before its module is imported.
+KINDS: tuple[tuple[str, tuple[str, ...], bytes], ...] = (
+    ("parquet", (".parquet", ".pq"), rb"PAR1"),
+    ("arrow", (".arrow", ".feather", ".ipc"), rb"ARROW1|FEA1|\xff\xff\xff\xff..\x00\x00"),
+    ("npy", (".npy",), rb"\x93NUMPY"),
+    ("npz", (".npz",), rb"PK\x03\x04.{26}[^\x00]{0,200}?\.npy"),
+    ("pickle", (".pkl", ".pickle"), rb"\x80[\x02-\x05]"),
+    ("safetensors", (".safetensors",), rb".{4}\x00\x00\x00\x00\{"),
+    ("jsonl", (".jsonl", ".ndjson", ".json"), rb"(?:\xef\xbb\xbf)?\s*\{"),
+)
+
+
+def format_of(path: Path, expected: str = "") -> Format:
+    """
+    Return the reader of a file: by its first bytes, else the one that is expected, else by its ending.
+
+    Raises:
+        EmbeddingError: it cannot be opened, is something else (which is named), or is of no known kind.
+    """
+    with ForwardFile(path, hashed=False) as file:
+        head = file.head()
+    foreign = something_else(head, path)
+    if foreign is not None:
+        raise EmbeddingError(foreign)
+    name = next((name for name, _, start in KINDS if re.match(start, head, re.DOTALL)), "")
+    if name:
+        return _get(name)
+    for other in FORMATS.others():
+        if path.name.endswith(other.suffixes) or (other.starts and re.match(other.starts, head, re.DOTALL)):
+            return _get(other.name)
+    if not head and expected != "jsonl" and not path.name.endswith((".jsonl", ".ndjson")):
+        raise EmbeddingError(f"'{path}' is empty: 0 bytes. Copy or write it again.")
+    ending = Path(COMPRESSED.sub("", path.name)).suffix
+    name = expected or next((name for name, endings, _ in KINDS if ending in endings), "")
+    if not name:
+        known = ", ".join(ending for _, endings, _ in KINDS for ending in endings)
+        raise EmbeddingError(f"'{path}' is of no kind that embeddings are read from. There are {known}.")
+    return _get(name)
+
+
+def whole_file(path: Path, expected: str = "") -> Partition:
+    """Return all of a file as one partition, in the format that it really has; raises as `format_of`."""
+    return Partition(format_of(path, expected).name, str(path))
+
+
+def _get(name: str) -> Format:
+    found: Format = FORMATS.get(name)
+    return found
