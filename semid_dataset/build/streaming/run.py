@@ -43,6 +43,7 @@ from semid_dataset.build.streaming.tasks import (
     PLAN_FILE,
     Plan,
     Task,
+    basis_content,
     basis_of,
     carried,
     need_file,
@@ -54,7 +55,7 @@ from semid_dataset.build.streaming.tasks import (
 from semid_dataset.cache.folders import JOBS, Root
 from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Identity, SemanticIdConfig
-from semid_dataset.errors import EmbeddingError
+from semid_dataset.errors import EmbeddingError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs import matrix as vectors
@@ -222,6 +223,7 @@ class Job:
         self._rows_per_part = rows_per_part
         self._engine = engine
         self.digests: dict[Path, str] = {}
+        self._contents: dict[str, str] = {}  # of the codebooks that this job works with, by their name
         self._plan: Plan | None = None
         self._spool_bad = (0, "")
 
@@ -270,7 +272,7 @@ class Job:
     def _fitting(self, task: Task) -> container.Container | None:
         """Return the file that a task would make, if it is there, whole, and made from the same."""
         found = read_file(self.folder, task_file(task))
-        basis = f"{task['below']:x}" if task["stage"] == "sample" else task["basis"]
+        basis = f"{task['below']:x}" if task["stage"] == "sample" else task.get("content", task["basis"])
         return found if found is not None and found.info.get("basis") == basis else None
 
     def _run(self, tasks: Sequence[Task], description: str) -> None:
@@ -373,17 +375,25 @@ class Job:
 
     def basis(self, name: str) -> container.Container | None:
         """Return the codebooks that parts are encoded with under this name, if they are there."""
-        return read_file(self.folder, f"basis-{name}")
+        found = read_file(self.folder, f"basis-{name}")
+        if found is not None:
+            self._contents[name] = str(found.info["content"])
+        return found
 
     def set_basis(
         self, name: str, quantizer: "ResidualQuantizer", info: Mapping[str, Any], known: NDArray[np.int64] | None = None
     ) -> None:
-        """Write down what parts are encoded with; `known` items, ascending, are left out."""
+        """
+        Write down what parts are encoded with; `known` items, ascending, are left out.
+
+        Where somebody else who works here has done so meanwhile, what they wrote is what counts: see `basis`.
+        """
         weights, description = quantizer.to_arrays()
         arrays = {f"quantizer.{key}": array for key, array in weights.items()}
         if known is not None:
             arrays["known"] = known
-        write_file(self.folder, f"basis-{name}", arrays, {**info, "quantizer": description})
+        more = {"quantizer": description, "content": basis_content(arrays, description)}
+        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=True)
 
     def choose(self, basis: str) -> None:
         """Note which codebooks parts are to be encoded with: shards that wait for them see it."""
@@ -409,10 +419,16 @@ class Job:
         Returns:
             How many parts of all are encoded now, and how many there are.
         """
-        tasks = self._tasks("encode", basis=basis)
+        tasks = self._encode_tasks(basis)
         self._stage(tasks[shard[0] :: shard[1]], "Encoding")
         done = len(tasks) if shard[1] == 1 else sum(self._fitting(task) is not None for task in tasks)
         return done, len(tasks)
+
+    def _encode_tasks(self, basis: str) -> list[Task]:
+        """Return the tasks of encoding with a basis as this job knows it: codes of another one are not taken for it."""
+        if basis not in self._contents and self.basis(basis) is None:
+            raise WorkGoneError(f"'{self.folder}' is gone: somebody cleaned up, or published. Run again.")
+        return self._tasks("encode", basis=basis, content=self._contents[basis])
 
     def encoded(self, basis: str) -> "Encoded":
         """Return what `encode` made, of all parts."""
@@ -461,13 +477,15 @@ class Encoded:
 
     def __init__(self, job: Job, basis: str) -> None:
         self._job = job
-        self._quantizer = basis_of(job.folder, basis)[0]
-        self._names = [task_file(task) for task in job._tasks("encode")]
+        tasks = job._encode_tasks(basis)
+        self._content = tasks[0]["content"]
+        self._quantizer = basis_of(job.folder, basis, self._content)[0]
+        self._names = [task_file(task) for task in tasks]
         bad, first_bad = job._spool_bad
         counts, error, squares = [], 0.0, 0.0
         total = np.zeros(job.plan.dim)
         for name in self._names:
-            found = need_file(job.folder, name)
+            found = self._part(name)
             counts.append(len(found.arrays["ids"]))
             bad, first_bad = bad + found.info["bad"], first_bad or found.info["first_bad"]
             error, squares = error + found.info["error"], squares + found.info["squares"]
@@ -488,7 +506,7 @@ class Encoded:
         again = rows - len(self.ids)
         self.bad = bad + again
         self.first_bad = first_bad or (f"{again} items come again" if again else "")
-        first = need_file(job.folder, self._names[0]).arrays["codes"]
+        first = self._part(self._names[0]).arrays["codes"]
         codes = self._column("codes", np.empty((rows, first.shape[1]), first.dtype))
         self.codes = codes if self.places is None else codes[self.places]
         # Losers, in the order in which they are served: their parts, the vectors of some, how many come before these,
@@ -499,9 +517,15 @@ class Encoded:
         self._taken = np.zeros(len(self._names), np.int64)
         self._opened: dict[int, IO[bytes]] = {}
 
+    def _part(self, name: str) -> container.Container:
+        found = need_file(self._job.folder, name)
+        if found.info.get("basis") != self._content:
+            raise WorkGoneError(f"'{self._job.folder / name}.part' is of other codebooks: some began anew. Run again.")
+        return found
+
     def _column(self, name: str, out: NDArray[Any]) -> NDArray[Any]:
         for number, file in enumerate(self._names):
-            out[self.begins[number] : self.begins[number + 1]] = need_file(self._job.folder, file).arrays[name]
+            out[self.begins[number] : self.begins[number + 1]] = self._part(file).arrays[name]
             self._job.beat()
         return out
 
@@ -517,7 +541,7 @@ class Encoded:
         order = np.argsort(owner, kind="stable")
         for number, begin, end in _runs(owner[order]):
             here = order[begin:end]
-            column = need_file(self._job.folder, self._names[number]).arrays[name]
+            column = self._part(self._names[number]).arrays[name]
             out[here] = column[places[here] - self.begins[number]]
         self._job.beat()
         return out
@@ -642,7 +666,9 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
             "held_out": trained.held_out,
         }
         job.set_basis(BIRTH, trained.quantizer, {"trained": noted})
-        found = need_file(job.folder, f"basis-{BIRTH}")
+        found = job.basis(BIRTH)
+        if found is None:
+            raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
     weights = {key.removeprefix("quantizer."): np.array(array) for key, array in found.arrays.items()}
     return Trained(ResidualQuantizer.from_arrays(weights, found.info["quantizer"]), **found.info["trained"])
 
