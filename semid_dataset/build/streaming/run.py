@@ -381,19 +381,26 @@ class Job:
         return found
 
     def set_basis(
-        self, name: str, quantizer: "ResidualQuantizer", info: Mapping[str, Any], known: NDArray[np.int64] | None = None
+        self,
+        name: str,
+        quantizer: "ResidualQuantizer",
+        info: Mapping[str, Any],
+        known: NDArray[np.int64] | None = None,
+        *,
+        first: bool = False,
     ) -> None:
         """
         Write down what parts are encoded with; `known` items, ascending, are left out.
 
-        Where somebody else who works here has done so meanwhile, what they wrote is what counts: see `basis`.
+        With `first`, what somebody else who works here has written meanwhile stays and is what counts: see `basis`.
         """
         weights, description = quantizer.to_arrays()
         arrays = {f"quantizer.{key}": array for key, array in weights.items()}
         if known is not None:
             arrays["known"] = known
         more = {"quantizer": description, "content": basis_content(arrays, description)}
-        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=True)
+        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=first)
+        self.basis(name)
 
     def choose(self, basis: str) -> None:
         """Note which codebooks parts are to be encoded with: shards that wait for them see it."""
@@ -665,7 +672,7 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
             "device": trained.device,
             "held_out": trained.held_out,
         }
-        job.set_basis(BIRTH, trained.quantizer, {"trained": noted})
+        job.set_basis(BIRTH, trained.quantizer, {"trained": noted}, first=True)
         found = job.basis(BIRTH)
         if found is None:
             raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
