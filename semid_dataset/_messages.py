@@ -102,6 +102,12 @@ LINES: dict[str, tuple[str, str]] = {
         "{path}: files that are no parts of the embeddings were not read: {names}",
         "{path}: 以下文件不属于向量数据，未读取: {names}",
     ),
+    "beyond_bulk": (
+        "{count} of {rows} vectors lie far beyond all others, up to {times:.3g} times as far out (items {named}): they "
+        "took no part in the training and get the IDs nearest to them. Look where they come from.",
+        "{rows} 个向量中有 {count} 个远离其余向量，最远为其 {times:.3g} 倍（物品 {named}）：未参与训练，"
+        "仅获得最近的ID。请检查其来源。",
+    ),
     "answered": ("semantic_id: {status} ({reason})", "semantic_id: {status}（{reason}）"),
     "passed_over": ("semantic_id: {step} did not answer: {reason}", "semantic_id: {step} 未采用: {reason}"),
     "settings_differ": (
@@ -188,10 +194,6 @@ LINES: dict[str, tuple[str, str]] = {
         "The vectors would take {size} of memory and {limit} are allowed (memory_limit); they are read into memory "
         "all the same: {why}",
         "向量需要 {size} 内存，上限为 {limit}（memory_limit）；仍将全部读入内存: {why}",
-    ),
-    "streamed_again": (
-        "Others work on the same parts and took the work folder away ({error}); looking for what they published",
-        "其他进程正在处理相同的分块并已移除工作目录（{error}）；将查找其发布的结果",
     ),
     "resumed": (
         "{done} of {parts} parts of the stage {stage} are there already",

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, logger
-from semid_dataset.build import novelty
+from semid_dataset.build import novelty, pipeline
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache, open_table
+from semid_dataset.codec.bulk import distances
 from semid_dataset.config import Identity
 from semid_dataset.errors import ParentError, StoreError
 from semid_dataset.table.build import TableData
@@ -76,17 +77,13 @@ def descends(table: SemanticIdTable, digest: str) -> bool:
     return table.digest == digest or table.header.grew_from(digest)
 
 
-def open_parent(
-    parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool, unique: bool = True
-) -> SemanticIdTable:
+def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool) -> SemanticIdTable:
     """
     Return the table that a dataset was told to extend.
 
     Args:
         parent: a table, its file, a folder that holds it (a checkpoint, a lineage), or a bare
             quantizer, which becomes a table that knows no items.
-        mmap: map files.
-        unique: whether items that are added to a bare quantizer get IDs that nobody else has; a table says it itself.
 
     Raises:
         ParentError: there is no table.
@@ -99,10 +96,10 @@ def open_parent(
         if file.name == BARE_FILE:
             from semid_dataset.codec.residual import ResidualQuantizer
 
-            return _table_of_quantizer(ResidualQuantizer.from_pretrained(file), unique)
+            return _table_of_quantizer(ResidualQuantizer.from_pretrained(file))
         table = open_table(file, mmap=mmap, follow=True)
     else:
-        return _table_of_quantizer(parent, unique)
+        return _table_of_quantizer(parent)
     return table
 
 
@@ -121,14 +118,13 @@ def _parent_file(path: Path) -> Path:
     return max(numbered, key=lambda file: int(file.stem))
 
 
-def _table_of_quantizer(quantizer: "ResidualQuantizer", unique: bool) -> SemanticIdTable:
+def _table_of_quantizer(quantizer: "ResidualQuantizer") -> SemanticIdTable:
     weights, description = quantizer.to_arrays()
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode() + weights[key].tobytes())
     levels = len(quantizer.codebook_sizes)
-    settings = {} if unique else {"unique": False}  # published tokenizers let items share IDs
-    header = TableHeader(lineage=f"quantizer-{digest.hexdigest()[:24]}", settings=settings, quantizer=description)
+    header = TableHeader(lineage=f"quantizer-{digest.hexdigest()[:24]}", quantizer=description)
     data = TableData(np.empty(0, np.int64), np.empty((0, levels), np.uint8), header, weights)
     return data.in_memory("cached", "a bare quantizer")
 
@@ -272,6 +268,9 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
     """
     sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
     vectors, codes = vectors[sample], codes[sample]
+    near = _distances(table, vectors) <= table.header.radius
+    if near.any():  # a broken row says nothing of the others
+        vectors, codes = vectors[near], codes[near]
     squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())
     variance, birth = table.header.variance, table.header.relative_error
     if variance <= 0.0:  # all vectors equal at birth: any error is another vector
@@ -366,7 +365,7 @@ def extended(
     if callable(features):
         encoded = features(base, missing)
     else:
-        encoded = _encoded(base, _take(features, missing, len(items)), len(missing))
+        encoded = _encoded(base, _take(features, missing, len(items)), picked_items(items, missing))
     found = novelty.check(base, encoded, force=force)
     step = {
         "generation": generation,
@@ -398,23 +397,34 @@ def _measured(base: SemanticIdTable, encoded: "novelty.Encoded", found: "novelty
     }
 
 
-def _encoded(base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: int) -> "novelty.Encoded":
-    """Return new items as the table's quantizer encodes them."""
+def _encoded(
+    base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: NDArray[np.int64] | list[str]
+) -> "novelty.Encoded":
+    """Return new items as the table's quantizer encodes them; errors are those of the bulk, if some are in it."""
     from semid_dataset.codec.unique import resolve_collisions
 
     quantizer = base.quantizer
-    vectors = quantizer.vectors_of(features, items)
+    vectors = quantizer.vectors_of(features, len(items))
     raw = codes = quantizer.encode(vectors)
     moved = 0
     if base.header.unique:
         resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
         codes, moved = resolution.codes, resolution.moved
+    far = _distances(base, vectors)
+    rows = None if far.min() > base.header.radius else pipeline.bulk_rows(items, far, base.header.radius)
+    known: Any = slice(None) if rows is None else rows
+    near = vectors[known]
 
     def squared(of: NDArray[Any]) -> float:
-        return float(np.square(vectors.astype(np.float64) - quantizer.decode(of)).sum(1).mean())
+        return float(np.square(near.astype(np.float64) - quantizer.decode(of[known])).sum(1).mean())
 
-    energy = float(np.square(vectors, dtype=np.float64).sum(1).mean())
+    energy = float(np.square(near, dtype=np.float64).sum(1).mean())
     return novelty.Encoded(codes, raw, moved, squared(codes), squared(raw), energy)
+
+
+def _distances(table: SemanticIdTable, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how far vectors, in the quantizer's space, lie from the centre of those it was trained on."""
+    return distances(vectors, table.weights["mean"])
 
 
 def _take(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items: int) -> "list[FeatureMatrix]":

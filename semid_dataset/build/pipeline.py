@@ -4,9 +4,11 @@ The first table of a lineage: fuse, train, encode, make unique, measure.
 The only way to new codebooks; torch is imported when it is taken. For more items than memory holds see `scale`.
 """
 
+import logging
+import math
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.unique import Items, Resolution
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Clock", "first_header", "make_unique", "train_quantizer", "train_table"]
+__all__ = ["Clock", "bulk_rows", "first_header", "make_unique", "tell_beyond", "train_quantizer", "train_table"]
 
 EPOCHS_PER_LINE = 5
 
@@ -68,6 +70,7 @@ def train_table(
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
     """
+    from semid_dataset.codec.bulk import distances, rows_with_share
     from semid_dataset.codec.fusion import Fusion
     from semid_dataset.codec.metrics import measure
 
@@ -88,13 +91,19 @@ def train_table(
     tell("encoding")
     raw = quantizer.encode(vectors)
     clock.done("encoding")
+    weights, description = quantizer.to_arrays()
+    far = distances(vectors, weights["mean"])
+    rows = bulk_rows(embeddings.items, far, trained.radius)
     resolution, unique = make_unique(quantizer, vectors, raw, config)
     clock.done("uniqueness")
     tell("encoded", items=items)
-    weights, description = quantizer.to_arrays()
-    quality = measure(quantizer, vectors, raw, resolution, trained)
+    codes = resolution.codes
+    if rows is not None:
+        vectors, codes = vectors[rows], codes[rows]
+    quality = measure(quantizer, vectors, raw, resolution, trained, rows=rows)
+    quality |= {"set_aside": items - len(vectors), "rows_with_99_percent": rows_with_share(far)}
     clock.done("measuring")
-    error, variance = _error_and_variance(vectors, quantizer.decode(resolution.codes))
+    error, variance = _error_and_variance(vectors, quantizer.decode(codes))
     header = first_header(
         identity,
         {**config.to_dict(), "unique": unique},
@@ -107,9 +116,36 @@ def train_table(
         device=trained.device,
         variance=variance,
         relative_error=error / variance if variance > 0 else 0.0,
+        radius=trained.radius,
         clock=clock,
     )
     return TableData(embeddings.items, resolution.codes, header, weights)
+
+
+def bulk_rows(
+    items: NDArray[np.int64] | list[str], far: NDArray[np.float64], radius: float
+) -> NDArray[np.int64] | None:
+    """
+    Return the positions of the items in the bulk; None where all are. Those beyond are named in a warning.
+
+    Args:
+        items: n.
+        far: (n,) their distances from the centre.
+        radius: where the bulk ends.
+    """
+    beyond = far > radius
+    if not beyond.any():
+        return None
+    first = np.flatnonzero(beyond)[:3].tolist()
+    times = float(far.max() / max(float(far[~beyond].max()), 1e-300))
+    tell_beyond(int(beyond.sum()), len(far), [str(items[row]) for row in first], times)
+    return np.flatnonzero(~beyond)
+
+
+def tell_beyond(count: int, rows: int, named: Sequence[str], times: float) -> None:
+    """Warn of rows that lie beyond the bulk; `named` are the first of their items."""
+    more = ", ..." if count > len(named) else ""
+    tell("beyond_bulk", logging.WARNING, count=count, rows=rows, named=", ".join(named) + more, times=times)
 
 
 def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat: Callable[[], None]) -> "Trained":
@@ -169,6 +205,7 @@ def first_header(
     device: str,
     variance: float,
     relative_error: float,
+    radius: float,
     clock: Clock,
 ) -> TableHeader:
     """Return what table 0 of a lineage says about itself."""
@@ -186,6 +223,7 @@ def first_header(
             "device": device,
             "variance": variance,
             "relative_error": relative_error,
+            **({"radius": radius} if math.isfinite(radius) else {}),
             "seconds": clock.seconds,
             "stages": clock.stages,
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.codec.fusion import Fusion, unit_length
 from semid_dataset.errors import ConfigError, NoEmbeddingsError
 from semid_dataset.features import FeatureMatrix
@@ -118,12 +119,21 @@ def behaviour_aware(
         NoEmbeddingsError: no two items occur near each other.
     """
     taken = [np.asarray(sequence, np.int64) for sequence in sequences]
-    mean, matrix = learned_metric(feature.matrix, taken)
-    pulled = pulled_together((feature.matrix - mean) @ matrix, taken)
+    vectors, beyond = feature.matrix, find_bulk(feature.matrix).beyond
+    if beyond is not None:  # far beyond all others: as if they lay in the middle, and nobody took them
+        vectors = vectors.copy()
+        vectors[beyond] = vectors[~beyond].mean(0, dtype=np.float64)
+        taken = [sequence[~beyond[sequence]] for sequence in taken]
+    mean, matrix = learned_metric(vectors, taken)
+    pulled = pulled_together((vectors - mean) @ matrix, taken)
     centre = pulled.mean(0, dtype=np.float64)
     # Items alone are seen from the same centre: (x - mean) A - centre = (x - mean - centre A^-1) A, and A is symmetric.
     alone = Fusion.of_metric(feature.id, mean + np.linalg.solve(matrix, centre), matrix)
-    return alone, unit_length(pulled - centre)
+    fused = unit_length(pulled - centre)
+    if beyond is not None:
+        theirs = feature.matrix[beyond]
+        fused[beyond] = alone.apply((FeatureMatrix(feature.id, np.arange(len(theirs)), theirs),), len(theirs))
+    return alone, fused
 
 
 def learned_metric(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.codec._exact import Float64, bits_for, lengths, parts, product, solve
+from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.features import FeatureMatrix
 
@@ -133,7 +134,8 @@ class Fusion:
         if len(features) == 1:
             only = features[0]
             return cls("single", only.dim, (_Map(only.id, np.zeros(only.dim, np.float32), _nothing()),))
-        ordered = sorted(features, key=lambda feature: feature.id)  # the order they are named in must not matter
+        # The order they are named in must not matter. Rows far beyond all others of their feature have no say in it.
+        ordered = [_bulk_of(feature) for feature in sorted(features, key=lambda feature: feature.id)]
         if kind == "mean":
             return _fit_mean(ordered)
         if kind == "concat":
@@ -321,6 +323,13 @@ def _check_rows(features: Sequence[FeatureMatrix], items: int) -> None:
     for feature in features:
         if len(feature.rows) != len(feature.matrix) or (len(feature.rows) and int(feature.rows[-1]) >= items):
             raise ConfigError(f"Feature {feature.id} has {len(feature.matrix)} vectors that do not fit {items} items.")
+
+
+def _bulk_of(feature: FeatureMatrix) -> FeatureMatrix:
+    beyond = find_bulk(feature.matrix).beyond
+    if beyond is None:
+        return feature
+    return FeatureMatrix(feature.id, feature.rows[~beyond], feature.matrix[~beyond])
 
 
 def _nothing() -> Float32:

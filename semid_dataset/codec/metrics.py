@@ -5,6 +5,7 @@ Computed once, when IDs are made, and stored with them. Raw means before uniquen
 alone says nothing, since anything can be made unique.
 """
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,8 +115,8 @@ def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDA
     error = variance = 0.0
     for begin in range(0, len(vectors), rows):
         block = np.asarray(vectors[begin : begin + rows], dtype=np.float32)
-        error += float(np.square(block - quantizer.decode(codes[begin : begin + rows])).sum(dtype=np.float64))
-        variance += float(np.square(block - mean).sum(dtype=np.float64))
+        error += float(np.square(block - quantizer.decode(codes[begin : begin + rows]), dtype=np.float64).sum())
+        variance += float(np.square(block - mean, dtype=np.float64).sum())
     return error / variance if variance > 0 else 0.0
 
 
@@ -139,10 +140,10 @@ def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], cod
     rows = _rows(some)
     for begin in range(0, len(some), rows):
         block = some[begin : begin + rows]
-        variance += float(np.square(block - mean).sum(dtype=np.float64))
+        variance += float(np.square(block - mean, dtype=np.float64).sum())
         for depth in range(codes.shape[1]):
             decoded = _decode_prefix(quantizer, chosen[begin : begin + rows, : depth + 1])
-            errors[depth] += float(np.square(block - decoded).sum(dtype=np.float64))
+            errors[depth] += float(np.square(block - decoded, dtype=np.float64).sum())
     return [error / variance if variance > 0 else 0.0 for error in errors]
 
 
@@ -178,6 +179,8 @@ def neighbour_fidelity(
     some = np.sort(generator.permutation(len(vectors))[:corpus])
     points = torch.from_numpy(np.asarray(vectors[some], dtype=np.float32))
     points = points - points.mean(0)
+    peak = float(points.abs().max())
+    points *= 2.0 ** -round(math.log2(peak)) if peak > 0 else 1.0  # exact; squares would else leave float32
     chosen = codes[some]
     asked = generator.permutation(len(some))[:queries]
     wanted = min(NEIGHBOURS, len(some) - 1)

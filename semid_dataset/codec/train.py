@@ -11,7 +11,7 @@ renewed once an epoch and fixed in between: looking for codes costs more than a 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from semid_dataset.codec._kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmea
 from semid_dataset.codec._networks import ResidualMLP
 from semid_dataset.codec._search import BeamSearch
 from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
+from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, ForkError, TrainingError
@@ -35,6 +36,11 @@ REFIT_ITEMS = 1 << 16  # that a round of least squares looks at; only the last c
 EPOCH_ITEMS = 1 << 16  # that an epoch looks at, drawn anew for each
 SWEEPS = 3  # of Gauss-Seidel: what is found after ten is no better
 ERROR_ROWS = 4096  # items whose error is added up by one thread
+COLLAPSED = 1e-30  # spread of vectors among which there is nothing to tell
+SQUARED = (
+    1e-15,
+    1e18,
+)  # sizes of numbers whose squares float32 holds, with room for smaller and larger ones among them
 COPIED, COLUMNS = 32 << 20, 16  # bytes that a sum in float64 may copy, and columns that it takes at least
 PATIENCE = 3  # epochs without a better state
 # Share of config.lr: the encoder follows the decoder (50,000 x 32, held out, from 0.04208 in 20 epochs: to 0.04204 with
@@ -118,12 +124,14 @@ class Trained:
     What came of a training.
 
     Attributes:
-        quantizer: ready to encode.
+        quantizer: ready to encode; its mean is the bulk's.
         curve: loss of every epoch ("rqkmeans": error of every round).
         stopped_at: epochs that were run.
         device: where.
         held_out: relative MSE of held-out items: "start" with the codebooks alone, "end" as they are;
             "items" is their number.
+        radius: distance from the quantizer's mean beyond which rows were set aside, see `bulk`; infinite where there
+            were too few to tell.
     """
 
     quantizer: ResidualQuantizer
@@ -131,6 +139,7 @@ class Trained:
     stopped_at: int
     device: str
     held_out: dict[str, float]
+    radius: float = math.inf
 
 
 @isolated()
@@ -150,11 +159,14 @@ def train(
         on_epoch: called with epoch, epochs and loss after every epoch.
         on_progress: called after every piece of work, every few seconds at the most.
 
+    Rows far beyond all others take no part (see `bulk`): codebooks are those of a training without them.
+
     Returns:
         The quantizer, on the device it was trained on.
 
     Raises:
-        EmbeddingError: no vectors, not two axes, or a row that is not finite; the message names the first.
+        EmbeddingError: no vectors, not two axes, or a row that is not finite (the message names the first); or they are
+            all equal, so that nothing tells items apart.
         ConfigError: there is no such device.
         TrainingError: memory did not suffice, not even on the CPU and with smaller batches.
         ForkError: torch refuses to train in this forked process.
@@ -163,13 +175,16 @@ def train(
     the vectors used (at most 262,144), the codebooks, and some 10 MB a thread.
     """
     points = _checked(vectors)
+    bulk = find_bulk(points)
+    kept = None if bulk.beyond is None else np.flatnonzero(~bulk.beyond)
     beat = on_progress or (lambda: None)
     device = chosen_device(config.device)
     attempts = [(device, config.batch_size), (device, max(config.batch_size // 2, 1))]
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            return _train(points, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
+            trained = _train(points, kept, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
+            return replace(trained, radius=bulk.radius)
         except OutOfMemory as error:
             message = str(error)
         except RuntimeError as error:
@@ -227,6 +242,7 @@ def chosen_device(wanted: str) -> str:
 
 def _train(
     vectors: NDArray[np.floating],
+    kept: NDArray[np.int64] | None,
     config: SemanticIdConfig,
     *,
     device: str,
@@ -235,13 +251,18 @@ def _train(
     beat: Callable[[], None],
 ) -> Trained:
     generator = torch.Generator("cpu").manual_seed(config.seed)
-    n = len(vectors)
+    n = len(vectors) if kept is None else len(kept)
     order = torch.randperm(n, generator=generator, device="cpu")[:MOST_ITEMS].numpy()
+    if kept is not None:
+        order = kept[order]
     points = torch.from_numpy(vectors[order].astype(np.float32, copy=False)).to(device)
     del order
     mean = _mean(points)
     points -= mean
     spread = _spread(points)
+    if spread < COLLAPSED and n > 1:
+        what = "are all equal" if spread == 0 else f"differ by {spread:.1g} only"
+        raise EmbeddingError(f"The {n} vectors {what}: nothing tells items apart. Were they trained, and scaled?")
     scale = 2.0 ** round(math.log2(spread)) if spread > 0 else 1.0  # a power of two: dividing by it is exact
     points /= scale
     held = min(n // 20, HELD_OUT)
@@ -293,7 +314,12 @@ def _mean(points: Tensor) -> Tensor:
 def _spread(points: Tensor) -> float:
     """Return the root of the mean square of all numbers."""
     rows = max(COPIED // (12 * points.shape[1]), 1)
-    squares = torch.stack([some.square().sum(dtype=torch.float64) for some in torch.split(points, rows)])
+    blocks = torch.split(points, rows)
+    squares = torch.stack([some.square().sum(dtype=torch.float64) for some in blocks])
+    spread = float((squares.sum() / points.numel()).sqrt())
+    if SQUARED[0] < spread < SQUARED[1]:
+        return spread
+    squares = torch.stack([some.double().square().sum() for some in blocks])
     return float((squares.sum() / points.numel()).sqrt())
 
 

@@ -26,6 +26,8 @@ LABELS = {
     "moved": "items moved to be unique",
     "shared": "items still sharing",
     "exact_duplicates": "exact duplicates among the vectors",
+    "set_aside": "vectors far beyond all others",
+    "rows_with_99_percent": "rows with 99 % of the variance",
     "largest_group": "largest group with one ID",
     "largest_group_raw": "the same before uniqueness",
 }

@@ -152,6 +152,11 @@ class TableHeader:
         """Squared error over the variance, at birth."""
         return float(self.provenance.get("relative_error", 0.0))
 
+    @property
+    def radius(self) -> float:
+        """Distance from the quantizer's mean beyond which vectors are none of the bulk, see `codec.bulk`."""
+        return float(self.provenance.get("radius", math.inf))
+
     def grew_from(self, digest: str) -> bool:
         """Say whether the table with this digest is among those that this one grew from, or whose IDs it took in."""
         return bool(digest) and any(digest in (step.get("parent"), step.get("rejoined")) for step in self.history)
@@ -364,7 +369,7 @@ class _Reader:
 
     def _provenance(self, value: object) -> Mapping[str, Any]:
         said = self._object("provenance", value)
-        for name in ("born", "variance", "relative_error", "seconds", "peak_rss_bytes", "bad_rows"):
+        for name in ("born", "variance", "relative_error", "radius", "seconds", "peak_rss_bytes", "bad_rows"):
             if name in said:
                 self._number(f"provenance.{name}", said[name])
         for name in ("embeddings", "device", "source"):

@@ -19,6 +19,7 @@ a shared folder, under Ray), and why all of them give the same table.
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -43,7 +44,6 @@ from semid_dataset.build.streaming.tasks import (
     PLAN_FILE,
     Plan,
     Task,
-    basis_content,
     basis_of,
     carried,
     need_file,
@@ -54,8 +54,9 @@ from semid_dataset.build.streaming.tasks import (
 )
 from semid_dataset.cache.folders import JOBS, Root
 from semid_dataset.cache.lock import Turn
+from semid_dataset.codec.bulk import distances, rows_with_share
 from semid_dataset.config import Identity, SemanticIdConfig
-from semid_dataset.errors import EmbeddingError, WorkGoneError
+from semid_dataset.errors import EmbeddingError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs import matrix as vectors
@@ -223,7 +224,6 @@ class Job:
         self._rows_per_part = rows_per_part
         self._engine = engine
         self.digests: dict[Path, str] = {}
-        self._contents: dict[str, str] = {}  # of the codebooks that this job works with, by their name
         self._plan: Plan | None = None
         self._spool_bad = (0, "")
 
@@ -272,7 +272,7 @@ class Job:
     def _fitting(self, task: Task) -> container.Container | None:
         """Return the file that a task would make, if it is there, whole, and made from the same."""
         found = read_file(self.folder, task_file(task))
-        basis = f"{task['below']:x}" if task["stage"] == "sample" else task.get("content", task["basis"])
+        basis = f"{task['below']:x}" if task["stage"] == "sample" else task["basis"]
         return found if found is not None and found.info.get("basis") == basis else None
 
     def _run(self, tasks: Sequence[Task], description: str) -> None:
@@ -375,32 +375,17 @@ class Job:
 
     def basis(self, name: str) -> container.Container | None:
         """Return the codebooks that parts are encoded with under this name, if they are there."""
-        found = read_file(self.folder, f"basis-{name}")
-        if found is not None:
-            self._contents[name] = str(found.info["content"])
-        return found
+        return read_file(self.folder, f"basis-{name}")
 
     def set_basis(
-        self,
-        name: str,
-        quantizer: "ResidualQuantizer",
-        info: Mapping[str, Any],
-        known: NDArray[np.int64] | None = None,
-        *,
-        first: bool = False,
+        self, name: str, quantizer: "ResidualQuantizer", info: Mapping[str, Any], known: NDArray[np.int64] | None = None
     ) -> None:
-        """
-        Write down what parts are encoded with; `known` items, ascending, are left out.
-
-        With `first`, what somebody else who works here has written meanwhile stays and is what counts: see `basis`.
-        """
+        """Write down what parts are encoded with; `known` items, ascending, are left out."""
         weights, description = quantizer.to_arrays()
         arrays = {f"quantizer.{key}": array for key, array in weights.items()}
         if known is not None:
             arrays["known"] = known
-        more = {"quantizer": description, "content": basis_content(arrays, description)}
-        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=first)
-        self.basis(name)
+        write_file(self.folder, f"basis-{name}", arrays, {**info, "quantizer": description})
 
     def choose(self, basis: str) -> None:
         """Note which codebooks parts are to be encoded with: shards that wait for them see it."""
@@ -426,16 +411,10 @@ class Job:
         Returns:
             How many parts of all are encoded now, and how many there are.
         """
-        tasks = self._encode_tasks(basis)
+        tasks = self._tasks("encode", basis=basis)
         self._stage(tasks[shard[0] :: shard[1]], "Encoding")
         done = len(tasks) if shard[1] == 1 else sum(self._fitting(task) is not None for task in tasks)
         return done, len(tasks)
-
-    def _encode_tasks(self, basis: str) -> list[Task]:
-        """Return the tasks of encoding with a basis as this job knows it: codes of another one are not taken for it."""
-        if basis not in self._contents and self.basis(basis) is None:
-            raise WorkGoneError(f"'{self.folder}' is gone: somebody cleaned up, or published. Run again.")
-        return self._tasks("encode", basis=basis, content=self._contents[basis])
 
     def encoded(self, basis: str) -> "Encoded":
         """Return what `encode` made, of all parts."""
@@ -478,29 +457,35 @@ class Encoded:
         ids: (n,) ascending, each once.
         codes: (n, levels), raw.
         bad, first_bad: rows that were skipped, and where the first was.
-        rows: that were encoded; those of an item that comes again are among them.
+        beyond: rows outside of the bulk, see `codec.bulk`.
+        rows: all others; those of an item that comes again are among them.
         error, variance, squares: over all of these: errors, distances from the mean and lengths, squared and summed.
     """
 
     def __init__(self, job: Job, basis: str) -> None:
         self._job = job
-        tasks = job._encode_tasks(basis)
-        self._content = tasks[0]["content"]
-        self._quantizer = basis_of(job.folder, basis, self._content)[0]
-        self._names = [task_file(task) for task in tasks]
+        self._quantizer, _, self._radius = basis_of(job.folder, basis)
+        self._centre = self._quantizer.to_arrays()[0]["mean"]
+        self._names = [task_file(task) for task in job._tasks("encode")]
         bad, first_bad = job._spool_bad
         counts, error, squares = [], 0.0, 0.0
+        self.beyond, self._named, farthest = 0, list[int](), [0.0, 0.0]
         total = np.zeros(job.plan.dim)
         for name in self._names:
-            found = self._part(name)
+            found = need_file(job.folder, name)
             counts.append(len(found.arrays["ids"]))
             bad, first_bad = bad + found.info["bad"], first_bad or found.info["first_bad"]
             error, squares = error + found.info["error"], squares + found.info["squares"]
             total += found.arrays["sum"]
+            self.beyond += found.info["beyond"]
+            self._named += found.info["named"]
+            farthest = [max(pair) for pair in zip(farthest, found.info["farthest"], strict=True)]
         self.begins = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        self.rows = rows = int(self.begins[-1])
+        rows = int(self.begins[-1])
+        self.rows = rows - self.beyond
+        self._times = farthest[1] / max(farthest[0], 1e-300)
         self.squares = squares
-        self.error, self.variance = error, max(0.0, squares - float(np.square(total).sum()) / max(1, rows))
+        self.error, self.variance = error, max(0.0, squares - float(np.square(total).sum()) / max(1, self.rows))
         ids = self._column("ids", np.empty(rows, np.int64))
         self.places: NDArray[np.integer[Any]] | None = None  # where rows stand; None: as in the parts
         if bool((ids[1:] > ids[:-1]).all()):
@@ -513,7 +498,7 @@ class Encoded:
         again = rows - len(self.ids)
         self.bad = bad + again
         self.first_bad = first_bad or (f"{again} items come again" if again else "")
-        first = self._part(self._names[0]).arrays["codes"]
+        first = need_file(job.folder, self._names[0]).arrays["codes"]
         codes = self._column("codes", np.empty((rows, first.shape[1]), first.dtype))
         self.codes = codes if self.places is None else codes[self.places]
         # Losers, in the order in which they are served: their parts, the vectors of some, how many come before these,
@@ -524,15 +509,19 @@ class Encoded:
         self._taken = np.zeros(len(self._names), np.int64)
         self._opened: dict[int, IO[bytes]] = {}
 
-    def _part(self, name: str) -> container.Container:
-        found = need_file(self._job.folder, name)
-        if found.info.get("basis") != self._content:
-            raise WorkGoneError(f"'{self._job.folder / name}.part' is of other codebooks: some began anew. Run again.")
-        return found
+    def tell_beyond(self) -> None:
+        """Warn of the rows outside of the bulk, if there are some."""
+        if self.beyond:
+            named = [str(item) for item in sorted(self._named)[:3]]
+            birth.tell_beyond(self.beyond, self.rows + self.beyond, named, self._times)
+
+    def in_bulk(self, vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+        """Say which vectors, in the quantizer's space, lie in the bulk."""
+        return distances(vectors, self._centre) <= self._radius
 
     def _column(self, name: str, out: NDArray[Any]) -> NDArray[Any]:
         for number, file in enumerate(self._names):
-            out[self.begins[number] : self.begins[number + 1]] = self._part(file).arrays[name]
+            out[self.begins[number] : self.begins[number + 1]] = need_file(self._job.folder, file).arrays[name]
             self._job.beat()
         return out
 
@@ -548,7 +537,7 @@ class Encoded:
         order = np.argsort(owner, kind="stable")
         for number, begin, end in _runs(owner[order]):
             here = order[begin:end]
-            column = self._part(self._names[number]).arrays[name]
+            column = need_file(self._job.folder, self._names[number]).arrays[name]
             out[here] = column[places[here] - self.begins[number]]
         self._job.beat()
         return out
@@ -672,10 +661,9 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
             "device": trained.device,
             "held_out": trained.held_out,
         }
-        job.set_basis(BIRTH, trained.quantizer, {"trained": noted}, first=True)
-        found = job.basis(BIRTH)
-        if found is None:
-            raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
+        bulk = {"radius": trained.radius} if math.isfinite(trained.radius) else {}
+        job.set_basis(BIRTH, trained.quantizer, {"trained": noted | bulk, **bulk})
+        found = need_file(job.folder, f"basis-{BIRTH}")
     weights = {key.removeprefix("quantizer."): np.array(array) for key, array in found.arrays.items()}
     return Trained(ResidualQuantizer.from_arrays(weights, found.info["quantizer"]), **found.info["trained"])
 
@@ -711,11 +699,18 @@ def train_table(
     encoded = job.encoded(BIRTH)
     items = len(encoded.ids)
     _report_bad(job, encoded)
+    encoded.tell_beyond()
     resolution, unique = birth.make_unique(quantizer, encoded, encoded.codes, config)
     clock.done("uniqueness")
     tell("encoded", items=items)
     sample = np.searchsorted(encoded.ids, embeddings.items)
-    quality = measure(quantizer, embeddings.features[0].matrix, encoded.codes, resolution, trained, rows=sample)
+    vectors = embeddings.features[0].matrix
+    weights, description = quantizer.to_arrays()
+    far = distances(vectors, weights["mean"])
+    if float(far.max()) > trained.radius:
+        vectors, sample = vectors[far <= trained.radius], sample[far <= trained.radius]
+    quality = measure(quantizer, vectors, encoded.codes, resolution, trained, rows=sample)
+    quality |= {"set_aside": encoded.beyond, "rows_with_99_percent": rows_with_share(far)}
     change = _error_change(quantizer, encoded, encoded.codes, resolution)
     variance = max(encoded.variance, 0.0)
     if variance > 0:  # of all items, not of the sample
@@ -724,7 +719,6 @@ def train_table(
     quality["sampled"] = len(sample)
     encoded.close()
     clock.done("measuring")
-    weights, description = quantizer.to_arrays()
     header = birth.first_header(
         identity,
         {**config.to_dict(), "unique": unique},
@@ -737,6 +731,7 @@ def train_table(
         device=trained.device,
         variance=variance / max(1, encoded.rows),
         relative_error=(encoded.error + change) / variance if variance > 0 else 0.0,
+        radius=trained.radius,
         clock=clock,
     )
     ids, codes = encoded.ids, resolution.codes
@@ -764,7 +759,8 @@ def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: Semanti
             keys = base.keys_array
             if not isinstance(keys, np.ndarray):
                 keys = np.array([number for key in keys if (number := canonical_int(key)) is not None], np.int64)
-            job.set_basis(name, base.quantizer, {}, np.sort(keys))
+            bulk = {"radius": base.header.radius} if math.isfinite(base.header.radius) else {}
+            job.set_basis(name, base.quantizer, bulk, np.sort(keys))
     job.choose(name)
     return name
 
@@ -791,6 +787,7 @@ class Extension:
         job.encode(basis)
         self._encoded = job.encoded(basis)
         _report_bad(job, self._encoded)
+        self._encoded.tell_beyond()
 
     @property
     def items(self) -> NDArray[np.int64]:
@@ -834,6 +831,9 @@ class _Some:
     def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         return self._encoded.vectors(rows)
 
+    def in_bulk(self, vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
+        return self._encoded.in_bulk(vectors)
+
     def rewind(self) -> None:
         self._encoded.rewind()
 
@@ -856,7 +856,7 @@ def _report_bad(job: Job, encoded: Encoded) -> None:
 def _error_change(
     quantizer: "ResidualQuantizer", items: "Encoded | _Some", raw: NDArray[Any], resolution: "Resolution"
 ) -> float:
-    """Return by how much uniqueness raised the squared error, summed over the items."""
+    """Return by how much uniqueness raised the squared error, summed over the items of the bulk."""
     if resolution.losers is None:
         return 0.0
     change = 0.0
@@ -864,6 +864,8 @@ def _error_change(
     for begin in range(0, len(resolution.losers), 4096):
         rows = resolution.losers[begin : begin + 4096]
         vectors = items.vectors(rows)
+        near = items.in_bulk(vectors)
+        vectors, rows = vectors[near], rows[near]
         for codes, sign in ((resolution.codes, 1), (raw, -1)):
-            change += sign * float(np.square(vectors - quantizer.decode(codes[rows])).sum(dtype=np.float64))
+            change += sign * float(np.square(vectors - quantizer.decode(codes[rows]), dtype=np.float64).sum())
     return change
