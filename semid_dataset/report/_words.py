@@ -62,8 +62,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "verdict.unknown": ("not measured", "未测量"),
     "column.check": ("check", "检查项"),
     "column.found": ("found", "结果"),
-    "column.rule": ("rule", "标准"),
-    "column.do": ("what to do", "建议"),
+    "column.rule": ("rule, and what to do", "标准与建议"),
     "check.state": ("State", "状态"),
     "found.state.empty": ("no item has an ID", "没有物品拥有ID"),
     "found.state.stale": ("stale: new items have no ID", "已过期：新物品没有ID"),
@@ -300,6 +299,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "{source}",
         "近邻是否共用编码？点击一个物品：与它最近的 {nearest} 个物品{among}会连线显示，并列出编码。{source}",
     ),
+    "map.share": (
+        "Over all items, {near!p} of the 10 nearest share the first code; of random pairs {random!p}.",
+        "就全部物品而言，最近的 10 个物品中 {near!p} 共用首级编码；随机物品对为 {random!p}。",
+    ),
     "map.among": ("(among {among!i} items drawn evenly) ", "（在均匀抽取的 {among!i} 个物品中）"),
     "map.vectors": (
         "The two axes show {variance!p} of the variance of the vectors: dots that lie together here may be far apart; "
@@ -501,7 +504,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "js.siblings": ("Items with the same first {n} codes", "前 {n} 级编码相同的物品"),
     "js.link": ("Link to this item", "此物品的链接"),
     "js.title": ("title", "标题"),
-    "js.codesIn": ("first codes in common", "相同的前几级编码"),
+    "js.codesIn": ("its ID, what is in common in bold", "其ID（相同部分加粗）"),
     "js.alone": ("No other item shares its first code.", "没有其他物品与它共用首级编码。"),
     "js.noNearest": ("Its nearest items are not known on this page.", "本页没有它的近邻信息。"),
 }

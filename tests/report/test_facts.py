@@ -124,7 +124,7 @@ def test_checks_have_limits(name: str, quality: dict[str, Any], verdict: str, tm
     table = table_of(quality)
     assert verdicts(report_facts(table))[name] == verdict
     rows = page_of(table, tmp_path).partition("<tbody>")[2].partition("</tbody>")[0]
-    advised = re.findall(r'<tr class="(\w+)">.*?<td class="soft">[^<]+</td><td>([^<]*)</td>', rows)
+    advised = re.findall(r'<tr class="(\w+)">.*?<p class="rule">[^<]+</p>(<p class="do">[^<]+</p>)?</td>', rows)
     assert len(advised) == len(report_facts(table)["answer"]["checks"])
     assert all(bool(advice) == (verdict != "good") for verdict, advice in advised)
 

@@ -1,6 +1,7 @@
 """The page about a table: complete, self-contained, honest, and alive in a real browser."""
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ import world
 
 from semid_dataset import SemanticIdTable
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.report import write_report
+from semid_dataset.report import report_facts, write_report
 from semid_dataset.report._map import duplicates
 from semid_dataset.report.page import SAMPLE_ITEMS
 from semid_dataset.table.table import build_table_buffers
@@ -396,6 +397,173 @@ def test_the_page_works_in_a_browser(
     assert "玫瑰香皂" in said["found"]
     assert re.match(r"all›\d+", said["went"])
     assert re.match(r"2000\d+ [\d-]+: .*\d of its 6 nearest share its first code", said["tip"])
+
+
+TOOLS = """
+      const say = (name, value) => document.documentElement.setAttribute("data-" + name, value);
+      const $ = (id) => document.getElementById(id);
+      const press = (...keys) => keys.forEach((key) =>
+        document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true })));
+      const type = (text) => { $("find").value = text; $("find").dispatchEvent(new Event("input")); };
+      const shown = () => $("item").hidden ? "closed" : $("item-name").textContent;
+"""
+
+
+def said_in(document: str) -> dict[str, str]:
+    """What a script of a test said about the page."""
+    return dict(re.findall(r' data-(\w+)="([^"]*)"', document.partition("<head>")[0]))
+
+
+def test_everything_answers_to_the_keyboard(
+    table: SemanticIdTable, vectors: np.ndarray, tmp_path: Path, browse: Browse
+) -> None:
+    """The sunburst, the map, the list, an item and the way back: keys alone, and the focus comes back."""
+    page = write_report(table, tmp_path / "r.html", vectors=vectors, titles=TITLES)
+    script = (
+        TOOLS
+        + """
+      say("reachable", [$("sun"), $("map-canvas"), $("find")].every((one) => one.tabIndex === 0));
+      $("sun").focus();
+      press("ArrowRight");
+      const first = $("sun-tip").textContent;
+      press("ArrowRight");
+      say("moved", first !== $("sun-tip").textContent && /^\\d+: /.test($("sun-tip").textContent));
+      press("ArrowUp");
+      say("outward", /^\\d+-\\d+: /.test($("sun-tip").textContent));
+      press("ArrowDown", "Enter");
+      say("in", $("path").textContent + " " + location.hash);
+      press("Escape");
+      say("out", $("path").textContent);
+      $("map-canvas").focus();
+      press("ArrowRight");
+      const here = $("map-tip").textContent;
+      press("ArrowRight", "ArrowDown");
+      say("walked", here !== $("map-tip").textContent);
+      const key = $("map-tip").textContent.split(" ")[0];
+      press("+", "+", "0", "Enter");
+      say("opened", shown() !== "closed" && location.hash === "#item=" + key && document.activeElement === $("item"));
+      say("levels", $("item").querySelector("tbody").children.length);
+      say("nearest", $("item").querySelectorAll("table")[1].querySelector("tbody").children.length);
+      $("item").querySelectorAll("table")[1].querySelector("button").click();
+      say("another", location.hash !== "#item=" + key);
+      press("Escape");
+      say("closed", shown() + " " + document.activeElement.id);
+      document.querySelector("#tree-list .open").click();
+      const item = document.querySelector("#tree-list .link");
+      item.focus();
+      item.click();
+      press("Escape");
+      say("back", document.activeElement === item);
+    """
+    )
+    document, console = browse(page, script)
+    assert console == ""
+    said = said_in(document)
+    assert re.fullmatch(r"all›\d+\d+ items.* #prefix=\d+", said.pop("in"))
+    assert said.pop("out").startswith(f"all{ITEMS} items")
+    assert (said.pop("levels"), said.pop("nearest"), said.pop("closed")) == (
+        str(table.levels),
+        "6",
+        "closed map-canvas",
+    )
+    assert set(said.values()) == {"true"}, said
+
+
+def test_a_search_by_several_words_lights_up(
+    table: SemanticIdTable, vectors: np.ndarray, tmp_path: Path, browse: Browse
+) -> None:
+    """Every word must be there, as a word begins; the tree counts what was found, and the map shows it."""
+    titles = {world.ITEM0 + k: ("red lacquer for women", "red soap", "men's lacquer, red")[k % 3] for k in range(ITEMS)}
+    page = write_report(table, tmp_path / "r.html", vectors=vectors, titles=titles)
+    script = (
+        TOOLS
+        + """
+      const pixels = (id) => $(id).toDataURL();
+      const before = [pixels("sun"), pixels("map-canvas")];
+      const found = (text) => { type(text); return parseInt($("found").textContent); };
+      say("one", found("red"));
+      say("several", found("lacquer RED"));
+      say("begins", found("men lacquer"));
+      const counts = [...document.querySelectorAll("#tree-list .count")].map((one) => one.textContent);
+      say("counted", counts.length > 0 && counts.every((one) => /^[0-9]+[/][0-9]+$/.test(one)));
+      say("lit", before[0] !== pixels("sun") && before[1] !== pixels("map-canvas"));
+      say("hits", document.querySelectorAll("#tree-list li.hit").length > 0);
+      say("id", found(document.querySelector("#tree-list li.hit .id").textContent));
+      say("odd", found("(red [soap") + $("found").textContent);
+      $("find").focus();
+      press("Escape");
+      say("cleared", $("find").value === "" && before[0] === pixels("sun") && before[1] === pixels("map-canvas"));
+      type("99999-1");
+      say("missing", $("found").textContent);
+    """
+    )
+    document, console = browse(page, script)
+    assert console == ""
+    said = said_in(document)
+    assert (said["one"], said["several"], said["begins"], said["id"]) == ("300", "200", "100", "1")
+    assert said["odd"] == "NaNNo item has all of these words."
+    assert said["missing"] == "No item has all of these words."
+    assert {said[name] for name in ("counted", "lit", "hits", "cleared")} == {"true"}
+
+
+def test_addresses_lead_into_the_page(
+    table: SemanticIdTable, vectors: np.ndarray, tmp_path: Path, browse: Browse
+) -> None:
+    """#item, #prefix and #find, also such that lead nowhere, are not encoded, or hold markup."""
+    page = write_report(table, tmp_path / "r.html", vectors=vectors, titles=TITLES)
+    code = int(table.codes_array[0, 0])
+    script = (
+        TOOLS
+        + f"""
+      const at = (hash) => {{ history.replaceState(null, "", hash); dispatchEvent(new PopStateEvent("popstate")); }};
+      at("#item={world.ITEM0}");
+      say("item", shown());
+      at("#prefix={code}");
+      say("prefix", shown() + $("path").textContent);
+      at("#find=lavender%20number");
+      say("find", $("found").textContent);
+      at("#item=<img src=x onerror=alert(1)>%");
+      say("none", $("item").textContent + $("item").querySelectorAll("img").length);
+      at("#prefix=9999-x-1");
+      say("astray", $("path").textContent);
+      at("#tree");
+      say("closed", shown());
+    """
+    )
+    document, console = browse(page, script)
+    assert console == ""
+    said = said_in(document)
+    assert html.unescape(said["item"]) == TITLES[world.ITEM0]
+    assert said["prefix"].startswith(f"closedall›{code}")
+    assert said["find"] == f"{ITEMS - 2} items found"
+    assert said["none"].endswith("in this table.0")
+    assert said["astray"].startswith(f"all{ITEMS} items")
+    assert said["closed"] == "closed"
+
+
+def test_words_of_a_prefix_are_those_of_the_facts(table: SemanticIdTable, tmp_path: Path, browse: Browse) -> None:
+    """The script and the facts tell the same words, in the same order."""
+    words = ["rose", "soap", "oak", "tea", "steel", "玫瑰香皂", "crème", "o'keeffe's"]
+    rng = np.random.default_rng(3)
+    titles = {world.ITEM0 + k: " ".join(rng.choice(words, 4)) for k in range(ITEMS)}
+    facts = report_facts(table, titles=titles)
+    page = write_report(table, tmp_path / "r.html", titles=titles)
+    script = (
+        TOOLS
+        + """
+      for (;;) { const more = document.querySelector("#tree-list > li > .more"); if (!more) break; more.click(); }
+      say("words", [...document.querySelectorAll("#tree-list > li .open")].map((row) =>
+        row.querySelector(".code").textContent + ":" + row.querySelector(".words").textContent).join("|"));
+    """
+    )
+    document, console = browse(page, script)
+    assert console == ""
+    told = dict(one.split(":", 1) for one in html.unescape(said_in(document)["words"]).split("|"))
+    many = [prefix for prefix in facts["prefixes"] if prefix["items"] > 1]
+    assert len(many) > 10
+    assert {str(prefix["prefix"]): " · ".join(prefix["words"]) for prefix in many} == {
+        code: about for code, about in told.items() if code in {str(prefix["prefix"]) for prefix in many}
+    }
 
 
 @pytest.mark.parametrize("width", [390, 1280])

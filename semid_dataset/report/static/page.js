@@ -504,11 +504,16 @@
     }
     const parts = asked.split(/\s+/).filter(Boolean);
     if (parts.length) {
+      // A word is found by how it begins, "men" not in "women"; of scripts without spaces, anywhere.
+      const begins = parts.map((part) => {
+        const plain = part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+        return new RegExp(/^[\p{Script=Latin}\p{N}]/u.test(part) ? `(?<![\\p{Script=Latin}\\p{N}])${plain}` : plain, "u");
+      });
       const list = [];
       const before = new Uint32Array(sampled + 1);
       for (let k = 0; k < sampled; k++) {
-        const text = `${keys[k]} ${titles ? titles[k] : ""}`.toLowerCase();
-        const found = parts.every((part) => text.includes(part));
+        const text = titles ? titles[k].toLowerCase() : "";
+        const found = parts.every((part, n) => keys[k].toLowerCase().includes(part) || begins[n].test(text));
         if (found) list.push(k);
         before[k + 1] = before[k] + found;
       }
@@ -729,16 +734,24 @@
   const panel = $("item");
   let opener = null; // where the keyboard was before
 
-  function table(names, rows) {
+  function table(names, rows, numbers) { // columns of numbers are set to the right
     const found = make("table");
     const head = make("tr");
-    for (const name of names) { const cell = make("th", "", name); cell.scope = "col"; head.append(cell); }
+    names.forEach((name, k) => {
+      const cell = make("th", numbers.includes(k) ? "n" : "", name);
+      cell.scope = "col";
+      head.append(cell);
+    });
     const top = make("thead");
     top.append(head);
     const body = make("tbody");
     for (const row of rows) {
       const line = make("tr");
-      for (const content of row) { const cell = make("td"); cell.append(content); line.append(cell); }
+      row.forEach((content, k) => {
+        const cell = make("td", numbers.includes(k) ? "n" : "");
+        cell.append(content);
+        line.append(cell);
+      });
       body.append(line);
     }
     found.append(top, body);
@@ -781,7 +794,7 @@
       const alone = found && node.high - node.low === 1;
       return [String(level + 1), button("link code", String(code), () => go(node)),
         found ? (node.exact ? "" : "≥ ") + count(node.count) : "", found && !alone ? topic(node, 3).join(" · ") : ""];
-    })));
+    }), [2]));
     const point = pointOf.get(at);
     panel.append(make("h3", "", say("nearest")));
     if (map && point !== undefined && map.each) {
@@ -790,7 +803,7 @@
         const other = map.at[map.nearest[point * map.each + k]];
         const far = (map.distances[point * map.each + k] / 65535) * data.map.longest;
         return [link(other), idBeside(other, at), far.toPrecision(3)];
-      })));
+      }), [2]));
     } else panel.append(make("p", "none", say("noNearest")));
     let depth = levels - 1;
     let node = nodeAt(id.slice(0, depth));
