@@ -42,6 +42,7 @@ Buffer = bytes | bytearray | memoryview
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 CLAIM_SECONDS = 60.0  # a claim without its file for so long belongs to a writer that died in between
+SHOWN_NAME = 200  # bytes of a file's name in that of its temporary file
 LEFTOVER_SECONDS = 3600.0  # temporary files older than this belong to writers that died
 LARGE = 1 << 28  # bytes; below, even a file of nothing but holes is read in a moment
 HOLLOW = 64  # a file of which less than this part was written is none of ours, compressed by its file system or not
@@ -310,7 +311,8 @@ def _random() -> str:
 
 
 def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync: bool = True) -> Path:
-    temporary = folder / f".{name}.{_random()}.tmp"
+    shown = os.fsdecode(os.fsencode(name)[:SHOWN_NAME])  # a name of 255 bytes leaves no room for more
+    temporary = folder / f".{shown}.{_random()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(temporary, flags, 0o666)

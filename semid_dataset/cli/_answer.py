@@ -7,6 +7,7 @@ A command collects an `Answer`, facts and sentences, and one place prints it, as
 import functools
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ __all__ = [
     "gate_forbids",
     "how_to_make",
     "quality_line",
+    "word",
     "write_ids",
 ]
 
@@ -113,6 +115,11 @@ def gate_forbids() -> str | None:
     """Return how `ALLOW_SEMANTIC_GENERATION` forbids that IDs are made here, None where it allows it."""
     gate = context().environment.gate
     return None if gate.allowed else f"ALLOW_SEMANTIC_GENERATION={gate.value}"
+
+
+def word(path: object) -> str:
+    """Return a path as one word of a shell, so that the line it stands in can be pasted."""
+    return shlex.quote(str(path))
 
 
 def how_to_make(line: str) -> str:

@@ -8,6 +8,7 @@ Exit codes: 0 done; 1 something was found wrong (verify, diff) or nothing was fo
 wrongly; 3 it failed, and the line on stderr says why; 130 it was interrupted. Files are written whole or not at all.
 """
 
+import io
 import json
 import re
 import sys
@@ -38,6 +39,9 @@ TEMPORARY = re.compile(r"\.([^/]+)\.[0-9a-f]{12,32}\.tmp$")
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; whatever goes wrong is one line on stderr, never a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files are bytes, and not all of them are texts
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SemanticIdWarning)  # the log line says the same

@@ -18,7 +18,7 @@ import click
 from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cli._answer import JSON, TABLE, Function, context, how_to_make
+from semid_dataset.cli._answer import JSON, TABLE, Function, context, how_to_make, word
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import parse_bytes
 from semid_dataset.errors import ConfigError, ParentError, TableError
@@ -153,7 +153,7 @@ def open_ids(path: Path) -> SemanticIdTable:
         if not (path / JSON).exists():
             raise ParentError(
                 f"'{path}' holds no IDs, and none were made for it here. To have some: "
-                + how_to_make(f"semid generate {path}")
+                + how_to_make(f"semid generate {word(path)}")
             )
         path = path / JSON
     if path.suffix == ".safetensors":

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from semid_dataset.cli._answer import Answer, added_facts, added_line, check_gate, command, count, write_ids
+from semid_dataset.cli._answer import Answer, added_facts, added_line, check_gate, command, count, word, write_ids
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FORCE, IDS, is_data_directory, open_parent, options
 from semid_dataset.table.table import SemanticIdTable
 
@@ -38,7 +38,7 @@ def encode(table_path: Path, source: Path, ids: str | None, vectors: str | None,
     from semid_dataset.inputs.matrix import read_vectors
 
     if is_data_directory(source):
-        raise click.UsageError(f"For a data directory: semid generate {source} --parent {table_path}")
+        raise click.UsageError(f"For a data directory: semid generate {word(source)} --parent {word(table_path)}")
     base = open_parent(table_path)
     whole_table = output.suffix in {"", ".safetensors"}
     if not whole_table:
@@ -56,9 +56,10 @@ def encode(table_path: Path, source: Path, ids: str | None, vectors: str | None,
 
         some = SemanticIdTable.from_buffer(b"".join(build_table_buffers(items, table.codes(items))))
         written = exports.export(some, output)
-    following = [f"semid diff {table_path} {output}     to see what was added"]
+    following = [f"semid diff {word(table_path)} {word(output)}     to see what was added"]
     if not whole_table:
-        following = [f"semid encode {table_path} {source} -o DIR     to keep these IDs: only a table remembers them"]
+        again = f"semid encode {word(table_path)} {word(source)} -o DIR"
+        following = [f"{again}     to keep these IDs: only a table remembers them"]
     return Answer(
         {
             "items": len(items),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from semid_dataset.cli._answer import Answer, command, count
+from semid_dataset.cli._answer import Answer, command, count, word
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, open_ids, options
 from semid_dataset.errors import ConfigError
 
@@ -74,9 +74,8 @@ def export(path: Path, output: Path, form: str | None, style: str, first: int) -
         following = [f"tokenizer.add_tokens(json.load(open({str(output)!r})))     before the model is trained"]
     if "index" in names.values() and "tokens" not in names.values():
         tokens = output if output.is_dir() else output.parent
-        following = [
-            f"semid export {path} -o {tokens / 'item.tokens.json'} --style {style}     the tokenizer's new tokens"
-        ]
+        to = word(tokens / "item.tokens.json")
+        following = [f"semid export {word(path)} -o {to} --style {style}     the tokenizer's new tokens"]
     return Answer(
         {"items": len(table), "written": written},
         [f"{count(len(table), 'item')} exported.", *(f"Wrote {file}" for file in written)],

@@ -21,6 +21,7 @@ from semid_dataset.cli._answer import (
     facts_of,
     gate_forbids,
     quality_line,
+    word,
     write_ids,
 )
 from semid_dataset.cli._arguments import (
@@ -105,8 +106,8 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     config = config_of(**settings)
     if output is not None and (output / TABLE).exists() and parent is None and not retrain:
         raise click.UsageError(
-            f"'{output}' holds IDs already, and new ones would replace them. Add new items with --parent {output}, "
-            "or start over with --retrain."
+            f"'{output}' holds IDs already, and new ones would replace them. Add new items with --parent "
+            f"{word(output)}, or start over with --retrain."
         )
     data_directory = is_data_directory(source)
     if {engine, num_shards, shard_id} != {None} and not data_directory:
@@ -184,8 +185,8 @@ def _generated(table: SemanticIdTable, new: int | None, written: Sequence[Path],
             *([] if written else [f"Nothing was written: they were there, in {table.path}"]),
         ],
         [
-            f"semid report {where} -o report.html     to look at them",
-            f"semid export {where} -o item.index.json     to carry them elsewhere (semid export --help)",
+            f"semid report {word(where)} -o report.html     to look at them",
+            f"semid export {word(where)} -o item.index.json     to carry them elsewhere (semid export --help)",
         ],
     )
 

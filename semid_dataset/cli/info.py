@@ -11,7 +11,7 @@ from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.folders import Root
-from semid_dataset.cli._answer import WRONG, Answer, command, context, count, facts_of, how_to_make, quality_line
+from semid_dataset.cli._answer import WRONG, Answer, command, context, count, facts_of, how_to_make, quality_line, word
 from semid_dataset.cli._arguments import EXISTING, FEATURES, SETTINGS, config_of, holds_table, open_ids, options
 from semid_dataset.errors import SemidError
 from semid_dataset.table.table import SemanticIdTable
@@ -47,7 +47,7 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
             return Answer(
                 {"status": None, "reason": str(error), "roots": roots},
                 [f"Nothing answers for '{target}' yet: {error}", *_root_lines(roots, None)],
-                [how_to_make(f"semid generate {target}     to make them now")],
+                [how_to_make(f"semid generate {word(target)}     to make them now")],
                 WRONG,
             )
     roots = [_root_facts(root) for root in found]
@@ -69,11 +69,14 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
     lines += [*quality_line(table), *_provenance_lines(table), *_root_lines(roots, root)]
     if not table.has_quantizer:
         lines.append("It holds IDs alone: new items cannot be encoded with it.")
-    shown = table.path or target
+    shown = word(table.path or target)
     return Answer(
         {**facts, "root": root, "roots": roots},
         lines,
-        [f"semid verify {shown}     to check every ID", f"semid report {shown} -o report.html     to look at them"],
+        [
+            f"semid verify {shown}     to check every ID",
+            f"semid report {shown} -o report.html     to look at them",
+        ],
     )
 
 

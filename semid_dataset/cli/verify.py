@@ -6,7 +6,7 @@ import click
 
 from semid_dataset.build import lineages as lineage
 from semid_dataset.check import Comparison, verify_table
-from semid_dataset.cli._answer import WRONG, Answer, command, count, gate_forbids, how_to_make
+from semid_dataset.cli._answer import WRONG, Answer, command, count, gate_forbids, how_to_make, word
 from semid_dataset.cli._arguments import EXISTING, FEATURES, IDS, open_ids, options, read_embeddings
 from semid_dataset.errors import TableError
 
@@ -78,13 +78,15 @@ def verify(
         compared = found.vectors.not_compared != "sequences"
     fine = f"Everything{'' if compared else ' that was checked'} is as it should be."
     lines += [f"Wrong: {problem}" for problem in found.problems] or [fine]
-    following = f"semid verify {path} --embeddings SOURCE     to check it against the vectors too"
+    following = f"semid verify {word(path)} --embeddings SOURCE     to check it against the vectors too"
     if not found.ok:
         steps = ["take the file from a backup"]
         if gate_forbids() is None:
             steps = [f"{steps[0]}, or make the IDs again (they move): semid generate --retrain"]
     else:
-        steps = [f"semid report {path} -o report.html     to look at it"] if embeddings is not None else [following]
+        steps = (
+            [f"semid report {word(path)} -o report.html     to look at it"] if embeddings is not None else [following]
+        )
     return Answer({"path": path, **found.to_dict()}, lines, steps, 0 if found.ok else WRONG)
 
 

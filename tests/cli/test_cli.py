@@ -624,3 +624,59 @@ def test_the_settings_of_the_command_line_are_the_configuration(semid: Any) -> N
             assert f"--{names.get(name, name).replace('_', '-')}" in shown, name
     assert SMALL.num_quantizers == 3
     assert ITEM0
+
+
+# --- names of files ---
+
+
+def test_lines_to_go_on_with_can_be_pasted(semid: Any, world: Path) -> None:
+    """Where folders have blanks, quotation marks or bytes that are no text in their names."""
+    for number, name in enumerate(["o u t", "it's", os.fsdecode(b"\xcc\xd8")]):
+        done = semid("generate", "x.npy", "--ids", "x.txt", "-o", name, *QUICK)
+        assert done.code == 0, done.err
+        if number == 2:  # what a terminal cannot show is escaped
+            continue
+        for step in done.out.split("Next: ")[1].splitlines():
+            words = shlex.split(step.strip().partition("     ")[0])
+            assert words[2] == name
+            assert semid(*words[1:]).code == 0
+        said = semid("generate", "x.npy", "--ids", "x.txt", "-o", name, *QUICK).err
+        assert f"--parent {shlex.quote(name)}," in said
+
+
+def test_long_names_are_written(semid: Any, world: Path, made: Path) -> None:
+    """As long as the file system takes them; the file that is written first has a shorter one."""
+    for name in ("a" * 235 + ".json", "b" * 236 + ".npy", "\u540d" * 76 + ".parquet", "c" * 250 + ".json"):
+        assert semid("export", made, "-o", name).code == 0
+        assert Path(name).exists()
+    assert "File name too long" in semid("export", made, "-o", "d" * 251 + ".json").err
+    assert whole(world)
+
+
+def test_a_folder_of_parts_is_no_data_directory(semid: Any, world: Path) -> None:
+    """Its rows are read one file after the other; `--items` and `--vectors` name columns."""
+    Path("parts").mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(80), 3)):
+        lines = [json.dumps({"code": f"p-{row}", "v": vectors_of(90)[row].tolist()}) for row in rows]
+        Path(f"parts/part-{number}.json").write_text("\n".join(lines))
+    assert "--items COLUMN" in semid("generate", "parts", "-o", "out", *QUICK).err
+    done = semid("generate", "parts", "--items", "code", "--vectors", "v", "-o", "out", *QUICK)
+    assert (done.code, "80 items have IDs" in done.out) == (0, True), done.err
+    assert semid("verify", "out", "--embeddings", "parts", "--items", "code").code == 0
+    assert semid("encode", "out", "parts", "--items", "code", "-o", "again").code == 0
+
+
+def test_parts_with_names_of_another_system_make_ids(semid: Any, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, also where the embeddings are streamed, and on standard output."""
+    data = tmp_path / "data"
+    make_data(data, 60)
+    folder = data / "creative_emb" / "emb_91_4"
+    folder.mkdir()
+    rows = [json.dumps({"anonymous_cid": ITEM0 + k, "emb": [k, k % 7, k % 5, 1]}) for k in range(60)]
+    Path(os.fsdecode(os.fsencode(folder) + b"/part-\xcc\xd8\xd5\xf7")).write_text("\n".join(rows))
+    for more in ([], ["--engine", "local", "--retrain"]):
+        done = semid("generate", data, "--feature", 91, *QUICK, *more)
+        assert done.code == 0, done.err
+    done = semid("info", data, "--feature", 91, *QUICK[:4])
+    assert done.code == 0, done.err
+    assert "part-\\udccc" in done.out
