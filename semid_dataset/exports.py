@@ -10,8 +10,8 @@ import io
 import json
 import math
 import re
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
-from semid_dataset.errors import ConfigError, TableError
+from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
@@ -49,6 +49,7 @@ STYLES: dict[str, Callable[[int, int], str]] = {
 }
 TOKEN = re.compile(r"<(?:s_)?([a-z])_([0-9]{1,5})>|<item_L([0-9]{1,2})_C([0-9]{1,5})>")  # of any style
 BLOCK_ITEMS = 1 << 16
+CODES = ("codes", "semantic_id", "semantic_ids", "sid", "codebook")  # names of a column of codes, in this order
 MAX_PACKED_BITS = 64
 
 
@@ -300,7 +301,10 @@ def _read_beside(path: Path, codes: NDArray[Any]) -> SemanticIdTable:
     try:
         items = json.loads(_bytes(beside))
     except FileNotFoundError:
-        raise TableError(f"'{path}' holds codes but '{beside.name}', the items of its rows, is missing.") from None
+        raise TableError(
+            f"'{path}' holds codes but '{beside.name}', the items of its rows, is missing. "
+            "Write them there as a list of JSON, in the order of the rows."
+        ) from None
     except ValueError as error:
         raise TableError(f"'{beside}' is no valid JSON: {error}.") from None
     if not isinstance(items, list) or len(items) != len(codes):
@@ -340,18 +344,29 @@ def _npz(**arrays: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(path: Path) -> Any:
-    """Return what np.load makes of a file: an array, or an archive of them."""
+def _load(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the arrays of an archive by name; one of an .npy has the name ""."""
+    from semid_dataset.inputs.formats import format_of
+    from semid_dataset.inputs.formats.npy import load_array, load_arrays
+
+    with _as_table_errors():
+        files.map_file(path, follow=True)  # a missing file and a pipe are said in the words of the others
+        return {"": load_array(path)} if format_of(path, "npy").name == "npy" else load_arrays(path)
+
+
+@contextmanager
+def _as_table_errors() -> Iterator[None]:
+    """Raise as TableError what readers of embeddings raise about a file."""
     try:
-        return np.load(io.BytesIO(_bytes(path)), allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise TableError(f"'{path}' is no array file: {error}.") from None
+        yield
+    except EmbeddingError as error:
+        raise TableError(str(error)) from None
 
 
-def _member(archive: Any, name: str, path: Path) -> NDArray[Any]:
-    if not hasattr(archive, "files") or name not in archive.files:
+def _member(archive: dict[str, NDArray[Any]], name: str, path: Path) -> NDArray[Any]:
+    if name not in archive:
         raise TableError(f"'{path}' holds no array {name!r}: it is no export of this kind.")
-    return cast(NDArray[Any], archive[name])
+    return archive[name]
 
 
 def _write_json(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -378,10 +393,10 @@ def _write_npy(table: SemanticIdTable, path: Path, style: str, first: int) -> li
 
 
 def _read_npy(path: Path) -> SemanticIdTable:
-    codes = _load(path)
-    if not isinstance(codes, np.ndarray):
+    arrays = _load(path)
+    if "" not in arrays:
         raise TableError(f"'{path}' is an archive of arrays, no array.")
-    return _read_beside(path, codes)
+    return _read_beside(path, arrays[""])
 
 
 def _write_pt(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -480,21 +495,44 @@ def _lists(arrow: Any, rows: NDArray[np.int64]) -> Any:
 
 
 def _read_parquet(path: Path) -> SemanticIdTable:
-    arrow, parquet = _arrow()
-    try:
-        table = parquet.read_table(arrow.BufferReader(_bytes(path)))
-    except arrow.ArrowException as error:
-        raise TableError(f"'{path}' cannot be read as parquet: {error}.") from None
-    if not {"item_id", "codes"} <= set(table.column_names):
-        raise TableError(f"'{path}' has the columns {', '.join(table.column_names)}; wanted: item_id and codes.")
-    items = table.column("item_id").to_pylist()
-    lists = table.column("codes").combine_chunks()
-    lengths = set(lists.value_lengths().to_pylist())
+    from semid_dataset.inputs.formats.parquet import read_table
+
+    _arrow()
+    with _as_table_errors():
+        files.map_file(path, follow=True)
+        table = read_table(path, lambda schema: _columns_of_ids(schema.names, path))
+    items, column = table.column(0).to_pylist(), table.column(1).combine_chunks()
+    if "list" not in str(column.type):
+        return _table(items, _codes_of_texts(column.to_pylist(), path), path)
+    lengths = set(importlib.import_module("pyarrow.compute").list_value_length(column).to_pylist())
     if len(lengths) > 1 or None in lengths:
         raise TableError(f"'{path}' has lists of different lengths under codes: {sorted(map(str, lengths))[:5]}.")
     levels = lengths.pop() if lengths else 4
-    codes = lists.flatten().to_numpy(zero_copy_only=False).reshape(len(items), levels)
+    codes = column.flatten().to_numpy(zero_copy_only=False).reshape(len(items), levels)
     return _table(items, codes, path)
+
+
+def _columns_of_ids(names: Sequence[str], path: Path) -> list[str]:
+    """Return the columns of items and of codes."""
+    from semid_dataset.inputs._columns import ITEM_NAMES, named
+
+    item = named([name for name in names if name not in CODES], ITEM_NAMES)
+    codes = next((name for name in CODES if name in names), None)
+    if item is None or codes is None:
+        raise TableError(f"'{path}' has the columns {', '.join(names)}; wanted: item_id and codes.")
+    return [item, codes]
+
+
+def _codes_of_texts(texts: Sequence[Any], path: Path) -> NDArray[np.int64]:
+    """Return codes that are written as texts: "217,163,130"."""
+    rows: list[list[int]] = []
+    for row, text in enumerate(texts):
+        if not isinstance(text, str) or re.fullmatch(r"\[?\s*[0-9]{1,5}(?:[,\s]+[0-9]{1,5})*\s*\]?", text) is None:
+            raise TableError(f"'{path}', row {row}: {text!r:.80} is no list of codes, nor one written as 217,163,130.")
+        rows.append([int(code) for code in re.findall("[0-9]+", text)])
+        if len(rows[row]) != len(rows[0]):
+            raise TableError(f"'{path}', row {row}: {len(rows[row])} codes; row 0 has {len(rows[0])}.")
+    return np.array(rows, np.int64).reshape(len(rows), -1)
 
 
 def _arrow() -> tuple[Any, Any]:

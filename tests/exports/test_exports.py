@@ -485,3 +485,45 @@ def test_items_of_any_spelling_survive_every_format(tmp_path: Path, ids: dict[st
     for form in READABLE:
         path = tmp_path / f"ids{FORMATS[form].suffix}"
         assert same(read_export(export(table, path)[0]), table), form
+
+
+# --- what others wrote ---
+
+
+def test_codes_in_parquet_may_be_texts(tmp_path: Path) -> None:
+    """As "217,163,130", beside items of any name that items have; lists may be of fixed size."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    codes = [[217, 163, 130], [1, 2, 3]]
+    fixed = arrow.array(codes, arrow.list_(arrow.int32(), 3))
+    for column in (["217,163,130", "1,2,3"], ["[217, 163, 130]", "[1, 2, 3]"], ["217 163 130", "1 2 3"], fixed):
+        parquet.write_table(
+            arrow.table({"parent_asin": ["a", "b"], "title": ["x", "y"], "codes": column}), tmp_path / "x.parquet"
+        )
+        assert read_export(tmp_path / "x.parquet").to_dict() == {"a": codes[0], "b": codes[1]}
+    for texts, said in (
+        (["1,2", "1,x"], "row 1: '1,x' is no list of codes"),
+        (["1,2", "1,2,3"], "row 1: 3 codes; row 0"),
+    ):
+        parquet.write_table(arrow.table({"item_id": [1, 2], "codes": texts}), tmp_path / "x.parquet")
+        with pytest.raises(TableError, match=said):
+            read_export(tmp_path / "x.parquet")
+    parquet.write_table(arrow.table({"title": ["a"], "codes": [[1]]}), tmp_path / "x.parquet")
+    with pytest.raises(TableError, match="has the columns title, codes; wanted: item_id and codes"):
+        read_export(tmp_path / "x.parquet")
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".npy", ".flat.npz", ".trie.npz"])
+def test_a_file_of_ids_that_is_something_else_is_named(tmp_path: Path, ending: str) -> None:
+    """As files of embeddings are."""
+    (tmp_path / f"x{ending}").write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(TableError, match="pointer of Git LFS"):
+        read_export(tmp_path / f"x{ending}")
+
+
+def test_arrays_without_their_items_say_how_to_give_them(tmp_path: Path) -> None:
+    """As other tools leave them."""
+    np.save(tmp_path / "x.npy", np.ones((3, 4), np.uint8))
+    with pytest.raises(TableError, match=r"'x\.npy\.items\.json', the items .*, is missing\. Write them there"):
+        read_export(tmp_path / "x.npy")
+    (tmp_path / "x.npy.items.json").write_text("[4, 5, 6]")
+    assert len(read_export(tmp_path / "x.npy")) == 3

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from semid_dataset.inputs._file import ForwardFile
+from semid_dataset.errors import EmbeddingError
+from semid_dataset.inputs._file import HEAD, ForwardFile, something_else
 from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, choose, take_batch, width_of
 from semid_dataset.protocols import Partition, Sink
 
@@ -76,8 +77,12 @@ def read_table(path: Path, columns: Callable[[Any], list[str]]) -> Any:
     Raises:
         EmbeddingError: the file cannot be read as parquet; and what `columns` raises.
     """
-    with ForwardFile(path, hashed=False, seekable=True) as file, _opened(file) as table:
-        return table.read(columns=columns(table.schema_arrow))
+    with ForwardFile(path, hashed=False, seekable=True) as file:
+        foreign = something_else(file.at(0, min(HEAD, file.size)), path)
+        if foreign is not None:
+            raise EmbeddingError(foreign)
+        with _opened(file) as table:
+            return table.read(columns=columns(table.schema_arrow))
 
 
 @contextmanager
