@@ -28,6 +28,7 @@ __all__ = [
     "open_regular",
     "place_file",
     "publish_first",
+    "read_head",
     "read_small",
     "real_folder",
     "replace_file",
@@ -44,6 +45,7 @@ NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EM
 CLAIM_SECONDS = 60.0  # a claim without its file for so long belongs to a writer that died in between
 SHOWN_NAME = 200  # bytes of a file's name in that of its temporary file
 LEFTOVER_SECONDS = 3600.0  # temporary files older than this belong to writers that died
+FIRST_READ = 1 << 14  # bytes: most headers
 LARGE = 1 << 28  # bytes; below, even a file of nothing but holes is read in a moment
 HOLLOW = 64  # a file of which less than this part was written is none of ours, compressed by its file system or not
 WRITE_BYTES = 1 << 26  # a write call's share: some file systems fail above 2 GB
@@ -106,6 +108,27 @@ def map_file(path: Path, *, mmap: bool = True, follow: bool = False) -> tuple[me
                 logger.debug("'%s' cannot be mapped and is copied into memory: %s", path, error)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return memoryview(file.read(status.st_size)), status
+    finally:
+        os.close(descriptor)
+
+
+def read_head(path: Path, limit: int) -> bytes:
+    """
+    Return the first 8 bytes of a table and the header whose length they give; no more is read of it.
+
+    Raises:
+        StoreError: it is no regular file, or its header is longer than `limit` bytes.
+        FileNotFoundError, PermissionError, OSError: as os.open says.
+    """
+    descriptor = open_regular(path)
+    try:
+        start = os.pread(descriptor, FIRST_READ, 0)
+        length = 8 + int.from_bytes(start[:8], "little")
+        if length > 8 + limit:
+            raise StoreError(f"'{path}' claims a header of {length:,} bytes where {limit:,} are the most.")
+        while len(start) < length and (block := os.pread(descriptor, length - len(start), len(start))):
+            start += block
+        return start[:length]
     finally:
         os.close(descriptor)
 

@@ -156,6 +156,24 @@ LINES: dict[str, tuple[str, str]] = {
         "ALLOW_SEMANTIC_GENERATION={value!r} is not understood; generation stays forbidden. Use true or false.",
         "无法识别 ALLOW_SEMANTIC_GENERATION={value!r}；视为禁止生成。请使用 true 或 false。",
     ),
+    "passed_over_all": (
+        "{count} places of the cache could not be read and were passed over; the first: {path} ({error})",
+        "缓存中有 {count} 处无法读取，已跳过；第一处: {path}（{error}）",
+    ),
+    "private_set": (
+        "A set of IDs of its own was made here: {path} could not be read ({error}), and whoever can read it may be "
+        "served others. Let both read one cache (group rights, umask), or name one table as parent",
+        "此处生成了独立的一套ID: {path} 无法读取（{error}），能读取者可能得到不同的ID。"
+        "请让双方读取同一缓存（组权限、umask），或以同一张表作为 parent",
+    ),
+    "export_unreadable": (
+        "{path} could not be read ({error}) and is passed over: it may hold other IDs than those served here",
+        "无法读取 {path}（{error}），已跳过: 其中的ID可能与此处使用的不同",
+    ),
+    "next_folder": (
+        "{path} did not take the table ({error}); trying the next cache folder",
+        "{path} 未能写入表（{error}）；尝试下一个缓存目录",
+    ),
     "not_understood": (
         "{variable}={value!r} is not understood (wanted: {wanted}); used instead: {used}",
         "无法识别 {variable}={value!r}（应为: {wanted}）；改用: {used}",

@@ -211,13 +211,21 @@ class Resolution:
             return None
         path = self.ask.data_dir / JSON_FILE
         try:
-            stamp = FileStamp.of(path, self.ask.data_dir)
+            return self._hand_made_at(path, FileStamp.of(path, self.ask.data_dir))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:  # another user's, most likely our own export under their umask; or the disk says no
+            if isinstance(error, SemidError):
+                raise
+            self.cache.pass_over(path, error)
+            degrade("export_unreadable", path=path, error=error)
+            return None
+
+    def _hand_made_at(self, path: Path, stamp: FileStamp) -> SemanticIdTable | None:
         question = Question("json", None, (stamp,))
         memo = self.cache.recall(question)
         if memo is not None and memo.lineage.startswith("json-"):
-            table = self.cache.newest(memo.lineage)
+            table = self._compiled(memo)
             if table is not None and table.digest == memo.digest:
                 tell("loaded", items=len(table))
                 return table.with_status("pregenerated", f"{path} (compiled)")
@@ -225,24 +233,19 @@ class Resolution:
             return None  # our own export
         buffer, _ = files.map_file(path, mmap=self.cache.mmap, follow=True)
         sha256 = stamp.digest()
-        if (ours := self._exported_by(sha256)) is not None:
+        if (ours := self.cache.exported_by(sha256)) is not None:
             if self.may_generate:
                 self.cache.remember(ours, question, {path: sha256})
             return None
         return self._compile(path, buffer, sha256, question)
 
-    def _exported_by(self, sha256: str) -> Memo | None:
-        """Return the table that a JSON of this content was exported from; without a note of it, tables are asked."""
-        if (noted := self.cache.exported_as(sha256)) is not None:
-            return noted
-        for name in self.cache.lineages():
-            for found in self.cache.generations(name):
-                with suppress(SemidError, OSError):
-                    table = self.cache.open(found.path)
-                    if table.header.exported(sha256) and not name.startswith("json-"):
-                        identity = table.header.identity
-                        return Memo(name, table.generation, table.digest, "" if identity is None else identity.digest)
-        return None
+    def _compiled(self, memo: Memo) -> SemanticIdTable | None:
+        """Return the compiled form of a hand-made file; None where it cannot be read, and is made again."""
+        try:
+            return self.cache.newest(memo.lineage)
+        except (SemidError, OSError, MemoryError) as error:
+            self.cache.pass_over(Path(memo.lineage), error)
+            return None
 
     def _compile(self, path: Path, buffer: memoryview, sha256: str, question: Question) -> SemanticIdTable:
         items, codes = parse_id_json(bytes(buffer), str(path))
@@ -259,7 +262,7 @@ class Resolution:
             try:
                 self.cache.publish(name, 0, data.buffers())
                 table = self.cache.newest(name)
-            except OSError as error:
+            except (OSError, SemidError) as error:
                 logger.debug("%s was not compiled: %s", path, error)
             else:
                 if table is not None:
@@ -314,7 +317,7 @@ class Resolution:
         else:
             table = self.cache.named(memo.lineage, memo.generation)
             if table is None or table.digest != memo.digest:  # damaged or healed: one that grew from it will do
-                table = self.cache.newest(memo.lineage)
+                table = self._newest_or_pass(memo.lineage)
         if table is None or not lineage.descends(table, memo.digest):
             tell("passed_over", level=logging.DEBUG, step="memo", reason=f"table {memo.generation} is gone")
             return None
@@ -343,7 +346,10 @@ class Resolution:
                 tell("passed_over", step=f"lineage {before.lineage}", reason=f"the parent is of lineage {row.name}")
             return row
         assert question.identity is not None
-        return lineage.find_lineage(cache, question.identity, embeddings.items, embeddings.features)
+        ours = {lineage.lineage_name(question.identity, embeddings.digest)}
+        if self.ask.data_dir is not None:
+            ours |= {cache.last_served(self.ask.data_dir) or ""}
+        return lineage.find_lineage(cache, question.identity, embeddings.items, embeddings.features, ours)
 
     def read(self, sources: Sequence[FeatureSource], turn: Turn | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
@@ -481,7 +487,15 @@ class Resolution:
         if (exported := self._exported_ids(None)) is not None:
             return exported
         name = self.cache.last_served(self.ask.data_dir)
-        return None if name is None else self.cache.reading().newest(name)
+        return None if name is None else self._newest_or_pass(name, self.cache.reading())
+
+    def _newest_or_pass(self, name: str, cache: Cache | None = None) -> SemanticIdTable | None:
+        """Return the newest table of a lineage that a note names; None where another user keeps it private."""
+        try:
+            return (cache or self.cache).newest(name)
+        except PermissionError as error:
+            self.cache.pass_over(Path(str(error.filename or name)), error)
+            return None
 
     def _stale(self, table: SemanticIdTable, reason: str) -> SemanticIdTable:
         logger.warning("%s", text("stale", reason=reason, known=len(table)))
@@ -503,7 +517,7 @@ class Resolution:
                 export = self.cache.exported_as(stamp.digest())
         if export is None or export.lineage.startswith("json-"):
             return None
-        newest = self.cache.newest(export.lineage)
+        newest = self._newest_or_pass(export.lineage)
         return None if newest is not None and lineage.descends(newest, export.digest) else export
 
     def _exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
@@ -534,7 +548,7 @@ class Resolution:
         assert identity is not None
         if (export := self._lost_export()) is None:
             return None
-        base = self.cache.writing().newest(export.lineage)
+        base = self._newest_or_pass(export.lineage)
         if self.parent is not None:
             if export.lineage not in {self.parent.lineage, f"{self.parent.lineage}-{self.parent.digest[:8]}"}:
                 return None
@@ -781,6 +795,10 @@ class Resolution:
             return data.in_memory("trained", f"in memory only: {refusal}")
         self._export(table)
         tell("saved")
+        if self.cache.refused:
+            path, why = next(iter(self.cache.refused.items()))
+            degrade("private_set", path=path, error=why)
+            return table.with_status("trained", f"lineage {name}; '{path}' could not be read ({why})")
         return table.with_status("trained", f"lineage {name}")
 
     def _export(self, table: SemanticIdTable) -> None:
@@ -808,7 +826,7 @@ class Resolution:
 
     def _is_export(self, path: Path) -> bool:
         """Whether a file holds what a table of ours exported."""
-        return self._exported_by(FileStamp.of(path, path.parent).digest()) is not None
+        return self.cache.exported_by(FileStamp.of(path, path.parent).digest()) is not None
 
     def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", question: Question) -> None:
         if table.path is None:

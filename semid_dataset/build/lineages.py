@@ -9,7 +9,7 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -199,34 +199,42 @@ def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
 
 
 def find_lineage(
-    cache: Cache, identity: Identity, items: NDArray[np.int64] | list[str], features: "Sequence[FeatureMatrix]"
+    cache: Cache,
+    identity: Identity,
+    items: NDArray[np.int64] | list[str],
+    features: "Sequence[FeatureMatrix]",
+    ours: Container[str] = (),
 ) -> Lineage | None:
     """
     Return the newest lineage of this identity that holds half of these items and fits their vectors.
 
     Ids alone prove nothing (two data sets may both count from 0), nor does a directory's name: the
-    quantizer must reproduce a sample of the known items' vectors about as well as it did at birth.
+    quantizer must reproduce a sample of the known items' vectors about as well as it did at birth. A lineage that
+    cannot be read is passed over, unless it is known to be `ours`.
     """
     best: Lineage | None = None
-    for name in cache.lineages():
-        try:
-            table = cache.newest(name)
-        except PermissionError as refusal:  # another user's, who keeps it private: it answers nobody else
-            logger.warning("lineage %s cannot be read: %s", name, refusal)
-            continue
-        if table is None or not table.has_quantizer or table.header.identity != identity:
-            continue
-        known = np.flatnonzero(table.rows_of(items) >= 0)
-        if len(known) < max(1, LEAST_KNOWN * len(items)):
-            logger.debug("lineage %s holds %d of %d items: not this dataset's", name, len(known), len(items))
-            continue
-        error, birth, fits = reproduction_error(table, items, features, known)
-        if not fits:
-            logger.debug("lineage %s has these ids for other vectors: error %.3f, %.3f at birth", name, error, birth)
-            continue
-        if best is None or _born(table) > _born(best.base):
-            best = Lineage(name, table)
+    for name, table in cache.tables_of(identity, ours):
+        with cache.tolerant(name, ours):
+            if _is_theirs(name, table, items, features) and (best is None or _born(table) > _born(best.base)):
+                best = Lineage(name, table)
+    cache.say_refused()
     return best
+
+
+def _is_theirs(
+    name: str, table: SemanticIdTable, items: NDArray[np.int64] | list[str], features: "Sequence[FeatureMatrix]"
+) -> bool:
+    """Whether a table holds half of the items, with their vectors."""
+    if not table.has_quantizer:
+        return False
+    known = np.flatnonzero(table.rows_of(items) >= 0)
+    if len(known) < max(1, LEAST_KNOWN * len(items)):
+        logger.debug("lineage %s holds %d of %d items: not this dataset's", name, len(known), len(items))
+        return False
+    error, birth, fits = reproduction_error(table, items, features, known)
+    if not fits:
+        logger.debug("lineage %s has these ids for other vectors: error %.3f, %.3f at birth", name, error, birth)
+    return fits
 
 
 def _born(table: SemanticIdTable) -> float:

@@ -7,25 +7,27 @@ where files lie, `fingerprint` what is asked, `entries` what is noted, `lock` ho
 
 import logging
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger, tell
-from semid_dataset.cache import entries, folders
+from semid_dataset.cache import entries, folders, index
 from semid_dataset.cache.entries import Memo
 from semid_dataset.cache.fingerprint import Question
 from semid_dataset.cache.folders import Found, Root, Roots
 from semid_dataset.cache.lock import Turn, take_turn
+from semid_dataset.config import Identity
 from semid_dataset.environment import Environment
-from semid_dataset.errors import CorruptTableError, StoreError, TableError
+from semid_dataset.errors import CorruptTableError, StoreError, TableError, TableVersionError
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["Cache", "open_table", "publish_table"]
 
+_said: set[Path] = set()  # places of which it was said that they were passed over
 _tables: "weakref.WeakValueDictionary[tuple[Any, ...], SemanticIdTable]" = weakref.WeakValueDictionary()
 
 
@@ -70,11 +72,13 @@ class Cache:
         folders: cache folders in reading order; the first that takes a write is written.
         mmap: map files instead of copying them.
         may_write: whether damaged files may be set aside and notes be renewed; publishing is the caller's decision.
+        refused: what was there and could not be read, with the reason, see `pass_over`.
     """
 
     folders: Iterable[Root]
     mmap: bool = True
     may_write: bool = True
+    refused: dict[Path, Exception] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -103,7 +107,63 @@ class Cache:
 
     def generations(self, lineage: str) -> list[Found]:
         """Return the table files of a lineage in all folders, newest first."""
-        return folders.generations(self.folders, lineage)
+        return folders.generations(self.folders, lineage, self.pass_over)
+
+    def candidates(self, identity: Identity) -> list[str]:
+        """Return the names of the lineages of this identity, sorted, and of those of which nobody knows it."""
+        found = (
+            index.candidates(root, identity.digest, may_write=self.may_write, pass_over=self.pass_over)
+            for root in self.folders
+        )
+        return sorted({name for names in found for name in names})
+
+    def tables_of(self, identity: Identity, ours: Container[str] = ()) -> Iterator[tuple[str, SemanticIdTable]]:
+        """
+        Yield the newest table of every lineage of this identity.
+
+        Whatever is wrong with one of them, it is passed over and the next one comes: in a shared cache they are other
+        people's.
+
+        Args:
+            identity: what kind of ID.
+            ours: names of lineages that are known to be the asker's: what is wrong with these is an error.
+
+        Raises:
+            SemidError, OSError: one of `ours` cannot be read, though it may be.
+        """
+        for name in self.candidates(identity):
+            table: SemanticIdTable | None = None
+            with self.tolerant(name, ours):
+                table = self.newest(name)
+            if table is not None and table.header.identity == identity:
+                yield name, table
+
+    @contextmanager
+    def tolerant(self, lineage: str, ours: Container[str] = ()) -> Iterator[None]:
+        """Pass over whatever goes wrong with a lineage within the block, unless it is known to be the asker's."""
+        try:
+            yield
+        except Exception as error:
+            if lineage in ours and not isinstance(error, PermissionError):  # private to another user, who can read it
+                raise
+            self.pass_over(self._place_of(lineage), error)
+
+    def _place_of(self, lineage: str) -> Path:
+        return next((found.path.parent for found in self.generations(lineage)), Path(lineage))
+
+    def pass_over(self, path: Path, error: Exception) -> None:
+        """Note that something is there and cannot be used; `say_refused` says it, all in one line."""
+        if not isinstance(error, FileNotFoundError):
+            logger.debug("%s is passed over: %s", path, error)
+            self.refused.setdefault(path, error)
+
+    def say_refused(self) -> None:
+        """Say once a process what was passed over."""
+        new = {path: error for path, error in self.refused.items() if path not in _said}
+        if new:
+            _said.update(new)
+            path, error = next(iter(new.items()))
+            tell("passed_over_all", level=logging.WARNING, count=len(new), path=path, error=error)
 
     def last_generation(self, lineage: str) -> int:
         """Return the highest generation of which there is a file, readable, damaged or set aside; -1 without one."""
@@ -138,11 +198,14 @@ class Cache:
         else the one before it.
 
         Raises:
-            TableVersionError: a newer version of this package wrote it.
-            OSError: it is there and cannot be opened.
+            TableVersionError: a newer version of this package wrote it, in every folder.
+            OSError, MemoryError: it is there and cannot be opened, in no folder.
         """
         damaged = -1
+        failed: tuple[int, Exception] | None = None
         for found in self.generations(lineage):
+            if failed is not None and found.generation < failed[0]:  # no copy of it could be read
+                break
             try:
                 inode = found.path.lstat().st_ino  # before it is read: what is set aside must be what was found damaged
                 table = self.open(found.path)
@@ -160,9 +223,15 @@ class Cache:
                 damaged = max(damaged, found.generation)
                 self._set_aside(found.path, inode, error)
                 continue
+            except (OSError, TableVersionError, MemoryError) as error:
+                self.pass_over(found.path, error)
+                failed = failed or (found.generation, error)
+                continue
             if damaged == found.generation:
                 tell("healed", level=logging.WARNING, source=found.path)
             return table
+        if failed is not None:
+            raise failed[1]
         return None
 
     def _set_aside(self, path: Path, inode: int, error: Exception) -> None:
@@ -180,6 +249,8 @@ class Cache:
         """
         Publish table `generation` of a lineage unless there is one; the caller serves what lies there.
 
+        A folder that does not take it, being full, is passed over for the next one.
+
         Returns:
             True if this call wrote it.
 
@@ -187,10 +258,20 @@ class Cache:
             StoreError: no folder takes a write, or a link or a file is in the way.
             OSError: it could not be written.
         """
-        root = self.writable()
-        if root is None:
+        whole = list(buffers)
+        refusals: list[tuple[Path, OSError]] = []
+        for root in self.folders:
+            if not root.takes_writes():
+                continue
+            for path, refusal in refusals[-1:]:
+                tell("next_folder", level=logging.WARNING, path=path, error=refusal)
+            try:
+                return publish_table(root, lineage, generation, whole)
+            except OSError as error:  # full, most likely: a probe of one byte still fits
+                refusals.append((root.path, error))
+        if not refusals:
             raise StoreError("no cache folder takes a write")
-        return publish_table(root, lineage, generation, buffers)
+        raise refusals[0][1]
 
     # --- notes ---
 
@@ -209,6 +290,13 @@ class Cache:
     def exported_as(self, sha256: str) -> Memo | None:
         """Return the table that a `semantic_id_dict.json` of this content was written from, if that was noted."""
         return entries.exported_as(self.folders, sha256)
+
+    def exported_by(self, sha256: str) -> Memo | None:
+        """Return the table that a JSON of this content was written from; without a note of it, tables are asked."""
+        if (noted := self.exported_as(sha256)) is not None:
+            return noted
+        found = (index.exported_by(root, sha256, may_write=self.may_write) for root in self.folders)
+        return next((memo for memo in found if memo is not None), None)
 
     def note_served(self, data_dir: Path, lineage: str) -> None:
         """Note which lineage serves a data directory: the last resort where its embeddings have gone."""

@@ -18,7 +18,7 @@ from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
 from semid_dataset.cache.folders import LINEAGE_NAME, Root
 from semid_dataset.cache.notes import flag, items, optional, read_note, record, text, whole
 
-__all__ = ["Memo", "exported_as", "last_served", "note_export", "note_served"]
+__all__ = ["Memo", "exported_as", "has_exports", "last_served", "note_export", "note_served"]
 
 MOST_BYTES = 1 << 24  # of a memo: some 300 for each of 50,000 files
 MOST_SERVED = 1 << 16
@@ -178,6 +178,15 @@ def note_export(roots: Iterable[Root], sha256: str, memo: Memo) -> None:
 def exported_as(roots: Iterable[Root], sha256: str) -> Memo | None:
     """Return the table that a `semantic_id_dict.json` of this content was written from."""
     return next((memo for root in roots if (memo := _export(root, sha256)) is not None), None)
+
+
+def has_exports(root: Root) -> bool:
+    """Whether exports are noted in a root at all."""
+    try:
+        root.folder("exports")
+    except OSError:
+        return False
+    return True
 
 
 def _export(root: Root, sha256: str) -> Memo | None:

@@ -8,13 +8,14 @@ write is written. Below a root:
     v1/memo/<question>.json          which table answered a question, so that a warm start reads no embeddings
     v1/served/<folder>.json          which lineage last served a data directory
     v1/exports/<sha256>.json         which table a semantic_id_dict.json of this content was written from
+    v1/index/<lineage>.<identity>    which kind of ID a lineage is of, see `index`
     v1/locks/<question>.lock, .owner who generates, and how far they are
     v1/jobs/<job>/                   finished parts of what is made of more than memory holds, until it is published
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,21 +76,42 @@ class Roots:
         named = []
         if cache_dir is not None:
             named.append(Root(cache_dir, cache_dir))
-        if environment.cache_dir is not None:
-            named.append(Root(Path(environment.cache_dir), Path(environment.cache_dir)))
+        if environment.cache_dir is not None and (path := _at_home(environment.cache_dir)) is not None:
+            named.append(Root(path, path))
         if data_dir is not None:
             named.append(Root(data_dir / ".semantic_ids", data_dir))
-        if environment.user_cache_path is not None:
-            shared = Path(environment.user_cache_path)
-            named.append(Root(shared / "semantic_ids", shared))
+        if environment.user_cache_path is not None and (path := _at_home(environment.user_cache_path)) is not None:
+            named.append(Root(path / "semantic_ids", path))
         self._named = named
 
     def __iter__(self) -> Iterator[Root]:
         yield from self._named
-        import platformdirs
+        if (own := _own_folder()) is not None:
+            yield Root(own, own.parent)
 
+
+def _at_home(named: str) -> Path | None:
+    """Return a folder that a variable names; None where it begins with "~" and nobody knows whose home that is."""
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        logger.warning("cache folder '%s' is passed over: %s", named, error)
+        return None
+
+
+def _own_folder() -> Path | None:
+    """Return the user's own cache folder; None for users without a home, as a container may run them."""
+    import platformdirs
+
+    try:
         own = Path(platformdirs.user_cache_dir("semid_dataset", appauthor=False))
-        yield Root(own, own.parent)
+    except (RuntimeError, KeyError, OSError) as error:  # no HOME, no passwd entry
+        logger.debug("there is no cache folder of the user's own: %s", error)
+        return None
+    if not own.is_absolute():  # HOME is relative, or was not found: "~" would become a folder of that name
+        logger.debug("there is no cache folder of the user's own: '%s' is not absolute", own)
+        return None
+    return own
 
 
 def writable_root(roots: Iterable[Root]) -> Root | None:
@@ -118,8 +140,17 @@ def lineages(roots: Iterable[Root]) -> list[str]:
     return sorted(names)
 
 
-def generations(roots: Iterable[Root], lineage: str) -> list[Found]:
-    """Return the table files of a lineage in all roots, newest first; copies of one generation in reading order."""
+def generations(
+    roots: Iterable[Root], lineage: str, pass_over: Callable[[Path, Exception], None] | None = None
+) -> list[Found]:
+    """
+    Return the table files of a lineage in all roots, newest first; copies of one generation in reading order.
+
+    Args:
+        roots: cache folders.
+        lineage: its name.
+        pass_over: told what cannot be read.
+    """
     found: list[Found] = []
     for root in roots:
         try:
@@ -129,6 +160,8 @@ def generations(roots: Iterable[Root], lineage: str) -> list[Found]:
             continue
         except OSError as error:
             logger.debug("cache folder %s cannot be read: %s", root.path, error)
+            if pass_over is not None:
+                pass_over(root.versioned / lineage, error)
             continue
         for name in names:
             if match := TABLE_NAME.fullmatch(name):

@@ -39,6 +39,7 @@ __all__ = [
     "packed_rows",
     "parse",
     "parse_decimal",
+    "peek",
     "serialize",
 ]
 
@@ -175,6 +176,33 @@ def parse(buffer: Buffer, where: str, *, verify: bool = True) -> Container:
     if arrays.pop("checksum").shape != (CHECKSUM_BYTES,):
         raise CorruptTableError(f"'{where}' has no checksum of {CHECKSUM_BYTES} bytes.")
     return Container(arrays, info, version)
+
+
+def peek(start: bytes, where: str) -> dict[str, Any]:
+    """
+    Return what a file's writer said about it, from its first bytes: 8 and the header. Nothing else of it is checked.
+
+    Raises:
+        CorruptTableError: it is no semantic-ID table.
+        TableVersionError: a newer version wrote it.
+    """
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= len(start) - 8:
+        raise CorruptTableError(f"'{where}' claims a header of {length} bytes and has {len(start)}.")
+    header = _json(start[8 : 8 + length], where)
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("format") != "semid_dataset":
+        raise CorruptTableError(f"'{where}' is no semantic-ID table.")
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        version = parse_decimal(str(metadata.get("format_version")))
+        if version is None or version < 1:
+            raise CorruptTableError(f"'{where}' names no format version: {metadata.get('format_version')!r}.")
+        if version > FORMAT_VERSION:
+            raise TableVersionError(f"'{where}' is of format version {version}. The file was left untouched.")
+    info = _json(metadata.get("info"), where)
+    if not isinstance(info, dict):
+        raise CorruptTableError(f"'{where}' has a header whose info is no object.")
+    return info
 
 
 def _check(view: memoryview, where: str) -> None:
