@@ -394,3 +394,19 @@ def test_sums_in_pieces_are_the_same(dim: int, monkeypatch: pytest.MonkeyPatch) 
     assert not torch.equal(torch.cat(revived), torch.cat(books))
     left = room._left_over(points.clone(), BeamSearch(books, 1), codes)
     assert torch.equal(left, points - BeamSearch(books, 1).sums(codes))
+
+
+def test_no_level_serves_what_no_item_would_choose() -> None:
+    """Where clusters lie far apart, a second level fitted on the residuals of far-off sums would serve nobody."""
+    rng = np.random.default_rng(0)
+    centres = np.zeros((1, 16))
+    for branches, spread in ((10, 1.0), (6, 0.5), (4, 0.25)):
+        centres = np.repeat(centres, branches, axis=0)
+        centres = centres + spread * rng.normal(size=centres.shape)
+    points = centres[rng.integers(len(centres), size=1_500)] + 0.1 * rng.normal(size=(1_500, 16))
+    config = SemanticIdConfig(num_quantizers=3, codebook_size=64, algorithm="rqkmeans")
+    codes = train(points.astype(np.float32), config).quantizer.encode(points.astype(np.float32))
+    for level in range(3):
+        shares = np.bincount(codes[:, level], minlength=64) / len(codes)
+        shares = shares[shares > 0]
+        assert np.exp(-(shares * np.log(shares)).sum()) > 0.6 * 64
