@@ -6,6 +6,7 @@ Looked up where it matters and without importing torch: a module that nobody has
 
 import importlib
 import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,22 @@ from typing import Any
 
 from semid_dataset.errors import ForkError
 
-__all__ = ["check_imports", "fellow_ranks", "in_loader_worker", "outside_compiler"]
+__all__ = ["check_imports", "fellow_ranks", "forks", "in_loader_worker", "outside_compiler"]
 
-NEEDED = ("torch", "numpy", "semid_dataset", "filelock", "platformdirs")  # packages that are imported when needed
+_forks = 0
+
+
+def _count() -> None:
+    global _forks  # noqa: PLW0603 - a process has one
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count)
+
+
+def forks() -> int:
+    """Return how many forks lie between the program that was started and this process; a lock is of one of them."""
+    return _forks
 
 
 def in_loader_worker() -> bool:
@@ -42,9 +56,9 @@ def fellow_ranks(launched: int) -> str | None:
     return str(launched) if launched > 1 else None
 
 
-def check_imports() -> None:
+def check_imports(*packages: str) -> None:
     """
-    Make sure that this process can import what it needs.
+    Make sure that this process can import these packages.
 
     Python's lock of a module that another thread was importing when this process was forked stays locked here for
     ever: the thread that holds it does not exist.
@@ -56,7 +70,7 @@ def check_imports() -> None:
     alive = sys._current_frames()
     for name, reference in list(locks.items()):
         owner = getattr(reference(), "owner", None)
-        if owner and owner not in alive and name.split(".")[0] in NEEDED:
+        if owner and owner not in alive and name.split(".")[0] in packages:
             raise ForkError(
                 f"This process was forked while another thread of its parent was importing {name}, so that it can "
                 "never import it itself. Nothing was changed. Call dataset.prepare_semantic_ids() before the process "

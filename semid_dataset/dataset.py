@@ -5,18 +5,17 @@ Reading it the first time resolves a table (see `resolve`) and keeps it on the i
 return that one. A dataset that is sent to a worker carries the table's path, not the table.
 """
 
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from semid_dataset._process import outside_compiler
+from semid_dataset._process import forks, outside_compiler
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context
-from semid_dataset.errors import ConfigError, RecursiveAccessError
-from semid_dataset.resolve import Ask, resolve
-from semid_dataset.table.table import SemanticIdTable
+from semid_dataset.errors import ConfigError, RecursiveAccessError, SemidError, TableError
+from semid_dataset.resolve import Ask, look, resolve
+from semid_dataset.table.table import SemanticIdTable, Unopened
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -94,12 +93,12 @@ class LazySemanticIds:
             Context.at_door()  # in whose language look-ups will speak
             value = SemanticIdTable.from_mapping(value, status="pregenerated", reason="assigned by the program")
         with slot.lock():
-            slot.table, slot.asked = value, _PINNED
+            slot.table, slot.asked, slot.pickled = value, _PINNED, None
 
     def __delete__(self, instance: object) -> None:
         slot = self._slot(instance)
         with slot.lock():
-            slot.table, slot.asked = None, None
+            slot.table, slot.asked, slot.pickled = None, None, None
 
     def prepare(
         self,
@@ -117,18 +116,53 @@ class LazySemanticIds:
         slot = self._slot(instance)
         with slot.lock():
             asked = None if parent is None and config is None else (parent, config)
-            if slot.table is None or (asked is not None and slot.asked not in (_PINNED, asked)):
-                if slot.resolving:
+            other = asked is not None and slot.asked not in (_PINNED, asked)
+            if slot.table is None or other:
+                if slot.resolving:  # by this very thread: others wait for the lock
                     raise RecursiveAccessError(
                         f"{type(instance).__name__}.{self._name} was read by the code that computes it "
                         f"(its {self._data_dir}, {self._feature_ids} or {self._embeddings}). Read it afterwards."
                     )
                 slot.resolving = True
                 try:
-                    slot.table, slot.asked = resolve(self._ask(instance, parent, config), Context.at_door()), asked
+                    if slot.pickled is not None and not other:
+                        slot.table = self._again(instance, slot.pickled, slot.asked)
+                    else:
+                        slot.table = resolve(self._ask(instance, parent, config), Context.at_door())
+                        slot.asked = asked
+                    slot.pickled = None
                 finally:
                     slot.resolving = False
             return slot.table
+
+    def _again(self, instance: object, pickled: SemanticIdTable, asked: object) -> SemanticIdTable:
+        """
+        Return the table of a pickle; where it has left its place, the dataset's of today, if that holds the same IDs.
+
+        Raises:
+            TableError: neither can be had, or the dataset's has other IDs.
+        """
+        if not isinstance(pickled, Unopened):  # a copy of the dataset shares it, and has opened it
+            return pickled
+        try:
+            Unopened.become(pickled, Unopened.found(pickled))
+        except (TableError, OSError) as error:
+            if asked == _PINNED:
+                raise
+            parent, config = asked if isinstance(asked, tuple) else (None, None)
+            why = str(error)
+            try:
+                table = look(self._ask(instance, parent, config), Context.at_door())
+            except (SemidError, OSError) as refusal:
+                raise TableError(f"{why} Nor do this dataset's caches answer: {refusal}") from error
+            if not Unopened.holds_in(pickled, table):
+                raise TableError(
+                    f"{why} This dataset's caches answer with {table.path or 'a table in memory'} "
+                    f"({table.digest[:12]}, lineage {table.lineage}), which has not those IDs. Nothing was changed. "
+                    f"`del dataset.{self._name}` takes what is there."
+                ) from error
+            Unopened.become(pickled, table)
+        return pickled
 
     def _ask(self, instance: object, parent: Any, config: SemanticIdConfig | None) -> Ask:
         try:
@@ -166,8 +200,10 @@ class LazySemanticIds:
         key = f"_{self._name}_slot"
         slot = attributes.get(key)
         if slot is None:
-            slot = attributes.setdefault(key, _Slot())  # atomic: two threads get one slot
+            slot = attributes.setdefault(key, _Slot(id(instance)))  # atomic: two threads get one slot
         assert isinstance(slot, _Slot)
+        if slot.owner != id(instance):
+            slot = slot.handed_to(instance, attributes, key)
         return slot
 
 
@@ -180,41 +216,73 @@ def _feature_ids(given: object) -> tuple[str, ...]:
 
 
 class _Slot:
-    """What an instance keeps: its table, and a lock that no other process has a say in."""
+    """
+    What an instance keeps: its table, and a lock that no other process has a say in.
 
-    def __init__(self) -> None:
+    Attributes:
+        owner: whose it is, by `id`: `copy.copy` gives the copy the original's. None out of a pickle.
+        table: what the attribute returns.
+        pickled: the table that it came with out of a pickle, until it is asked for.
+        asked: the parent and settings that the table was asked for, where they were given, or `_PINNED`.
+        resolving: it is being computed, by the thread that holds the lock.
+    """
+
+    def __init__(self, owner: int | None = None) -> None:
+        self.owner = owner
         self.table: SemanticIdTable | None = None
-        self.asked: object = None  # the parent and settings that it was asked for, where they were given
+        self.pickled: SemanticIdTable | None = None
+        self.asked: object = None
         self.resolving = False
-        self._renew()
-
-    def _renew(self) -> None:
-        self._lock = threading.RLock()
-        self._pid = os.getpid()
+        self._locks = {forks(): threading.RLock()}
 
     def lock(self) -> threading.RLock:
-        if self._pid != os.getpid():  # forked, perhaps while a thread held it: here it would never be released
-            self.resolving = False
-            self._renew()
-        return self._lock
+        """Return this process's lock: a parent's may have been held by a thread that a child does not have."""
+        lock = self._locks.get(forks())
+        if lock is None:
+            lock = self._locks.setdefault(forks(), threading.RLock())  # atomic: two threads get one lock
+            with lock:
+                self.resolving = False
+        return lock
 
-    def __getstate__(self) -> SemanticIdTable | None:
-        return self.table
+    def handed_to(self, instance: object, attributes: dict[str, Any], key: str) -> "_Slot":
+        """Return the slot of a copy: one of its own, so that what is assigned to it is not assigned to the original."""
+        with self.lock():
+            slot: _Slot = attributes[key]
+            if slot is not self:  # another thread was here
+                return slot
+            if self.owner is None:
+                self.owner = id(instance)
+                return self
+            slot = attributes[key] = self._twin(id(instance))
+            return slot
 
-    def __setstate__(self, table: SemanticIdTable | None) -> None:
-        self.__init__()  # type: ignore[misc]
-        self.table = table
+    def _twin(self, owner: int | None) -> "_Slot":
+        twin = _Slot(owner)
+        twin.table, twin.pickled, twin.asked = self.table, self.pickled, self.asked  # read-only: copies may share it
+        return twin
 
     def __copy__(self) -> "_Slot":
-        return self._twin()
+        return self._twin(None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Slot":
-        return self._twin()
+        return self._twin(None)
 
-    def _twin(self) -> "_Slot":
-        twin = _Slot()
-        twin.table = self.table  # read-only: a copied dataset may share it
-        return twin
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Always by a function: of a state that is None (nothing known yet) pickle would restore nothing at all.
+        parent = self.asked[0] if isinstance(self.asked, tuple) else None
+        named = self.asked == _PINNED or isinstance(parent, str | Path | None)
+        return _slot_of, (self.pickled or self.table, self.asked if named else None)
+
+
+def _slot_of(table: SemanticIdTable | None, asked: object) -> _Slot:
+    """Return a slot out of a pickle, which opens no file yet."""
+    slot = _Slot()
+    slot.asked = asked
+    if isinstance(table, Unopened):
+        slot.pickled = table
+    else:
+        slot.table = table
+    return slot
 
 
 class SemanticIdMixin:

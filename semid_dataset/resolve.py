@@ -108,6 +108,7 @@ def resolve(ask: Ask, context: Context) -> SemanticIdTable:
         ForkError: this process was forked in a state in which it can make none.
         LockTimeoutError: as its cause there; elsewhere default IDs answer.
     """
+    check_imports("semid_dataset", "numpy", "platformdirs")
     gate = context.environment.gate
     if not gate.understood:
         degrade("gate_unknown", value=gate.value)
@@ -658,7 +659,7 @@ class Resolution:
         Raises:
             ForkError: this process can make no IDs; nobody need wait for it, so it takes no turn.
         """
-        check_imports()
+        check_imports("torch", "filelock")
         answered: list[SemanticIdTable] = []
 
         def ready() -> bool:

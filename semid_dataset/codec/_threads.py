@@ -40,8 +40,15 @@ class _Crew:
     def __init__(self) -> None:
         self.forget()
 
+    def forked(self) -> None:
+        """Begin anew. A child has none of its parent's threads, and may have got the lock in any state."""
+        if self.users:
+            self.settings.give_back()
+            torch.set_num_threads(self.size)
+        self.forget()
+
     def forget(self) -> None:
-        """Begin anew. A forked child has none of its parent's threads, and may have got the lock in any state."""
+        """Have nobody in a context."""
         self.lock = threading.Lock()
         self.here = threading.local()  # .depth: contexts that this thread is in; .works: it is at a block
         self.users = 0  # threads in a context
@@ -64,7 +71,7 @@ class _Crew:
 
     def leave(self) -> None:
         if not getattr(self.here, "depth", 0):
-            return  # forked within the context: `forget` has left it
+            return  # forked within the context: the child has left it
         self.here.depth -= 1
         if self.here.depth > 0:
             return
@@ -80,7 +87,7 @@ class _Crew:
 _crew = _Crew()
 
 
-os.register_at_fork(after_in_child=_crew.forget)
+os.register_at_fork(after_in_child=_crew.forked)
 
 
 @contextmanager

@@ -8,9 +8,11 @@ loaded only by those who ask for the quantizer.
 
 import operator
 import os
+import re
 import struct
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
@@ -19,6 +21,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade
+from semid_dataset._process import check_imports
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context, Environment
 from semid_dataset.errors import ConfigError, CorruptTableError, DigestError, ItemsError, TableError, UnknownItemError
@@ -39,7 +42,7 @@ from semid_dataset.table.header import TableHeader
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
 
-__all__ = ["TABLE_FILE", "SemanticIdTable", "build_table_buffers"]
+__all__ = ["TABLE_FILE", "SemanticIdTable", "Unopened", "build_table_buffers"]
 
 T = TypeVar("T")
 
@@ -87,6 +90,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_inverse",
         "_keys",
         "_misses",
+        "_named",
         "_quantizer",
         "_shift",
         "_starts",
@@ -132,6 +136,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     _inverse: tuple[NDArray[Any], NDArray[np.uint32]] | None
     _quantizer: "ResidualQuantizer | None"
     _misses: int
+    _named: str  # lineage, as a pickle says, until the file is open
     _warned: bool
     _window: tuple[int, int]  # items that the last calls asked for, and those of them that were not found
 
@@ -182,7 +187,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         self.info, self.header, self.digest = info, header, header.digest
         self.codes_array, self.levels = codes, codes.shape[1]
         self._inverse = self._quantizer = self._computed = None
-        self._misses, self._warned, self._window = 0, False, (0, 0)
+        self._misses, self._warned, self._window, self._named = 0, False, (0, 0), ""
         # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
         # among: it leaves through the IndexError.
         self._integers = integers = isinstance(index, IntIndex)
@@ -618,10 +623,12 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
         Raises:
             TableError: the table holds none (a hand-made one, or default IDs).
+            ForkError: this process was forked while torch was being imported.
         """
         if self._quantizer is None:
             if not self.has_quantizer:
                 raise TableError(f"{self._name()} holds no quantizer ({self.status}: {self.reason or 'IDs alone'}).")
+            check_imports("torch", "semid_dataset")
             from semid_dataset.codec.residual import ResidualQuantizer  # torch: seconds
 
             self._quantizer = ResidualQuantizer.from_arrays(self.weights, self.header.quantizer or {})
@@ -637,12 +644,15 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference: a DataLoader would else send every worker the whole table, and the map would be lost.
-        if self.path is None:
-            return _from_bytes, (bytes(self._buffer), self.status, self.reason, self.strict)
-        return _Unopened.at, (str(self.path), self.digest, self.status, self.reason, self.strict)
+        if self.path is not None:
+            place = os.path.abspath(self.path)  # noqa: PTH100 - links stay: they are how users name a place
+            return Unopened.at, (place, self.digest, self.lineage, self.status, self.reason, self.strict)
+        if self.status == "default" and not len(self):
+            return _default, (self.levels, self.reason, self.strict)
+        return _from_bytes, (bytes(self._buffer), self.status, self.reason, self.strict)
 
 
-class _Unopened(SemanticIdTable):
+class Unopened(SemanticIdTable):
     """
     A table out of a pickle, which opens its file when first asked for something and is an ordinary one from then on.
 
@@ -650,31 +660,87 @@ class _Unopened(SemanticIdTable):
     longer specializes the loads of its attributes).
     """
 
-    __slots__ = ()
+    __slots__ = ()  # else it could not become one
 
     @classmethod
-    def at(cls, path: str, digest: str, status: str, reason: str, strict: bool) -> SemanticIdTable:
+    def at(cls, path: str, digest: str, lineage: str, status: str, reason: str, strict: bool) -> SemanticIdTable:
+        """Return a table that is known by its place, digest and lineage."""
         table = cls.__new__(cls)
         table.path, table.digest, table.status, table.reason, table.strict = Path(path), digest, status, reason, strict
+        table._named = lineage
         return table
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Unopened.at, (str(self.path), self.digest, self._named, self.status, self.reason, self.strict)
 
     def __getattr__(self, name: str) -> Any:
         if name not in SemanticIdTable.__slots__:
             raise AttributeError(f"'SemanticIdTable' object has no attribute '{name}'")
+        # By the class: another thread may have made it an ordinary table meanwhile.
+        Unopened.become(self, Unopened.found(self))
+        return getattr(self, name)
+
+    def become(self, opened: SemanticIdTable) -> None:
+        """Be another table that holds these IDs, from now on; status and reason stay those of the pickle."""
+        for slot in SemanticIdTable.__slots__[1:]:
+            if slot not in {"status", "reason", "strict"}:
+                setattr(self, slot, getattr(opened, slot))
+        self.__class__ = SemanticIdTable  # type: ignore[assignment]
+
+    def holds_in(self, other: SemanticIdTable) -> bool:
+        """Whether another table is this one, or grew from it and so holds all its IDs."""
+        return self.digest in other._digests or other.header.grew_from(self.digest)
+
+    def found(self) -> SemanticIdTable:
+        """
+        Return the table at its place, else one beside it that grew from it: it may have been pruned since.
+
+        Raises:
+            CorruptTableError: another one lies at its place.
+            TableError: it is gone, and none beside it holds its IDs.
+        """
         path = self.path
         assert path is not None
-        buffer, _ = files.map_file(path, mmap=Environment.read().mmap, follow=True)
-        opened = SemanticIdTable.from_buffer(buffer, path=path)
-        if self.digest not in opened._digests:
-            raise CorruptTableError(
+        mmap = Environment.read().mmap
+        refusal: Exception
+        try:
+            opened = SemanticIdTable.from_buffer(files.map_file(path, mmap=mmap, follow=True)[0], path=path)
+            if Unopened.holds_in(self, opened):
+                return opened
+            refusal = CorruptTableError(
                 f"'{path}' holds other IDs ({opened.computed_digest[:12]}) than the table that was pickled "
                 f"({self.digest[:12]}). The file was left untouched; it was replaced in between."
             )
-        for slot in SemanticIdTable.__slots__[1:]:
-            if slot not in {"status", "reason", "path", "strict"}:
-                setattr(self, slot, getattr(opened, slot))
-        self.__class__ = SemanticIdTable  # type: ignore[assignment]
-        return getattr(self, name)
+        except (OSError, TableError) as error:
+            refusal = error
+        for beside in _numbered(path):
+            with suppress(OSError, TableError):
+                opened = SemanticIdTable.from_buffer(files.map_file(beside, mmap=mmap)[0], path=beside)
+                if Unopened.holds_in(self, opened):
+                    return opened
+        if isinstance(refusal, CorruptTableError):
+            raise refusal
+        raise TableError(
+            f"The table of this pickle ({self.digest[:12]}, lineage {self._named or 'none'}) is not at '{path}' any "
+            f"more ({refusal}), and none beside it grew from it. Nothing was changed. Pickle the dataset, which looks "
+            "in all caches, or keep the table where it stays: table.save(...)."
+        ) from refusal
+
+
+def _numbered(path: Path) -> list[Path]:
+    """Return the other tables in the folder of a cache where a table lies, the newest first."""
+    if not re.fullmatch(r"\d{1,9}\.safetensors", path.name):
+        return []
+    with suppress(OSError):
+        others = [other for other in path.parent.iterdir() if re.fullmatch(r"\d{1,9}\.safetensors", other.name)]
+        return sorted((other for other in others if other != path), key=lambda other: -int(other.stem))
+    return []
+
+
+def _default(levels: int, reason: str, strict: bool) -> SemanticIdTable:
+    table = SemanticIdTable.default(levels, reason)
+    table.strict = strict
+    return table
 
 
 def _from_bytes(data: bytes, status: str, reason: str, strict: bool) -> SemanticIdTable:
