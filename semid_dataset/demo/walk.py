@@ -94,7 +94,9 @@ def walk(folder: Path, say: Say) -> SemanticIdTable:
     say(f"   {int(items):,} IDs in {milliseconds} ms, status {status!r}: nothing was read but one mapped file")
 
     page = folder / "report.html"
-    write_report(grown, page, titles=dict(zip(shop.items.tolist(), shop.names, strict=True)))
+    rows = {item: row for row, item in enumerate(shop.items.tolist())}
+    vectors = shop.vectors[[rows[item] for item in grown]]
+    write_report(grown, page, vectors=vectors, titles=dict(zip(rows, shop.names, strict=True)), name="a generated shop")
     say(f"\n7. The report, one page that loads nothing: {page}")
     return grown
 

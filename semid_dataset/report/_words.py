@@ -25,6 +25,7 @@ TEXTS: dict[str, tuple[str, str]] = {
         "Made by semid_dataset, {made}. This page loads nothing from elsewhere.",
         "由 semid_dataset 生成于 {made}。本页不从外部加载任何内容。",
     ),
+    "join": ("; ", "；"),
     "skip": ("Skip to the tree", "跳到编码树"),
     "sections": ("Sections", "章节"),
     "unknown": ("not measured", "未测量"),
@@ -220,7 +221,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "check.extensions": ("Items added since", "此后新增的物品"),
     "found.extensions": (
-        "{added!i} in {times!i} steps; worst error {error!n}, held out at birth {birth!n}",
+        "added: {added!i}, extensions: {times!i}; worst error {error!n}, held out at birth {birth!n}",
         "{times!i} 次共 {added!i} 个；最大误差 {error!n}，初始留出误差 {birth!n}",
     ),
     "short.extensions": (

@@ -29,8 +29,9 @@ TITLE_BYTES, KEY_BYTES = 80, 48  # longer ones are cut: 16,384 items must stay b
 GROUPS, MEMBERS = 12, 6  # groups of items that are listed, and items of each
 FIRST = 24  # prefixes that are told in words
 BLOCK = 8_192  # rows at once
+CACHE = ".semantic_ids"  # folder of the tables in a data directory
 BINS = 24  # of a histogram, at most
-STEPS = 50  # of the table's history, the last ones
+STEPS = 1_000  # of the table's history, the last ones
 STAGES = ("reading", "fusion", "training", "encoding", "uniqueness", "measuring")  # as they follow one another
 
 
@@ -214,12 +215,14 @@ def _measured(table: SemanticIdTable, quality: Quality, vectors: NDArray[Any]) -
 
 
 def _name(material: Material) -> str:
-    """Return what the data is called: by the files that were read, else by where the table lies, else by features."""
+    """Return what the data is called: by directory and files that were read, else by the table's place or features."""
     read = material.part("provenance").get("files")
+    path = material.table.path
     if isinstance(read, dict) and read:
         names = [Path(str(name)).name for name in read]
-        return ", ".join(names[:3]) + (f" +{len(names) - 3}" if len(names) > 3 else "")
-    path = material.table.path
+        said = ", ".join(names[:3]) + (f" +{len(names) - 3}" if len(names) > 3 else "")
+        inside = [] if path is None else [one for one in path.absolute().parents if one.name == CACHE]
+        return f"{inside[0].parent.name}: {said}" if inside and inside[0].parent.name else said
     if path is not None:
         alone = path.stem in {"semid_table", "semantic_id_dict"} or path.stem.isdecimal()
         return path.absolute().parent.name if alone else path.name

@@ -25,7 +25,7 @@ from semid_dataset.report import _svg as svg
 from semid_dataset.report._map import NEAREST, Map, map_of
 from semid_dataset.report._prefixes import MAP_ITEMS, SAMPLE_ITEMS
 from semid_dataset.report._words import LANGUAGES, Words, script_words
-from semid_dataset.report.facts import FIRST, KEY_BYTES, STAGES, Material, cut, facts_of
+from semid_dataset.report.facts import FIRST, KEY_BYTES, STAGES, TITLE_BYTES, Material, cut, facts_of
 from semid_dataset.table.figures import number, percent
 from semid_dataset.table.table import SemanticIdTable
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["MAP_ITEMS", "SAMPLE_ITEMS", "STAGES", "write_report"]
 
 PREFIXES = 65_536  # of two codes, the largest ones
+DRAWN = 40  # generations, the last ones
+NAMES_BYTES = 1_450_000  # of items and titles; with all that is packed the page stays below 3 MB
 
 
 def write_report(
@@ -152,7 +154,7 @@ def _answer(answer: Mapping[str, Any], say: Words) -> dict[str, Any]:
     said = [_short(check, say) for check in of_verdict]
     return {
         "verdict": verdict,
-        "sentence": say(f"answer.{verdict}", made=len(made), worst="; ".join(said)),
+        "sentence": say(f"answer.{verdict}", made=len(made), worst=say("join").join(said)),
         "made": len(made),
         "good": sum(check["verdict"] == "good" for check in made),
         "unmade": len(checks) - len(made),
@@ -258,6 +260,7 @@ def _growth(history: list[dict[str, Any]], say: Words) -> dict[str, Any]:
     """Draw items and errors of the generations, where there is more than the first."""
     if len(history) < 2:
         return {}
+    history = history[-DRAWN:]
     found: dict[str, Any] = {}
     items = [step for step in history if step["items"] is not None]
     if items:
@@ -265,7 +268,7 @@ def _growth(history: list[dict[str, Any]], say: Words) -> dict[str, Any]:
         words = say("growth.alt", name=say("growth.items"), values=", ".join(f"{value:,.0f}" for value in values))
         names = [step["generation"] for step in items]
         found["growth_items"] = _safe(svg.columns(values, names, svg.short, words, say("growth.axis")))
-    errors = [step for step in history[1:] if step["error"] is not None and step["new"]]
+    errors = [step for step in history if step["error"] is not None and step["new"]]
     if errors:
         values = [step["error"] for step in errors]
         words = say("growth.alt", name=say("growth.error"), values=", ".join(map(number, values)))
@@ -287,14 +290,13 @@ def _placed(material: Material) -> Map | None:
 def _data(material: Material, placed: Map | None) -> dict[str, Any]:
     """Return the sample, counts of prefixes and the map, as JSON types."""
     table, order, sample = material.table, material.order, material.sample
-    keys = material.keys(order.rows[sample.places])
-    titles = [material.title(key) for key in keys]
+    keys, titles = _names(material)
     ones = order.starts[0]
     data: dict[str, Any] = {
         "items": len(table),
         "levels": table.levels,
         "sizes": list(table.codebook_sizes),
-        "keys": [cut(str(key), KEY_BYTES) for key in keys],
+        "keys": keys,
         "titles": titles if any(titles) else None,
         "codes": _packed(order.codes[sample.places], "<u2"),
         "first": {"codes": _packed(order.codes[ones, 0], "<u2"), "counts": _packed(order.counts(0), "<u4")},
@@ -319,6 +321,18 @@ def _data(material: Material, placed: Map | None) -> dict[str, Any]:
             "each": placed.nearest.shape[1],
         }
     return data
+
+
+def _names(material: Material) -> tuple[list[str], list[str]]:
+    """Return items and titles of the sample; titles are cut where there is no room for all of them."""
+    items = material.keys(material.order.rows[material.sample.places])
+    keys = [cut(str(item), KEY_BYTES) for item in items]
+    full = [material.title(item) for item in items]
+    for most in (TITLE_BYTES, 60, 40, 20, 10):
+        titles = [cut(title, most) for title in full]
+        if len(_json({"keys": keys, "titles": titles}).encode("utf-8", "replace")) <= NAMES_BYTES:
+            break
+    return keys, titles
 
 
 def _packed(values: NDArray[Any], dtype: str) -> str:

@@ -361,6 +361,16 @@ def test_the_title_names_the_data_and_the_date(tmp_path: Path) -> None:
     assert "date not recorded" in page_of(saved, tmp_path)
 
 
+def test_a_page_of_long_names_stays_small(tmp_path: Path) -> None:
+    """16,384 items with long names of their own and titles that are escaped six times as long: below 3 MB."""
+    codes = np.random.default_rng(0).integers(0, 250, (70_000, 8)).astype(np.uint8)
+    items = [f"{k:06d}/" + "k" * 60 for k in range(len(codes))]
+    table = SemanticIdTable.from_buffer(b"".join(build_table_buffers(items, codes, info={})))
+    for title in ("<" * 200, "很长的标题" * 40):
+        path = write_report(table, tmp_path / "r.html", titles=dict.fromkeys(items, title))
+        assert path.stat().st_size < 3_000_000
+
+
 def test_facts_are_json() -> None:
     """Of every table, with vectors and without; what is not there is null."""
     vectors = np.random.default_rng(0).normal(size=(400, 8)).astype(np.float32)
@@ -489,4 +499,4 @@ def test_facts_of_a_trained_table(tmp_path: Path) -> None:
     facts = report_facts(table, vectors=vectors, candidates=table.keys_array)
     assert "unknown" not in verdicts(facts).values()
     assert facts["answer"]["verdict"] in {"good", "watch", "bad"}
-    assert facts["name"].startswith("emb_81")
+    assert facts["name"].startswith(f"{tmp_path.name}: emb_81")
