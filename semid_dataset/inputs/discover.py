@@ -139,7 +139,8 @@ def data_files(folder: Path) -> tuple[Path, ...]:
     """
     Return the files of a folder that others wrote in parts, in order, those of its `name=value` subfolders too.
 
-    Markers such as _SUCCESS, .crc and editors' leftovers are left out, and everything else where there is parquet.
+    Markers such as _SUCCESS, .crc and editors' leftovers are left out, and everything else where there is parquet or,
+    as datasets of Hugging Face are stored, Arrow.
 
     Raises:
         EmbeddingError: it cannot be listed.
@@ -167,19 +168,22 @@ def passed_over(folder: Path, parts: Sequence[Path]) -> list[str]:
 
 def holds_parts(folder: Path) -> bool:
     """
-    Whether a folder that is no data directory holds embeddings in parts: parquet, or files named `part-...`.
+    Whether a folder that is no data directory holds embeddings in parts: parquet, Arrow, or files named `part-...`.
 
     Raises:
         EmbeddingError: it cannot be listed.
     """
     if features_folder(folder) is not None:
         return False
-    return any(_is_parquet(path) or path.name.startswith("part-") for path in data_files(folder))
+    return any(
+        _is_parquet(path) or path.suffix == ".arrow" or path.name.startswith("part-") for path in data_files(folder)
+    )
 
 
 def _parts(folder: Path) -> tuple[Path, ...]:
     paths = _files(folder)
-    return tuple(path for path in paths if _is_parquet(path)) or tuple(paths)
+    arrow = tuple(path for path in paths if path.suffix == ".arrow")
+    return tuple(path for path in paths if _is_parquet(path)) or arrow or tuple(paths)
 
 
 def _files(folder: Path, deep: int = 0) -> list[Path]:

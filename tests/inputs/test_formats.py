@@ -111,6 +111,9 @@ ARROW_IDS: dict[str, Callable[[], Any]] = {
     "large_string": lambda: pa.array([str(k) for k in IDS], pa.large_string()),
     "binary": lambda: pa.array([str(k).encode() for k in IDS], pa.binary()),
     "dictionary": lambda: pa.array([str(k) for k in IDS]).dictionary_encode(),
+    "dictionary of views": lambda: pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 2]), pa.array([str(k) for k in IDS], pa.string_view())
+    ),
     "dictionary of numbers": lambda: pa.array(IDS).dictionary_encode(),
     "uint64": lambda: pa.array(IDS, pa.uint64()),
 }
@@ -214,8 +217,9 @@ def test_pickles_of_ones_own(tmp_path: Path) -> None:
         ([np.str_(k) for k in IDS], IDS),
         ([np.str_("é"), "b", np.str_("c")], ["é", "b", "c"]),
     ]:
-        (tmp_path / "x.pkl").write_bytes(pickle.dumps(dict(zip(keys, MATRIX, strict=True)), 4))
-        same(read_vectors(tmp_path / "x.pkl"), wanted)
+        for protocol in (2, 3, 4, 5):
+            (tmp_path / "x.pkl").write_bytes(pickle.dumps(dict(zip(keys, MATRIX, strict=True)), protocol))
+            same(read_vectors(tmp_path / "x.pkl"), wanted)
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({1: MATRIX[0], 2: [1.0, 2.0]}, 4))
     with pytest.raises(EmbeddingError, match=r"x\.pkl', item 2: a list instead of an array"):
         read_vectors(tmp_path / "x.pkl")

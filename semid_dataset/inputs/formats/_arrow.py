@@ -52,6 +52,9 @@ def arrow_errors(path: Path, what: str) -> Iterator[None]:
         raise EmbeddingError(f"'{path}' cannot be read as {what}: {error}.") from error
 
 
+VIEWS = {"string_view": "large_string", "binary_view": "large_binary"}
+
+
 @dataclass(frozen=True)
 class Chosen:
     """
@@ -142,7 +145,7 @@ def take_batch(batch: Any, taken: Chosen, sink: Sink, path: Path, number: int) -
     key = None if taken.items is None else _plain(_column(batch, taken.items))
     if key is not None:
         there = _there(key, compute)
-        reject(rows[~there[rows]], "no id")
+        reject(rows[~there[rows]], f"no id in {taken.items}")
         reject_width = ~good & there[rows]
         good &= there[rows]
     else:
@@ -218,6 +221,7 @@ def _may_be_items(kind: Any) -> bool:
         "string_view",
         "binary",
         "large_binary",
+        "binary_view",
         "null",
     )
     return any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in tests)
@@ -241,13 +245,15 @@ def _column(batch: Any, name: str) -> Any:
 
 
 def _plain(array: Any) -> Any:
-    """Return an array of the type that `_plain_type` says."""
+    """Return an array of the type that `_plain_type` says; views as what they are views of."""
     types = importlib.import_module("pyarrow.types")
     while True:
         if hasattr(array.type, "storage_type"):
             array = array.storage
         elif types.is_dictionary(array.type):
-            array = array.dictionary_decode()
+            array = _plain(array.dictionary).take(array.indices)
+        elif str(array.type) in VIEWS:  # which pyarrow can neither take from nor filter
+            array = array.cast(VIEWS[str(array.type)])
         elif hasattr(types, "is_run_end_encoded") and types.is_run_end_encoded(array.type):
             array = importlib.import_module("pyarrow.compute").run_end_decode(array)
         else:

@@ -812,8 +812,8 @@ class _Machine:
         return _Dtype(code)
 
     def _scalar(self, dtype: _Dtype, data: _Span) -> object:
-        if re.fullmatch("U[0-9]{1,4}", dtype.code) and data.kind == "bytes" and data.size == 4 * int(dtype.code[1:]):
-            return self._word(data, "utf-32-be" if dtype.order == ">" else "utf-32-le")
+        if re.fullmatch("U[0-9]{1,3}", dtype.code) and data.kind in BYTES and data.size <= ESCAPED * 4 * MAX_TEXT:
+            return self._word(data, int(dtype.code[1:]), "utf-32-be" if dtype.order == ">" else "utf-32-le")
         kind = dtype.numpy_type()
         if kind is None or data.kind not in BYTES or data.size > ESCAPED * kind.itemsize:
             return _Other("a numpy scalar")
@@ -826,9 +826,12 @@ class _Machine:
             self.item.key = (data.start, data.size, kind.str)
         return int(np.frombuffer(raw, kind)[0])
 
-    def _word(self, data: _Span, codec: str) -> object:
+    def _word(self, data: _Span, characters: int, codec: str) -> object:
+        raw = self._bytes(data)
+        if len(raw) != 4 * characters:
+            return _Other("a numpy scalar")
         try:
-            return _Word("a numpy scalar", self._bytes(data).decode(codec).rstrip("\0"))
+            return _Word("a numpy scalar", raw.decode(codec).rstrip("\0"))
         except UnicodeDecodeError:
             self._damaged("a text is no UTF-32")
 

@@ -68,9 +68,10 @@ class JsonLines:
         batch: _Batch | None = None
         longest = LONGEST if sink.strict or not sink.dim else CHARS * sink.dim + SLACK
         row_number = -1
+        name = file.path.name
         for number, line in lines(file, longest):
             row_number += 1
-            where = f"{file.path.name}, line {number}"
+            where = f"{name}, line {number}"
             if line is None:
                 sink.reject(f"{where}: longer than {longest} bytes")
                 continue
@@ -144,20 +145,35 @@ class _Parser:
         self._path = Path(part.path)
         self._loads = json_loads()
         self._named: dict[tuple[str, ...], tuple[str | None, str]] = {}  # keys of an object -> those of item and vector
-        self._usual: tuple[str, str] | None = None  # the two keys of an object that has no other
+        self._usual: tuple[str, str] | None = None  # the two keys of an object that has no other, for simdjson
+        self._quick: Any = None
+        self._dim = sink.dim
         self._leading: re.Pattern[bytes] | None = None
         try:
-            self._simdjson: Any = importlib.import_module("simdjson")
-            self._quick: Any = self._simdjson.Parser()
+            simdjson: Any = importlib.import_module("simdjson")
         except ImportError:
-            self._simdjson = self._quick = None
+            return
+        self._quick = simdjson.Parser().parse
+        self._object, self._array = simdjson.Object, simdjson.Array
 
     def parse(self, line: bytes, number: int, where: str) -> Row | str:
         """Return id and numbers of a line, the `number`th, or what is wrong with it."""
-        if self._usual is not None and self._quick is not None and line.count(b"[") == 1:
-            found = self._quickly(line, *self._usual)
-            if found is not None:
-                return found
+        if self._usual is not None and line.count(b"[") == 1:
+            key, vector = self._usual
+            row: Any = None
+            numbers: Any = None
+            try:
+                row = self._quick(line)
+                numbers = row[vector] if type(row) is self._object and len(row) == 2 else None
+                if type(numbers) is self._array:
+                    values = np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)
+                    item = row[key]
+                    if len(values) == self._dim and (type(item) is int or type(item) is str):
+                        return item, values
+            except (ValueError, KeyError, TypeError, RuntimeError):
+                pass
+            finally:
+                row = numbers = None  # the parser's memory is used again for the next line
         return self._row_of(line, number, where)
 
     def leading_id(self, line: bytes) -> int | None:
@@ -167,23 +183,6 @@ class _Parser:
         if match is None or b"\\" in line or line.count(b'"') != (4 if match[2] is None else 6):
             return None
         return canonical_int((match[1] or match[2]).decode())
-
-    def _quickly(self, line: bytes, key: str, vector: str) -> Row | None:
-        row: Any = None
-        numbers: Any = None
-        try:
-            row = self._quick.parse(line)
-            numbers = row[vector] if type(row) is self._simdjson.Object and len(row) == 2 else None
-            if type(numbers) is self._simdjson.Array:
-                values = np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)
-                item = row[key]
-                if len(values) == self._sink.dim and (type(item) is int or type(item) is str):
-                    return item, values
-        except (ValueError, KeyError, TypeError, RuntimeError):
-            pass
-        finally:
-            row = numbers = None  # the parser's memory is used again for the next line
-        return None
 
     def _row_of(self, line: bytes, number: int, where: str) -> Row | str:
         try:
@@ -224,6 +223,7 @@ class _Parser:
             if not len(values):
                 return f"no numbers under {vector}"
             self._sink.begin(len(values))
+            self._dim = self._sink.dim
         return item, values
 
     def _keys(self, row: dict[str, Any]) -> tuple[str | None, str] | str:
@@ -243,7 +243,7 @@ class _Parser:
         if len(self._named) < KINDS_OF_ROWS:
             self._named[there] = keys
         if keys[0] is not None and len(there) == 2 and self._part.items != ROWS:
-            self._usual = keys[0], keys[1]
+            self._usual = None if self._quick is None else (keys[0], keys[1])
             start = rf'\s*\{{\s*"{re.escape(keys[0])}"\s*:\s*(?:(-?\d{{1,19}})|"(-?\d{{1,19}})")\s*,'
             self._leading = re.compile(start.encode())
         return keys
