@@ -213,6 +213,10 @@ LINES: dict[str, tuple[str, str]] = {
         "all the same: {why}",
         "向量需要 {size} 内存，上限为 {limit}（memory_limit）；仍将全部读入内存: {why}",
     ),
+    "streamed_again": (
+        "Others work on the same parts and took the work folder away ({error}); looking for what they published",
+        "其他进程正在处理相同的分块并已移除工作目录（{error}）；将查找其发布的结果",
+    ),
     "resumed": (
         "{done} of {parts} parts of the stage {stage} are there already",
         "阶段 {stage} 的 {parts} 个分块中已有 {done} 个完成",

@@ -17,7 +17,8 @@ Every exception this package raises on purpose.
     │   └── DigestError                           another table than the one that was expected
     ├── UnknownItemError         (KeyError)       a strict table that lacks an item
     ├── StoreError               (OSError)        a cache that refuses
-    │   └── LockTimeoutError     (TimeoutError)   whoever generates makes no progress
+    │   ├── LockTimeoutError     (TimeoutError)   whoever generates makes no progress
+    │   └── WorkGoneError                         the files of a streamed run were taken away meanwhile
     └── GenerationError          (RuntimeError)   IDs are missing and must not be replaced by defaults
         ├── RecursiveAccessError                  asked for from within its own making
         └── ForkError                             a forked process that cannot do what is asked of it
@@ -48,6 +49,7 @@ __all__ = [
     "TrainingError",
     "UnknownItemError",
     "UnsafePickleError",
+    "WorkGoneError",
 ]
 
 
@@ -124,6 +126,10 @@ class StoreError(SemidError, OSError):
 
 class LockTimeoutError(StoreError, TimeoutError):
     """Another process holds the lock and makes no progress."""
+
+
+class WorkGoneError(StoreError):
+    """Files of a streamed run are gone or others by now: somebody else published, or began anew."""
 
 
 class GenerationError(SemidError, RuntimeError):

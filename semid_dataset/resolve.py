@@ -40,6 +40,7 @@ from semid_dataset.errors import (
     SemanticIdWarning,
     SemidError,
     StoreError,
+    WorkGoneError,
 )
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Ask", "Resolution", "first_table", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
+STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
 RETRAIN = "To train anew: generate_semantic_ids(..., retrain=True)."
 
 
@@ -173,6 +175,7 @@ class Resolution:
         self.waiting = context.waiting(ask.config)
         self.memory_limit = environment.memory_for(ask.config)
         self.engine: str | None = None  # who is to stream, however few the items are
+        self.streamed = False
         # New items with vectors of another encoder: a dataset is served without them, a command fails or was told to.
         self.foreign: Literal["serve", "raise", "take"] = "serve"
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
@@ -416,6 +419,7 @@ class Resolution:
                 raise ConfigError(f"'{sources[0].path}' cannot be streamed: {why}. Leave the engine and shards out.")
             self._say_not_streamed(sources, why)
             return None
+        self.streamed = True
         size, limit = scale.sizes(sources, self.memory_limit)
         tell("streaming", size=size, limit=limit)
         engine = engines.ENGINES[self.engine or "local"]
@@ -685,7 +689,34 @@ class Resolution:
         turn: Turn,
         retraining: bool = False,
     ) -> SemanticIdTable:
-        """Extend the dataset\'s lineage, or train; publish, export and remember the answer."""
+        """
+        Extend the dataset's lineage, or train; publish, export and remember the answer.
+
+        Where the lock does not exclude anybody, several stream at once, and the first to publish takes the work folder
+        away. The others then look for what it published, by the question or by the items, and serve that.
+        """
+        for left in range(STREAM_TRIES, 0, -1):
+            try:
+                return self._generate_once(sources, embeddings, question, turn, retraining)
+            except (WorkGoneError, FileNotFoundError) as error:
+                if not self.streamed or left == 1:
+                    raise
+                logger.warning("%s", text("streamed_again", error=error))
+                if not retraining and (table := self.remembered(question)) is not None:
+                    tell("loaded", items=len(table))
+                    return table
+                embeddings = None
+        raise AssertionError("the last try returns or raises")
+
+    def _generate_once(
+        self,
+        sources: Sequence[FeatureSource],
+        embeddings: "Embeddings | None",
+        question: Question,
+        turn: Turn,
+        retraining: bool,
+    ) -> SemanticIdTable:
+        """Do what `generate_now` does, once."""
         started = time.perf_counter()
         tell("generating")
         if self.ask.data_dir is not None:

@@ -622,3 +622,92 @@ def test_parts_of_runs_that_never_ended_are_waste(tmp_path: Path) -> None:
     assert sorted(waste.path for waste in find_waste(cache.Cache([root]), min_age=0)) == files
     os.utime(files[0])
     assert find_waste(cache.Cache([root]), min_age=0) == []
+
+
+# --- what one process did before ---
+
+
+def quantizer_of(seed: int) -> Any:
+    """Codebooks of another seed."""
+    from semid_dataset.codec.train import train
+
+    return train(vectors_of(300, DIM), replace(SMALL, seed=seed)).quantizer
+
+
+@pytest.mark.parametrize("again", ["the folder was removed meanwhile", "the folder is still there"])
+def test_codes_are_of_the_codebooks_that_lie_there_now(tmp_path: Path, again: str, small_parts: None) -> None:
+    """A second training in one process, in a folder of the same name: nothing of the first's is taken for its own."""
+    ids, vectors = world()
+    data_dir = write(tmp_path, "jsonl", ids, vectors)
+    root = folders.Root(data_dir / "cache", data_dir)
+    (source,) = find_sources(data_dir, ["81"])
+    found = []
+    for seed in (1, 2):
+        job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
+        job.read()
+        quantizer = quantizer_of(seed)
+        job.set_basis("new", quantizer, {})
+        job.encode("new")
+        encoded = job.encoded("new")
+        order = np.argsort(ids)
+        whole = np.asarray(vectors, np.float32)[order]
+        known = np.searchsorted(np.asarray(ids)[order], encoded.ids)
+        assert np.array_equal(encoded.codes, quantizer.encode(whole[known]))
+        squared = np.square(whole[known] - quantizer.decode(encoded.codes)).sum()
+        assert encoded.error == pytest.approx(float(squared), rel=1e-4)
+        found.append(encoded.codes)
+        if "removed" in again:
+            job.close()
+    assert not np.array_equal(*found)
+
+
+def test_two_trainings_in_one_process_of_data_that_changed_in_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and time of the file are as they were, so the work folder's name is; the quality tells the truth."""
+    matrix = tmp_path / "x.npy"
+    (tmp_path / "ids.txt").write_text("".join(f"{k}\n" for k in range(400)))
+    config = replace(SMALL, memory_limit=1 << 20)
+    monkeypatch.setattr(scale, "PART_BYTES", 4 << 10)
+    monkeypatch.setattr(scale, "LEAST_PART", 64)
+    tables = []
+    for seed in (0, 1):
+        vectors = np.tile(vectors_of(400, DIM, seed=seed), (1, 160))
+        np.save(matrix, vectors)
+        os.utime(matrix, ns=(10**18, 10**18))
+        table = commands.generate_from_array(matrix, tmp_path / "ids.txt", output_dir=tmp_path / "out", config=config)
+        assert table is not None
+        squared = np.square(vectors - table.quantizer.decode(table.codes(np.arange(400)))).sum()
+        true = float(squared / np.square(vectors - vectors.mean(0)).sum())
+        assert table.quality["relative_mse"] == pytest.approx(true, rel=1e-3)
+        tables.append(table.codes_array.copy())
+    assert not np.array_equal(*tables)
+
+
+def test_a_part_is_not_encoded_with_codebooks_that_came_later(tmp_path: Path, small_parts: None) -> None:
+    """A task says what it is to be done with; where somebody began anew meanwhile, it fails and is done again."""
+    data_dir = write(tmp_path, "jsonl", *world())
+    root = folders.Root(data_dir / "cache", data_dir)
+    (source,) = find_sources(data_dir, ["81"])
+    job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
+    job.read()
+    job.set_basis("new", quantizer_of(1), {})
+    (task, *_) = job._encode_tasks("new")
+    job.set_basis("new", quantizer_of(2), {})
+    with pytest.raises(StoreError, match="other codebooks by now"):
+        stages.perform(job.folder, task)
+
+
+def test_a_plan_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    """However short the time between the two."""
+    data_dir = write(tmp_path, "jsonl", *world())
+    root = folders.Root(data_dir / "cache", data_dir)
+    (source,) = find_sources(data_dir, ["81"])
+    job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
+    first = job.plan
+    assert stages._plan_of(job.folder) == first
+    second = replace(first, seed=first.seed + 1)
+    stages.files.replace_file(job.folder / "plan.json", [second.to_json()], sync=False)
+    before = (job.folder / "plan.json").stat()
+    os.utime(job.folder / "plan.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert stages._plan_of(job.folder) == second

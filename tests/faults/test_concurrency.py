@@ -12,6 +12,7 @@ import uuid
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -462,3 +463,71 @@ def test_a_soak_of_readers_beside_writers_stays_flat(tmp_path: Path, tally: Coun
         assert wrong == 0
         assert memory < 20 << 20
         assert files <= 2
+
+
+# --- streamed embeddings under a lock that holds nobody back ---
+
+STREAM = (
+    "import sys, time, pathlib, warnings, faultkit, fcntl; warnings.simplefilter('ignore')\n"
+    "from world import MixinDataset, SMALL\n"
+    "from dataclasses import replace\n"
+    "from semid_dataset.build.streaming import run, tasks\n"
+    "fcntl.flock = lambda *_: None\n"
+    "run.PART_BYTES, run.LEAST_PART = 2048, 64\n"
+    "slow, nth = float(sys.argv[3]), int(sys.argv[4])\n"
+    "basis_of = tasks.basis_of\n"
+    "def late(*given):\n    time.sleep(slow)\n    return basis_of(*given)\n"
+    "run.basis_of = late\n"
+    "train = run.birth.train_quantizer\n"
+    "run.birth.train_quantizer = lambda m, config, beat: train(m, replace(config, seed=nth), beat)\n"
+    "data = pathlib.Path(sys.argv[1])\n"
+    "faultkit.wait_for(pathlib.Path(sys.argv[2]))\n"
+    "from semid_dataset.resolve import Ask, Resolution\n"
+    "from semid_dataset.environment import Context\n"
+    "ask = Ask(data, ('81',), config=SMALL)\n"
+    "resolution = Resolution(ask, Context.at_door(), may_generate=True)\n"
+    "resolution.engine = 'local'\n"
+    "table = resolution.run()\n"
+    "print(table.status, table.digest)\n"
+)
+
+
+def test_streamed_runs_that_all_believe_to_hold_the_lock_serve_one_table(tmp_path: Path) -> None:
+    """Who publishes takes the work folder away under the others, who train other codebooks: they serve what it made."""
+    data = make_data(tmp_path / "data", 300)
+    go = tmp_path / "go"
+    children = [start(STREAM, data, go, 0.3 * nth, nth) for nth in range(5)]
+    go.touch()
+    answers = [finish(child, 100).split() for child in children]
+    assert {status for status, _ in answers} <= {"trained", "cached", "extended"}
+    assert len({digest for _, digest in answers}) == 1
+    assert len(list(data.glob(".semantic_ids/v1/*/0.safetensors"))) == 1
+
+
+def test_a_folder_that_vanishes_is_looked_past_without_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The winner may have published and not noted it yet: its table is found by the items that it holds."""
+    from semid_dataset import generate_semantic_ids
+    from semid_dataset.build.streaming import run as streaming
+    from semid_dataset.cache.cache import Cache
+
+    data = make_data(tmp_path / "data", 300)
+    published: list[str] = []
+    encoded = streaming.Job.encoded
+
+    def vanish(self: streaming.Job, basis: str) -> streaming.Encoded:
+        if not published:
+            published.append("")
+            with monkeypatch.context() as patch:
+                patch.setattr(Cache, "remember", lambda *_: None)
+                published[0] = generate_semantic_ids(data, config=SMALL).digest
+            self.close()
+        return encoded(self, basis)
+
+    monkeypatch.setattr(streaming.Job, "encoded", vanish)
+    monkeypatch.setattr(Cache, "turn", lambda *_, **__: nullcontext(lock.Turn(None)))
+    table = generate_semantic_ids(data, config=SMALL, engine="local")
+    assert table.digest == published[0]
+    assert table.status == "cached"
+    assert "took the work folder away" in caplog.text

@@ -44,6 +44,7 @@ from semid_dataset.build.streaming.tasks import (
     PLAN_FILE,
     Plan,
     Task,
+    basis_content,
     basis_of,
     carried,
     need_file,
@@ -56,7 +57,7 @@ from semid_dataset.cache.folders import JOBS, Root
 from semid_dataset.cache.lock import Turn
 from semid_dataset.codec.bulk import distances, rows_with_share
 from semid_dataset.config import Identity, SemanticIdConfig
-from semid_dataset.errors import EmbeddingError
+from semid_dataset.errors import EmbeddingError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs import matrix as vectors
@@ -224,6 +225,7 @@ class Job:
         self._rows_per_part = rows_per_part
         self._engine = engine
         self.digests: dict[Path, str] = {}
+        self._contents: dict[str, str] = {}  # of the codebooks that this job works with, by their name
         self._plan: Plan | None = None
         self._spool_bad = (0, "")
 
@@ -272,7 +274,7 @@ class Job:
     def _fitting(self, task: Task) -> container.Container | None:
         """Return the file that a task would make, if it is there, whole, and made from the same."""
         found = read_file(self.folder, task_file(task))
-        basis = f"{task['below']:x}" if task["stage"] == "sample" else task["basis"]
+        basis = f"{task['below']:x}" if task["stage"] == "sample" else task.get("content", task["basis"])
         return found if found is not None and found.info.get("basis") == basis else None
 
     def _run(self, tasks: Sequence[Task], description: str) -> None:
@@ -375,17 +377,28 @@ class Job:
 
     def basis(self, name: str) -> container.Container | None:
         """Return the codebooks that parts are encoded with under this name, if they are there."""
-        return read_file(self.folder, f"basis-{name}")
+        found = read_file(self.folder, f"basis-{name}")
+        if found is not None:
+            self._contents[name] = str(found.info["content"])
+        return found
 
     def set_basis(
         self, name: str, quantizer: "ResidualQuantizer", info: Mapping[str, Any], known: NDArray[np.int64] | None = None
     ) -> None:
-        """Write down what parts are encoded with; `known` items, ascending, are left out."""
+        """
+        Write down what parts are encoded with; `known` items, ascending, are left out.
+
+        Where somebody else who works here has done so meanwhile, what they wrote is what counts: see `basis`.
+        """
         weights, description = quantizer.to_arrays()
         arrays = {f"quantizer.{key}": array for key, array in weights.items()}
         if known is not None:
             arrays["known"] = known
-        write_file(self.folder, f"basis-{name}", arrays, {**info, "quantizer": description})
+        more = {
+            "quantizer": description,
+            "content": basis_content(arrays, {**description, "radius": info.get("radius")}),
+        }
+        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=True)
 
     def choose(self, basis: str) -> None:
         """Note which codebooks parts are to be encoded with: shards that wait for them see it."""
@@ -411,10 +424,16 @@ class Job:
         Returns:
             How many parts of all are encoded now, and how many there are.
         """
-        tasks = self._tasks("encode", basis=basis)
+        tasks = self._encode_tasks(basis)
         self._stage(tasks[shard[0] :: shard[1]], "Encoding")
         done = len(tasks) if shard[1] == 1 else sum(self._fitting(task) is not None for task in tasks)
         return done, len(tasks)
+
+    def _encode_tasks(self, basis: str) -> list[Task]:
+        """Return the tasks of encoding with a basis as this job knows it: codes of another one are not taken for it."""
+        if basis not in self._contents and self.basis(basis) is None:
+            raise WorkGoneError(f"'{self.folder}' is gone: somebody cleaned up, or published. Run again.")
+        return self._tasks("encode", basis=basis, content=self._contents[basis])
 
     def encoded(self, basis: str) -> "Encoded":
         """Return what `encode` made, of all parts."""
@@ -464,15 +483,17 @@ class Encoded:
 
     def __init__(self, job: Job, basis: str) -> None:
         self._job = job
-        self._quantizer, _, self._radius = basis_of(job.folder, basis)
+        tasks = job._encode_tasks(basis)
+        self._content = tasks[0]["content"]
+        self._quantizer, _, self._radius = basis_of(job.folder, basis, self._content)
         self._centre = self._quantizer.to_arrays()[0]["mean"]
-        self._names = [task_file(task) for task in job._tasks("encode")]
+        self._names = [task_file(task) for task in tasks]
         bad, first_bad = job._spool_bad
         counts, error, squares = [], 0.0, 0.0
         self.beyond, self._named, farthest = 0, list[int](), [0.0, 0.0]
         total = np.zeros(job.plan.dim)
         for name in self._names:
-            found = need_file(job.folder, name)
+            found = self._part(name)
             counts.append(len(found.arrays["ids"]))
             bad, first_bad = bad + found.info["bad"], first_bad or found.info["first_bad"]
             error, squares = error + found.info["error"], squares + found.info["squares"]
@@ -498,7 +519,7 @@ class Encoded:
         again = rows - len(self.ids)
         self.bad = bad + again
         self.first_bad = first_bad or (f"{again} items come again" if again else "")
-        first = need_file(job.folder, self._names[0]).arrays["codes"]
+        first = self._part(self._names[0]).arrays["codes"]
         codes = self._column("codes", np.empty((rows, first.shape[1]), first.dtype))
         self.codes = codes if self.places is None else codes[self.places]
         # Losers, in the order in which they are served: their parts, the vectors of some, how many come before these,
@@ -519,9 +540,15 @@ class Encoded:
         """Say which vectors, in the quantizer's space, lie in the bulk."""
         return distances(vectors, self._centre) <= self._radius
 
+    def _part(self, name: str) -> container.Container:
+        found = need_file(self._job.folder, name)
+        if found.info.get("basis") != self._content:
+            raise WorkGoneError(f"'{self._job.folder / name}.part' is of other codebooks: some began anew. Run again.")
+        return found
+
     def _column(self, name: str, out: NDArray[Any]) -> NDArray[Any]:
         for number, file in enumerate(self._names):
-            out[self.begins[number] : self.begins[number + 1]] = need_file(self._job.folder, file).arrays[name]
+            out[self.begins[number] : self.begins[number + 1]] = self._part(file).arrays[name]
             self._job.beat()
         return out
 
@@ -537,7 +564,7 @@ class Encoded:
         order = np.argsort(owner, kind="stable")
         for number, begin, end in _runs(owner[order]):
             here = order[begin:end]
-            column = need_file(self._job.folder, self._names[number]).arrays[name]
+            column = self._part(self._names[number]).arrays[name]
             out[here] = column[places[here] - self.begins[number]]
         self._job.beat()
         return out
@@ -663,7 +690,9 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
         }
         bulk = {"radius": trained.radius} if math.isfinite(trained.radius) else {}
         job.set_basis(BIRTH, trained.quantizer, {"trained": noted | bulk, **bulk})
-        found = need_file(job.folder, f"basis-{BIRTH}")
+        found = job.basis(BIRTH)
+        if found is None:
+            raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
     weights = {key.removeprefix("quantizer."): np.array(array) for key, array in found.arrays.items()}
     return Trained(ResidualQuantizer.from_arrays(weights, found.info["quantizer"]), **found.info["trained"])
 

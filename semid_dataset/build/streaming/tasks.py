@@ -6,6 +6,7 @@ it, so that any process can do any part, twice if need be.
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.cache.notes import items, one_of, read_note, record, text, whole
-from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError
+from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs.formats import FORMATS, whole_file
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Plan",
     "Task",
+    "basis_content",
     "basis_of",
     "carried",
     "need_file",
@@ -48,6 +50,7 @@ __all__ = [
 LAYOUT = 3  # of the files in a work folder
 
 READ = 4 << 20  # bytes at once
+MOST_BASES = 2  # that a process keeps
 PLAN_FILE = "plan.json"
 MOST_PLAN = 1 << 28  # bytes: some 250 for each of a million parts
 COUNT = whole(0, 1 << 62)
@@ -78,6 +81,7 @@ PLAN = record(
 )
 
 Task = Mapping[str, Any]
+Basis = tuple["ResidualQuantizer", NDArray[np.int64] | None, float]
 
 
 @dataclass(frozen=True)
@@ -101,11 +105,11 @@ class Plan:
         Return the plan of a work folder.
 
         Raises:
-            StoreError: there is none that can be used.
+            WorkGoneError: there is none that can be used.
         """
         values = read_note(folder / PLAN_FILE, PLAN, limit=MOST_PLAN)
         if values is None:
-            raise StoreError(f"'{folder / PLAN_FILE}' is gone or none of ours. It was not used. Run again.")
+            raise WorkGoneError(f"'{folder / PLAN_FILE}' is gone or none of ours. It was not used. Run again.")
         return cls(
             values["feature"],
             values["dim"],
@@ -196,7 +200,7 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
     from semid_dataset.codec.unique import squared_errors, vector_hashes
 
     plan = _plan_of(folder)
-    quantizer, known, radius = basis_of(folder, task["basis"])
+    quantizer, known, radius = basis_of(folder, task["basis"], task.get("content"))
     centre = quantizer.to_arrays()[0]["mean"]
     levels = len(quantizer.codebook_sizes)
     ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
@@ -250,7 +254,7 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
         "beyond": len(beyond),
         "named": beyond[:3],
         "farthest": farthest,
-        "basis": task["basis"],
+        "basis": task.get("content", task["basis"]),
     }
     write_file(folder, task_file(task), arrays, info)
 
@@ -303,23 +307,60 @@ def _one_thread() -> Iterator[None]:
 
 
 def _plan_of(folder: Path) -> Plan:
-    return _cached_plan(folder, (folder / PLAN_FILE).lstat().st_mtime_ns)
+    # A plan is replaced, never written over: another one has another inode while the last is there, and another ctime.
+    found = (folder / PLAN_FILE).lstat()
+    return _cached_plan(folder, (found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size))
 
 
 @lru_cache(maxsize=2)
-def _cached_plan(folder: Path, version: int) -> Plan:
+def _cached_plan(folder: Path, version: tuple[int, ...]) -> Plan:
     return Plan.read(folder)
 
 
-@lru_cache(maxsize=2)
-def basis_of(folder: Path, name: str) -> "tuple[ResidualQuantizer, NDArray[np.int64] | None, float]":
-    """Return the quantizer that encodes, the items that are not to be encoded, ascending, and where its bulk ends."""
-    from semid_dataset.codec.residual import ResidualQuantizer
+def basis_of(folder: Path, name: str, content: str | None = None) -> Basis:
+    """
+    Return the quantizer that encodes, the items that are not to be encoded, ascending, and where its bulk ends.
 
+    Args:
+        folder: the work folder.
+        name: of the basis.
+        content: what it must hold, as `basis_content` says it; None takes whatever is there.
+
+    Raises:
+        WorkGoneError: it is gone, or holds something else by now.
+    """
     found = need_file(folder, f"basis-{name}")
-    weights = {key.removeprefix("quantizer."): array for key, array in found.arrays.items() if key != "known"}
-    quantizer = ResidualQuantizer.from_arrays(weights, found.info["quantizer"])
-    return quantizer, found.arrays.get("known"), float(found.info.get("radius", math.inf))
+    there = found.info.get("content")
+    if content is not None and there != content:
+        raise WorkGoneError(
+            f"'{folder / f'basis-{name}'}.part' holds other codebooks by now: somebody began anew. Run again."
+        )
+    # Kept by what they hold, never by a name: a second training in one process may use the name, and the folder, again.
+    if there is None or there not in _bases:
+        from semid_dataset.codec.residual import ResidualQuantizer
+
+        weights = {key.removeprefix("quantizer."): array for key, array in found.arrays.items() if key != "known"}
+        quantizer = ResidualQuantizer.from_arrays(weights, found.info["quantizer"])
+        basis = quantizer, found.arrays.get("known"), float(found.info.get("radius", math.inf))
+        if there is None:
+            return basis
+        while len(_bases) >= MOST_BASES:
+            _bases.pop(next(iter(_bases)), None)
+        _bases[there] = basis
+    return _bases[there]
+
+
+_bases: dict[str, Basis] = {}  # by content, the oldest first
+
+
+def basis_content(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a basis holds, as hexadecimal digits."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        digest.update(f"\0{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(array.data)
+    return digest.hexdigest()
 
 
 def carried(quantizer: "ResidualQuantizer", feature: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -327,18 +368,27 @@ def carried(quantizer: "ResidualQuantizer", feature: str, vectors: NDArray[np.fl
     return quantizer.vectors_of((FeatureMatrix(feature, np.arange(len(vectors)), vectors),), len(vectors))
 
 
-def write_file(folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any]) -> None:
+def write_file(
+    folder: Path, name: str, arrays: Mapping[str, NDArray[Any]], info: Mapping[str, Any], *, first: bool = False
+) -> None:
     """
     Write a file of a work folder, whole or not at all.
 
     It is not synced: the checksum tells what a power loss left of it.
+
+    Args:
+        folder, name, arrays, info: where, and what.
+        first: leave a whole one that lies there: who else works here goes on with it.
 
     Raises:
         StoreError: there is no room for it.
         OSError: it could not be written.
     """
     try:
-        files.replace_file(folder / f"{name}.part", container.serialize(arrays, info), sync=False)
+        buffers = container.serialize(arrays, info)
+        if first and (files.publish_first(folder, f"{name}.part", buffers) or read_file(folder, name) is not None):
+            return
+        files.replace_file(folder / f"{name}.part", buffers, sync=False)
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
@@ -366,11 +416,11 @@ def need_file(folder: Path, name: str) -> container.Container:
     Return a file of the work folder that was there before; its checksum was compared then.
 
     Raises:
-        StoreError: it is gone.
+        WorkGoneError: it is gone.
     """
     found = read_file(folder, name, verify=False)
     if found is None:
-        raise StoreError(f"'{folder / name}.part' is gone: somebody cleaned up, or published. Run again.")
+        raise WorkGoneError(f"'{folder / name}.part' is gone: somebody cleaned up, or published. Run again.")
     return found
 
 
@@ -379,7 +429,7 @@ def read_into(descriptor: int, array: NDArray[Any], offset: int) -> None:
     Fill an array from a place in a file.
 
     Raises:
-        StoreError: the file is shorter.
+        WorkGoneError: the file is shorter.
         OSError: the disk says no.
     """
     flat = array.reshape(-1).view(np.uint8)
@@ -387,6 +437,6 @@ def read_into(descriptor: int, array: NDArray[Any], offset: int) -> None:
     while done < len(flat):
         found = os.pread(descriptor, min(len(flat) - done, READ), offset + done)
         if not found:
-            raise StoreError("A file of the work folder became shorter. Run again.")
+            raise WorkGoneError("A file of the work folder became shorter. Run again.")
         flat[done : done + len(found)] = np.frombuffer(found, np.uint8)
         done += len(found)
