@@ -186,7 +186,8 @@ class Resolution:
         """Open the parent that was named, if any; not needed, and not missed, where a hand-made file answers."""
         named = self._named_parent
         if named is not None:
-            self.parent = lineage.open_parent(Path(named) if isinstance(named, str) else named, mmap=self.cache.mmap)
+            path = Path(named) if isinstance(named, str) else named
+            self.parent = lineage.open_parent(path, mmap=self.cache.mmap, unique=self.config.unique)
 
     def run(self) -> SemanticIdTable:
         """Return the first table that answers."""

@@ -77,13 +77,17 @@ def descends(table: SemanticIdTable, digest: str) -> bool:
     return table.digest == digest or table.header.grew_from(digest)
 
 
-def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool) -> SemanticIdTable:
+def open_parent(
+    parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: bool, unique: bool = True
+) -> SemanticIdTable:
     """
     Return the table that a dataset was told to extend.
 
     Args:
         parent: a table, its file, a folder that holds it (a checkpoint, a lineage), or a bare
             quantizer, which becomes a table that knows no items.
+        mmap: map files.
+        unique: whether items that are added to a bare quantizer get IDs that nobody else has; a table says it itself.
 
     Raises:
         ParentError: there is no table.
@@ -96,10 +100,10 @@ def open_parent(parent: "Path | SemanticIdTable | ResidualQuantizer", *, mmap: b
         if file.name == BARE_FILE:
             from semid_dataset.codec.residual import ResidualQuantizer
 
-            return _table_of_quantizer(ResidualQuantizer.from_pretrained(file))
+            return _table_of_quantizer(ResidualQuantizer.from_pretrained(file), unique)
         table = open_table(file, mmap=mmap, follow=True)
     else:
-        return _table_of_quantizer(parent)
+        return _table_of_quantizer(parent, unique)
     return table
 
 
@@ -118,13 +122,14 @@ def _parent_file(path: Path) -> Path:
     return max(numbered, key=lambda file: int(file.stem))
 
 
-def _table_of_quantizer(quantizer: "ResidualQuantizer") -> SemanticIdTable:
+def _table_of_quantizer(quantizer: "ResidualQuantizer", unique: bool) -> SemanticIdTable:
     weights, description = quantizer.to_arrays()
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode() + weights[key].tobytes())
     levels = len(quantizer.codebook_sizes)
-    header = TableHeader(lineage=f"quantizer-{digest.hexdigest()[:24]}", quantizer=description)
+    settings = {} if unique else {"unique": False}  # published tokenizers let items share IDs
+    header = TableHeader(lineage=f"quantizer-{digest.hexdigest()[:24]}", settings=settings, quantizer=description)
     data = TableData(np.empty(0, np.int64), np.empty((0, levels), np.uint8), header, weights)
     return data.in_memory("cached", "a bare quantizer")
 

@@ -161,10 +161,10 @@ def open_ids(path: Path) -> SemanticIdTable:
     return read_export(path)
 
 
-def open_parent(path: Path) -> SemanticIdTable:
+def open_parent(path: Path, *, unique: bool = True) -> SemanticIdTable:
     """Open a table that new items are added to; files of IDs alone have no quantizer to encode them with."""
     try:
-        return lineage.open_parent(path, mmap=context().environment.mmap)
+        return lineage.open_parent(path, mmap=context().environment.mmap, unique=unique)
     except TableError as error:
         if path.is_dir() or path.suffix == ".safetensors":
             raise

@@ -165,7 +165,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             )
             written = [output / TABLE, output / JSON]
         else:
-            base = open_parent(parent)
+            base = open_parent(parent, unique=config.unique)
             table, new = commands.extend_with_vectors(base, embeddings.items, matrix, force=force)
             written = write_ids(table, output)
     seconds = time.perf_counter() - started

@@ -602,6 +602,9 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """Codes per level; where nobody wrote them down (a hand-made table), the largest code seen, plus one."""
         if self.header.identity is not None:
             return self.header.identity.codebook_sizes
+        described = (self.header.quantizer or {}).get("codebook_sizes")  # a bare quantizer has no identity
+        if isinstance(described, list) and len(described) == self.levels:
+            return tuple(int(size) for size in described)
         if len(self) == 0:
             return (0,) * self.levels
         return tuple(int(code) + 1 for code in self.codes_array.max(axis=0))

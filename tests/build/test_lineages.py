@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data, vectors_of, write_embeddings
 
-from semid_dataset import ResidualQuantizer, SemanticIdTable
+from semid_dataset import (
+    ResidualQuantizer,
+    SemanticIdConfig,
+    SemanticIdTable,
+    generate_from_vectors,
+    generate_semantic_ids,
+)
 from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
@@ -310,3 +316,63 @@ def test_a_part_that_is_called_sequences_does_not_hide_wrong_vectors(tmp_path: P
     wrong = read_sources(find_sources(write_lines(tmp_path / "b", vectors_of(200, seed=9), "sequences"), ["81"]))
     found = verify_table(table, embeddings=wrong)
     assert any("vectors are not those" in problem for problem in found.problems)
+
+
+# --- a bare quantizer and unique=False ---
+
+
+def crowded(items: int) -> np.ndarray:
+    """Vectors of which many have the same codes."""
+    return np.round(vectors_of(items), 1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a bare quantizer."""
+    folder = tmp_path_factory.mktemp("bare")
+    config = SemanticIdConfig(num_quantizers=2, codebook_size=8, algorithm="rqkmeans", device="cpu", unique=False)
+    table = generate_from_vectors(range(200), crowded(200), output_dir=folder, config=config)
+    table.quantizer.save_pretrained(folder)
+    return folder / "quantizer.safetensors"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+@pytest.mark.parametrize("as_file", [True, False], ids=["file", "object"])
+def test_items_of_a_bare_quantizer_share_ids_where_that_was_asked_for(
+    tmp_path: Path, bare: Path, as_file: bool, streamed: bool
+) -> None:
+    """Its own codes, item by item, now and in every extension; made unique only where that was asked for."""
+    write_embeddings(tmp_path, crowded(200))
+    parent = bare if as_file else ResidualQuantizer.from_pretrained(bare)
+    config = SemanticIdConfig(num_quantizers=2, codebook_size=8, unique=False, device="cpu")
+    engine = "local" if streamed else None
+    table = generate_semantic_ids(tmp_path, config=config, parent=parent, engine=engine)
+    quantizer = ResidualQuantizer.from_pretrained(bare)
+    items = np.arange(ITEM0, ITEM0 + 200)
+    assert np.array_equal(table.codes(items), quantizer.encode(crowded(200)))
+    assert len(set(map(tuple, table.values()))) < 200
+    more = np.concatenate([crowded(200), crowded(200)[:20]])
+    write_embeddings(tmp_path, more)
+    grown = generate_semantic_ids(tmp_path, config=config, parent=parent, engine=engine)
+    assert np.array_equal(grown.codes(np.arange(ITEM0, ITEM0 + 220)), quantizer.encode(more))
+
+
+def test_items_of_a_bare_quantizer_are_unique_where_nothing_was_said(tmp_path: Path, bare: Path) -> None:
+    """The default stays what it was."""
+    config = SemanticIdConfig(num_quantizers=2, codebook_size=8, device="cpu")
+    write_embeddings(tmp_path, crowded(40))
+    table = generate_semantic_ids(tmp_path, config=config, parent=bare)
+    assert len(set(map(tuple, table.values()))) == 40
+    assert table.codebook_sizes == (8, 8)
+
+
+def test_the_command_line_lets_items_of_a_bare_quantizer_share_ids(tmp_path: Path, bare: Path) -> None:
+    """`--shared` is the same setting."""
+    pytest.importorskip("click")
+    from semid_dataset.cli._app import run
+
+    np.save(tmp_path / "x.npy", crowded(200))
+    line = ["generate", f"{tmp_path}/x.npy", "--ids", "rows", "--parent", str(bare), "-o", f"{tmp_path}/out"]
+    assert run([*line, "--levels", "2", "--codes", "8", "--shared"]) == 0
+    table = SemanticIdTable.open(tmp_path / "out" / "semid_table.safetensors")
+    assert np.array_equal(table.codes(np.arange(200)), ResidualQuantizer.from_pretrained(bare).encode(crowded(200)))

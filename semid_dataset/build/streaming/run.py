@@ -383,22 +383,27 @@ class Job:
         return found
 
     def set_basis(
-        self, name: str, quantizer: "ResidualQuantizer", info: Mapping[str, Any], known: NDArray[np.int64] | None = None
+        self,
+        name: str,
+        quantizer: "ResidualQuantizer",
+        info: Mapping[str, Any],
+        known: NDArray[np.int64] | None = None,
+        *,
+        first: bool = False,
     ) -> None:
         """
         Write down what parts are encoded with; `known` items, ascending, are left out.
 
-        Where somebody else who works here has done so meanwhile, what they wrote is what counts: see `basis`.
+        With `first`, what somebody else who works here has written meanwhile stays and is what counts: see `basis`.
         """
         weights, description = quantizer.to_arrays()
         arrays = {f"quantizer.{key}": array for key, array in weights.items()}
         if known is not None:
             arrays["known"] = known
-        more = {
-            "quantizer": description,
-            "content": basis_content(arrays, {**description, "radius": info.get("radius")}),
-        }
-        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=True)
+        content = basis_content(arrays, {**description, "radius": info.get("radius")})
+        more = {"quantizer": description, "content": content}
+        write_file(self.folder, f"basis-{name}", arrays, {**info, **more}, first=first)
+        self.basis(name)
 
     def choose(self, basis: str) -> None:
         """Note which codebooks parts are to be encoded with: shards that wait for them see it."""
@@ -689,7 +694,7 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
             "held_out": trained.held_out,
         }
         bulk = {"radius": trained.radius} if math.isfinite(trained.radius) else {}
-        job.set_basis(BIRTH, trained.quantizer, {"trained": noted | bulk, **bulk})
+        job.set_basis(BIRTH, trained.quantizer, {"trained": noted | bulk, **bulk}, first=True)
         found = job.basis(BIRTH)
         if found is None:
             raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
