@@ -23,6 +23,7 @@ from semid_dataset._messages import logger
 from semid_dataset.errors import StoreError
 
 __all__ = [
+    "abandoned",
     "clock_ns",
     "map_file",
     "open_regular",
@@ -594,16 +595,20 @@ def sweep_placed(path: Path, ours: Callable[[Path], bool]) -> None:
 
     A file of the user's that an exchange was killed over gets its name back, or one that can be seen.
     """
-    named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{24}}\.(tmp|swap)")
     with suppress(OSError):
-        for leftover in list(path.parent.iterdir()):
-            match = named.fullmatch(leftover.name)
-            if match is None or not _is_abandoned(leftover):
-                continue
-            if match[1] == "tmp" or ours(leftover):
+        for leftover in abandoned(path):
+            if leftover.suffix == ".tmp" or ours(leftover):
                 leftover.unlink(missing_ok=True)
             else:
                 _give_back(leftover, path)
+
+
+def abandoned(path: Path) -> list[Path]:
+    """Return the hidden files that killed calls of `place_file` left beside `path`."""
+    named = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{24}}\.(tmp|swap)")
+    with suppress(OSError):
+        return [one for one in sorted(path.parent.iterdir()) if named.fullmatch(one.name) and _is_abandoned(one)]
+    return []
 
 
 def _is_abandoned(path: Path) -> bool:

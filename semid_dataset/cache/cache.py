@@ -6,6 +6,7 @@ where files lie, `fingerprint` what is asked, `entries` what is noted, `lock` ho
 """
 
 import logging
+import os
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -20,6 +21,7 @@ from semid_dataset.cache.entries import Memo
 from semid_dataset.cache.fingerprint import Question
 from semid_dataset.cache.folders import Found, Root, Roots
 from semid_dataset.cache.lock import Turn, take_turn
+from semid_dataset.cache.use import mark_used
 from semid_dataset.config import Identity
 from semid_dataset.environment import Environment
 from semid_dataset.errors import CorruptTableError, StoreError, TableError, TableVersionError
@@ -46,6 +48,8 @@ def open_table(path: Path, *, mmap: bool, follow: bool = False) -> SemanticIdTab
     if table is None:
         table = SemanticIdTable.from_buffer(buffer, path=path, status="cached", reason=f"read from {path}")
         _tables[key] = table
+        if not mmap:  # a copy leaves no trace; held open, the file is seen to be in use, as a mapped one is
+            weakref.finalize(buffer, os.close, files.open_regular(path, follow=follow))
     return table
 
 
@@ -182,7 +186,11 @@ class Cache:
         """Return the table of this lineage and generation, if it can be read: what a memo names is not searched."""
         for root in self.folders:
             try:
-                return self.open(root.folder(lineage) / f"{generation}.safetensors")
+                path = root.folder(lineage) / f"{generation}.safetensors"
+                table = self.open(path)
+                if self.may_write:
+                    mark_used(root, lineage, generation, path.lstat().st_mtime_ns)
+                return table
             except FileNotFoundError:
                 continue
             except (OSError, TableError) as error:  # the search for the newest that follows deals with it
