@@ -217,6 +217,12 @@ LINES: dict[str, tuple[str, str]] = {
         "Others work on the same parts and took the work folder away ({error}); looking for what they published",
         "其他进程正在处理相同的分块并已移除工作目录（{error}）；将查找其发布的结果",
     ),
+    "sizes_guessed": (
+        "{where} does not say how many codes its levels have; the largest are {largest}, so {size} are assumed for "
+        "each. State them (codebook_sizes=, --codebook-size) where embedding tables, offsets or tokens need them",
+        "{where} 未说明各层的码数；最大的码为 {largest}，故假定每层为 {size}。"
+        "若据此构建嵌入表、偏移或词元，请明确给出（codebook_sizes=，--codebook-size）",
+    ),
     "resumed": (
         "{done} of {parts} parts of the stage {stage} are there already",
         "阶段 {stage} 的 {parts} 个分块中已有 {done} 个完成",

@@ -91,7 +91,12 @@ class LazySemanticIds:
             raise ConfigError(f"{self._name} takes a mapping {{item: codes}}, not {type(value).__name__}.")
         if not isinstance(value, SemanticIdTable):
             Context.at_door()  # in whose language look-ups will speak
-            value = SemanticIdTable.from_mapping(value, status="pregenerated", reason="assigned by the program")
+            value = SemanticIdTable.from_mapping(
+                value,
+                status="pregenerated",
+                reason="assigned by the program",
+                expected_sizes=self._config.codebook_sizes,
+            )
         with slot.lock():
             slot.table, slot.asked, slot.pickled = value, _PINNED, None
 

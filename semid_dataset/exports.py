@@ -10,9 +10,10 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.format.id_json import parse_id_json
-from semid_dataset.table.table import SemanticIdTable, build_table_buffers
+from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,10 +48,23 @@ STYLES: dict[str, Callable[[int, int], str]] = {
     "s_letter": lambda level, code: f"<s_{_letter(level)}_{code}>",
     "item": lambda level, code: f"<item_L{level}_C{code}>",
 }
+CODE = re.compile(r"[0-9]{1,5}")
+CODES_TEXT = re.compile(r"\s*[\[(]?\s*[0-9]{1,5}(?:\s*[,;\s_-]\s*[0-9]{1,5})*\s*,?\s*[\])]?\s*")
 TOKEN = re.compile(r"<(?:s_)?([a-z])_([0-9]{1,5})>|<item_L([0-9]{1,2})_C([0-9]{1,5})>")  # of any style
 BLOCK_ITEMS = 1 << 16
 CODES = ("codes", "semantic_id", "semantic_ids", "sid", "codebook")  # names of a column of codes, in this order
 MAX_PACKED_BITS = 64
+STATED = b"semid_dataset.codebook_sizes"  # in the metadata of a parquet file's schema: JSON
+
+ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class How:
+    """What a file of IDs does not say: the sizes of its levels, and the items of its rows; see `read_export`."""
+
+    sizes: int | Sequence[int] | None = None
+    items: "str | Sequence[int] | Sequence[str] | NDArray[Any] | None" = None
 
 
 def _letter(level: int) -> str:
@@ -186,7 +200,7 @@ def _index_chunks(table: SemanticIdTable, style: str) -> Iterator[bytes]:
     yield b"}" if opening == "," else b"{}"
 
 
-def _parse_index(data: bytes, where: str) -> SemanticIdTable:
+def _parse_index(data: bytes, where: str, how: How) -> SemanticIdTable:
     """Read an index of tokens in any of the styles."""
     try:
         index = json.loads(data)
@@ -204,7 +218,7 @@ def _parse_index(data: bytes, where: str) -> SemanticIdTable:
                 raise TableError(f"'{where}', item {item!r:.80}: {token!r:.80} is no token of level {level}.")
             codes.append(int(match[2] or match[4]))
         ids[item] = codes
-    return SemanticIdTable.from_mapping(ids, reason=f"read from {where}")
+    return SemanticIdTable.from_mapping(ids, reason=f"read from {where}", codebook_sizes=how.sizes)
 
 
 # --- files --------------------------------------------------------------------------------------
@@ -218,7 +232,7 @@ class Format:
     suffix: str
     what: str
     write: Callable[[SemanticIdTable, Path, str, int], list[Path]]
-    read: Callable[[Path], SemanticIdTable] | None
+    read: "Callable[[Path, How], SemanticIdTable] | None"
 
 
 def export(
@@ -247,12 +261,27 @@ def export(
     return wanted.write(table, path, style, first)
 
 
-def read_export(path: str | Path, form: str | None = None) -> SemanticIdTable:
+def read_export(
+    path: str | Path,
+    form: str | None = None,
+    *,
+    codebook_sizes: int | Sequence[int] | None = None,
+    items: "str | Sequence[int] | Sequence[str] | NDArray[Any] | None" = None,
+) -> SemanticIdTable:
     """
     Read what `export` wrote (or another tool, in its format) into a table in memory, without a quantizer.
 
+    Args:
+        path: the file.
+        form: a name of `FORMATS`; by default the path's ending decides.
+        codebook_sizes: codes per level, one number or one per level, where the file does not say them (flat ids,
+            packed ones and our parquet do). Without, the power of two that holds the largest code is taken for every
+            level, and said.
+        items: of the rows of an array without a file of items beside it: "rows" where row k is item k, or all of them.
+
     Raises:
-        ConfigError: no such format, or one that holds no items.
+        ConfigError: no such format, or one that holds no items; `items` for a file that names its own;
+            `codebook_sizes` that are none, or not those that the file states.
         TableError: the file is not what its name says.
         OSError: it cannot be read.
     """
@@ -260,7 +289,9 @@ def read_export(path: str | Path, form: str | None = None) -> SemanticIdTable:
     wanted = format_of(path, form)
     if wanted.read is None:
         raise ConfigError(f"'{path}': the format {wanted.name} holds {wanted.what}, no IDs of items.")
-    return wanted.read(path)
+    if items is not None and wanted.name not in ARRAYS:
+        raise ConfigError(f"'{path}' names its items itself: leave items out.")
+    return wanted.read(path, How(codebook_sizes, items))
 
 
 def format_of(path: Path, form: str | None) -> Format:
@@ -296,24 +327,38 @@ def _write_beside(table: SemanticIdTable, path: Path, data: Iterable[bytes | mem
     return [path, beside]
 
 
-def _read_beside(path: Path, codes: NDArray[Any]) -> SemanticIdTable:
+def _read_beside(path: Path, codes: NDArray[Any], how: How) -> SemanticIdTable:
     beside = _items_file(path)
+    if how.items is not None:
+        return _table(_given_items(how.items, len(codes), path), codes, path, how)
     try:
         items = json.loads(_bytes(beside))
     except FileNotFoundError:
         raise TableError(
-            f"'{path}' holds codes but '{beside.name}', the items of its rows, is missing. "
-            "Write them there as a list of JSON, in the order of the rows."
+            f"'{path}' holds the codes of {len(codes):,} items but '{beside.name}', the items of its rows, is missing. "
+            'Where row k is item k, say so: items="rows" (--items rows); else write them there as a list of JSON, in the '
+            "order of the rows."
         ) from None
     except ValueError as error:
         raise TableError(f"'{beside}' is no valid JSON: {error}.") from None
     if not isinstance(items, list) or len(items) != len(codes):
         found = len(items) if isinstance(items, list) else type(items).__name__
         raise TableError(f"'{beside}' holds {found} items; '{path.name}' has {len(codes)} rows.")
-    return _table(items, codes, path)
+    return _table(items, codes, path, how)
 
 
-def _table(items: Any, codes: NDArray[Any], path: Path) -> SemanticIdTable:
+def _given_items(items: Any, rows: int, path: Path) -> Any:
+    """Return the items of the rows of an array that somebody named."""
+    if isinstance(items, str):
+        if items != ROWS:
+            raise ConfigError(f"items={items!r} of '{path}' is neither \"rows\" nor the items themselves.")
+        return np.arange(rows)
+    if len(items) != rows:
+        raise TableError(f"{len(items)} items were given for the {rows} rows of '{path}'. They must be as many.")
+    return items
+
+
+def _table(items: Any, codes: NDArray[Any], path: Path, how: How) -> SemanticIdTable:
     """Return a table of codes of any integer dtype."""
     if (
         codes.ndim != 2
@@ -324,8 +369,19 @@ def _table(items: Any, codes: NDArray[Any], path: Path) -> SemanticIdTable:
             f"'{path}' holds {codes.dtype} of shape {codes.shape}; codes are (items, levels) of 0 to 65,535."
         )
     narrow = codes.astype(np.uint8 if codes.max(initial=0) <= 255 else np.uint16)
-    buffers = build_table_buffers(items, narrow)
-    return SemanticIdTable.from_buffer(b"".join(buffers), status="pregenerated", reason=f"read from {path}")
+    return SemanticIdTable.of_codes(items, narrow, "pregenerated", f"read from {path}", how.sizes, None, str(path))
+
+
+def _agreeing(path: Path, stated: Sequence[int], how: How) -> tuple[int, ...]:
+    """Return the sizes that a file states; raises ConfigError where somebody asks for others."""
+    asked = how.sizes
+    sizes = tuple(int(size) for size in stated)
+    wanted = sizes if asked is None else (asked,) * len(sizes) if isinstance(asked, int) else tuple(asked)
+    if wanted != sizes:
+        raise ConfigError(
+            f"'{path}' states that its levels have {sizes} codes, not {wanted}. Leave codebook_sizes out."
+        )
+    return sizes
 
 
 def _bytes(path: Path) -> bytes:
@@ -374,9 +430,9 @@ def _write_json(table: SemanticIdTable, path: Path, style: str, first: int) -> l
     return [path]
 
 
-def _read_json(path: Path) -> SemanticIdTable:
+def _read_json(path: Path, how: How) -> SemanticIdTable:
     items, codes = parse_id_json(_bytes(path), str(path))
-    return _table(items, codes if len(codes) else np.empty((0, 4), np.uint8), path)
+    return _table(items, codes if len(codes) else np.empty((0, 4), np.uint8), path, how)
 
 
 def _write_index(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -384,19 +440,19 @@ def _write_index(table: SemanticIdTable, path: Path, style: str, first: int) -> 
     return [path]
 
 
-def _read_index(path: Path) -> SemanticIdTable:
-    return _parse_index(_bytes(path), str(path))
+def _read_index(path: Path, how: How) -> SemanticIdTable:
+    return _parse_index(_bytes(path), str(path), how)
 
 
 def _write_npy(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
     return _write_beside(table, path, [_npy(table.codes_array)])
 
 
-def _read_npy(path: Path) -> SemanticIdTable:
+def _read_npy(path: Path, how: How) -> SemanticIdTable:
     arrays = _load(path)
     if "" not in arrays:
         raise TableError(f"'{path}' is an archive of arrays, no array.")
-    return _read_beside(path, arrays[""])
+    return _read_beside(path, arrays[""], how)
 
 
 def _write_pt(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -407,7 +463,7 @@ def _write_pt(table: SemanticIdTable, path: Path, style: str, first: int) -> lis
     return _write_beside(table, path, [buffer.getvalue()])
 
 
-def _read_pt(path: Path) -> SemanticIdTable:
+def _read_pt(path: Path, how: How) -> SemanticIdTable:
     import pickle
 
     import torch
@@ -422,7 +478,7 @@ def _read_pt(path: Path) -> SemanticIdTable:
         ) from None
     if not isinstance(codes, torch.Tensor) or codes.ndim != 2:
         raise TableError(f"'{path}' must hold a tensor (levels, items).")
-    return _read_beside(path, codes.numpy().T)
+    return _read_beside(path, codes.numpy().T, how)
 
 
 def _write_flat(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -432,11 +488,13 @@ def _write_flat(table: SemanticIdTable, path: Path, style: str, first: int) -> l
     return _write_beside(table, path, [data])
 
 
-def _read_flat(path: Path) -> SemanticIdTable:
+def _read_flat(path: Path, how: How) -> SemanticIdTable:
     archive = _load(path)
-    sizes = _member(archive, "sizes", path).tolist()
+    sizes = _agreeing(path, _member(archive, "sizes", path).tolist(), how)
     flat = _member(archive, "ids", path)
-    return _read_beside(path, unflatten_ids(flat, sizes, first=int(_member(archive, "first", path))))
+    return _read_beside(
+        path, unflatten_ids(flat, sizes, first=int(_member(archive, "first", path))), replace(how, sizes=sizes)
+    )
 
 
 def _write_packed(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -445,10 +503,10 @@ def _write_packed(table: SemanticIdTable, path: Path, style: str, first: int) ->
     return _write_beside(table, path, [_npz(packed=packed, sizes=np.array(sizes, np.int64))])
 
 
-def _read_packed(path: Path) -> SemanticIdTable:
+def _read_packed(path: Path, how: How) -> SemanticIdTable:
     archive = _load(path)
-    sizes = _member(archive, "sizes", path).tolist()
-    return _read_beside(path, unpack_ids(_member(archive, "packed", path), sizes))
+    sizes = _agreeing(path, _member(archive, "sizes", path).tolist(), how)
+    return _read_beside(path, unpack_ids(_member(archive, "packed", path), sizes), replace(how, sizes=sizes))
 
 
 def _write_tokens(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -462,8 +520,8 @@ def _write_trie(table: SemanticIdTable, path: Path, style: str, first: int) -> l
     return _write_beside(table, path, [_npz(**trie.to_arrays())])
 
 
-def _read_trie(path: Path) -> SemanticIdTable:
-    return _read_beside(path, PrefixTrie.open(path).codes())
+def _read_trie(path: Path, how: How) -> SemanticIdTable:
+    return _read_beside(path, PrefixTrie.open(path).codes(), how)
 
 
 def _write_parquet(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -477,6 +535,8 @@ def _write_parquet(table: SemanticIdTable, path: Path, style: str, first: int) -
         ]
     )
     sizes = table.codebook_sizes
+    if table.sizes_stated:
+        schema = schema.with_metadata({STATED: json.dumps(list(sizes))})
     sink = arrow.BufferOutputStream()
     with parquet.ParquetWriter(sink, schema) as writer:
         for start in range(0, max(len(table), 1), BLOCK_ITEMS):
@@ -494,22 +554,77 @@ def _lists(arrow: Any, rows: NDArray[np.int64]) -> Any:
     return arrow.ListArray.from_arrays(arrow.array(offsets), arrow.array(rows.reshape(-1)))
 
 
-def _read_parquet(path: Path) -> SemanticIdTable:
+def _read_parquet(path: Path, how: How) -> SemanticIdTable:
     from semid_dataset.inputs.formats.parquet import read_table
 
-    _arrow()
+    arrow, _ = _arrow()
+    names: list[str] = []
+
+    def chosen(schema: Any) -> list[str]:
+        names.extend(_columns_of_ids(schema.names, path))
+        return names
+
     with _as_table_errors():
         files.map_file(path, follow=True)
-        table = read_table(path, lambda schema: _columns_of_ids(schema.names, path))
-    items, column = table.column(0).to_pylist(), table.column(1).combine_chunks()
-    if "list" not in str(column.type):
-        return _table(items, _codes_of_texts(column.to_pylist(), path), path)
-    lengths = set(importlib.import_module("pyarrow.compute").list_value_length(column).to_pylist())
-    if len(lengths) > 1 or None in lengths:
-        raise TableError(f"'{path}' has lists of different lengths under codes: {sorted(map(str, lengths))[:5]}.")
-    levels = lengths.pop() if lengths else 4
-    codes = column.flatten().to_numpy(zero_copy_only=False).reshape(len(items), levels)
-    return _table(items, codes, path)
+        table = read_table(path, chosen)
+    stated = (table.schema.metadata or {}).get(STATED)
+    if stated is not None:
+        how = replace(how, sizes=_agreeing(path, json.loads(stated), how))
+    items, codes = (table.column(name) for name in names)
+    return _table(items.to_pylist(), _codes_column(arrow, codes.combine_chunks(), path), path, how)
+
+
+def _codes_column(arrow: Any, column: Any, path: Path) -> NDArray[Any]:
+    """Return the codes (n, levels) of a column of lists of numbers, of lists of their digits, or of text."""
+    kind = column.type
+    if arrow.types.is_string(kind) or arrow.types.is_large_string(kind) or arrow.types.is_dictionary(kind):
+        rows = [_spelled_codes(text, row, path) for row, text in enumerate(column.to_pylist())]
+        column = arrow.array(rows, arrow.list_(arrow.int64()))
+    elif not (arrow.types.is_list(kind) or arrow.types.is_large_list(kind) or arrow.types.is_fixed_size_list(kind)):
+        raise TableError(f"'{path}' has {kind} under codes; wanted: lists of numbers, or text such as '217,163,130'.")
+    lengths = Counter(-1 if length is None else length for length in _lengths(column))
+    if len(lengths) > 1 or -1 in lengths:
+        raise TableError(_ragged(path, lengths))
+    levels = next(iter(lengths), 4)
+    flat = column.flatten()
+    if arrow.types.is_string(flat.type) or arrow.types.is_large_string(flat.type):
+        texts = flat.to_pylist()
+        if wrong := next((text for text in texts if text is None or not CODE.fullmatch(text)), None) or None in texts:
+            raise TableError(f"'{path}' has {wrong!r:.80} among its codes, which is no whole number.")
+        return np.array([int(text) for text in texts], np.int64).reshape(-1, levels)
+    codes: NDArray[Any] = flat.to_numpy(zero_copy_only=False).reshape(-1, levels)
+    if codes.dtype.kind == "f" and (codes == np.floor(codes)).all():  # as pandas makes of integers
+        codes = codes.astype(np.int64)
+    return codes
+
+
+def _lengths(column: Any) -> list[int | None]:
+    if hasattr(column, "value_lengths"):
+        return cast("list[int | None]", column.value_lengths().to_pylist())
+    return [None if row is None else len(row) for row in column.to_pylist()]
+
+
+def _spelled_codes(text: object, row: int, path: Path) -> list[int]:
+    """Return the codes that a text spells: '217,163,130', '[217, 163, 130]', '217 163 130', '<a_217><b_163><c_130>'."""
+    if isinstance(text, str):
+        if tokens := [match[2] or match[4] for match in TOKEN.finditer(text)]:
+            if not TOKEN.sub("", text).strip(" ,"):
+                return [int(code) for code in tokens]
+        elif CODES_TEXT.fullmatch(text):
+            return [int(code) for code in CODE.findall(text)]
+    raise TableError(f"'{path}', row {row}: {text!r:.80} is no list of codes, nor one written as 217,163,130.")
+
+
+def _ragged(path: Path, lengths: Mapping[int, int]) -> str:
+    """Say that IDs differ in length, and what to do where some of them carry a suffix."""
+    found = ", ".join(f"{count:,} with {'none' if length < 0 else length}" for length, count in sorted(lengths.items()))
+    message = f"'{path}' holds IDs of different lengths: {found} codes. All must have as many levels."
+    if len(lengths) == 2 and min(lengths) > 0 and max(lengths) == min(lengths) + 1:
+        message += (
+            " Where colliding items alone carry a suffix, write one for every item (0 where there was none), or leave "
+            "it out for all."
+        )
+    return message
 
 
 def _columns_of_ids(names: Sequence[str], path: Path) -> list[str]:
@@ -521,18 +636,6 @@ def _columns_of_ids(names: Sequence[str], path: Path) -> list[str]:
     if item is None or codes is None:
         raise TableError(f"'{path}' has the columns {', '.join(names)}; wanted: item_id and codes.")
     return [item, codes]
-
-
-def _codes_of_texts(texts: Sequence[Any], path: Path) -> NDArray[np.int64]:
-    """Return codes that are written as texts: "217,163,130"."""
-    rows: list[list[int]] = []
-    for row, text in enumerate(texts):
-        if not isinstance(text, str) or re.fullmatch(r"\[?\s*[0-9]{1,5}(?:[,\s]+[0-9]{1,5})*\s*\]?", text) is None:
-            raise TableError(f"'{path}', row {row}: {text!r:.80} is no list of codes, nor one written as 217,163,130.")
-        rows.append([int(code) for code in re.findall("[0-9]+", text)])
-        if len(rows[row]) != len(rows[0]):
-            raise TableError(f"'{path}', row {row}: {len(rows[row])} codes; row 0 has {len(rows[0])}.")
-    return np.array(rows, np.int64).reshape(len(rows), -1)
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -556,6 +659,9 @@ FORMATS: dict[str, Format] = {
         Format("trie", ".trie.npz", "the IDs as a prefix trie, for decoding", _write_trie, _read_trie),
     )
 }
+
+
+ARRAYS = frozenset({"npy", "pt", "flat", "packed", "trie"})  # whose items lie beside them
 
 
 # --- the trie -----------------------------------------------------------------------------------

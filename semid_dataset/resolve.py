@@ -46,6 +46,7 @@ from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
+from semid_dataset.table.sizes import fitting_sizes, say_guessed
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ class Resolution:
             table = self._compiled(memo)
             if table is not None and table.digest == memo.digest:
                 tell("loaded", items=len(table))
-                return table.with_status("pregenerated", f"{path} (compiled)")
+                return self._sized(table).with_status("pregenerated", f"{path} (compiled)")
         elif memo is not None:
             return None  # our own export
         buffer, _ = files.map_file(path, mmap=self.cache.mmap, follow=True)
@@ -275,7 +276,17 @@ class Resolution:
         if table is None:
             table = data.in_memory("pregenerated", reason)
         tell("loaded", items=len(table))
-        return table.with_status("pregenerated", reason)
+        return self._sized(table).with_status("pregenerated", reason)
+
+    def _sized(self, table: SemanticIdTable) -> SemanticIdTable:
+        """Return a hand-made table with the sizes of its levels: those of the configuration, where its IDs fit them."""
+        if table.sizes_stated:
+            return table
+        sizes = fitting_sizes(self.config.codebook_sizes, table.codes_array)
+        if sizes is not None:
+            return table.with_sizes(sizes)
+        say_guessed(table.codes_array, f"'{table.header.provenance.get('source', JSON_FILE)}'")
+        return table
 
     # --- the lineage ---
 

@@ -33,7 +33,9 @@ __all__ = [
     "FEATURES",
     "FORCE",
     "IDS",
+    "ROWS",
     "SETTINGS",
+    "SIZES",
     "check_device",
     "check_no_columns",
     "check_writable",
@@ -69,6 +71,19 @@ IDS = options(
         help="The items: a column of SOURCE, a file with the item of every row (.txt, .npy, .json), or: rows.",
     ),
     click.option("--vectors", metavar="COLUMN", help="The column of SOURCE that holds the vectors."),
+)
+SIZES = click.option(
+    "--codebook-size",
+    "sizes",
+    metavar="N[,N...]",
+    callback=lambda context, parameter, value: _sizes(value),
+    help="Codes per level of a hand-made file or of another tool's, which do not say it; one number or one per level.",
+)
+ROWS = click.option(
+    "--items",
+    "rows",
+    type=click.Choice(["rows"]),
+    help="Of an array of IDs without a file of items beside it: row k is item k.",
 )
 FORCE = click.option(
     "--force",
@@ -137,8 +152,31 @@ def config_of(
         raise click.UsageError(str(error)) from None
 
 
-def open_ids(path: Path) -> SemanticIdTable:
-    """Open a table, a folder that holds one, the IDs that last served a data directory, or any export of IDs."""
+def _sizes(text: str | None) -> int | tuple[int, ...] | None:
+    """Return what --codebook-size says."""
+    if text is None:
+        return None
+    try:
+        sizes = tuple(int(size) for size in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number or list of numbers.", param_hint="--codebook-size") from None
+    return sizes if len(sizes) > 1 else sizes[0]
+
+
+def open_ids(path: Path, sizes: int | tuple[int, ...] | None = None, items: str | None = None) -> SemanticIdTable:
+    """
+    Open a table, a folder that holds one, the IDs that last served a data directory, or any export of IDs.
+
+    Args:
+        path: any of these.
+        sizes: codes per level, where the file does not say them.
+        items: "rows" where the rows of a bare array are the items.
+    """
+    table = _opened(path, sizes, items)
+    return table if sizes is None or table.sizes_stated else table.with_sizes(sizes)
+
+
+def _opened(path: Path, sizes: int | tuple[int, ...] | None, items: str | None) -> SemanticIdTable:
     from semid_dataset.exports import read_export
 
     if path.is_dir():
@@ -157,8 +195,8 @@ def open_ids(path: Path) -> SemanticIdTable:
             )
         path = path / JSON
     if path.suffix == ".safetensors":
-        return SemanticIdTable.open(path)
-    return read_export(path)
+        return SemanticIdTable.open(path, codebook_sizes=sizes)
+    return read_export(path, codebook_sizes=sizes, items=items)
 
 
 def open_parent(path: Path, *, unique: bool = True) -> SemanticIdTable:

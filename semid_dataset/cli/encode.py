@@ -52,9 +52,8 @@ def encode(table_path: Path, source: Path, ids: str | None, vectors: str | None,
     elif whole_table:
         written = write_ids(table, output)
     else:
-        from semid_dataset.table.table import build_table_buffers
-
-        some = SemanticIdTable.from_buffer(b"".join(build_table_buffers(items, table.codes(items))))
+        where, sizes = str(source), table.codebook_sizes  # of the quantizer, whatever codes these items have
+        some = SemanticIdTable.of_codes(items, table.codes(items), "cached", where, sizes, None, where)
         written = exports.export(some, output)
     following = [f"semid diff {word(table_path)} {word(output)}     to see what was added"]
     if not whole_table:

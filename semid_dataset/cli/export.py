@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from semid_dataset.cli._answer import Answer, command, count, word
-from semid_dataset.cli._arguments import ANY_PATH, EXISTING, open_ids, options
+from semid_dataset.cli._arguments import ANY_PATH, EXISTING, ROWS, SIZES, open_ids, options
 from semid_dataset.errors import ConfigError
 
 __all__ = ["export"]
@@ -38,8 +38,18 @@ __all__ = ["export"]
         type=click.IntRange(0),
         help="Number of the first flat id; 1 keeps 0 for padding.",
     ),
+    SIZES,
+    ROWS,
 )
-def export(path: Path, output: Path, form: str | None, style: str, first: int) -> Answer:
+def export(
+    path: Path,
+    output: Path,
+    form: str | None,
+    style: str,
+    first: int,
+    sizes: int | tuple[int, ...] | None,
+    rows: str | None,
+) -> Answer:
     """
     Write IDs in another tool's format.
 
@@ -65,7 +75,7 @@ def export(path: Path, output: Path, form: str | None, style: str, first: int) -
             names = {output: exports.format_of(output, form).name}
         except ConfigError as error:
             raise click.UsageError(str(error)) from None
-    table = open_ids(path)
+    table = open_ids(path, sizes, rows)
     written = [
         file for target, name in names.items() for file in exports.export(table, target, name, style=style, first=first)
     ]

@@ -12,7 +12,17 @@ from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.folders import Root
 from semid_dataset.cli._answer import WRONG, Answer, command, context, count, facts_of, how_to_make, quality_line, word
-from semid_dataset.cli._arguments import EXISTING, FEATURES, SETTINGS, config_of, holds_table, open_ids, options
+from semid_dataset.cli._arguments import (
+    EXISTING,
+    FEATURES,
+    ROWS,
+    SETTINGS,
+    SIZES,
+    config_of,
+    holds_table,
+    open_ids,
+    options,
+)
 from semid_dataset.errors import SemidError
 from semid_dataset.table.table import SemanticIdTable
 
@@ -22,9 +32,20 @@ __all__ = ["info"]
 @command
 @click.argument("target", type=EXISTING)
 @options(
-    FEATURES, click.option("--parent", type=EXISTING, metavar="TABLE", help="As the dataset would name it."), SETTINGS
+    FEATURES,
+    click.option("--parent", type=EXISTING, metavar="TABLE", help="As the dataset would name it."),
+    SIZES,
+    ROWS,
+    SETTINGS,
 )
-def info(target: Path, features: tuple[str, ...], parent: Path | None, **settings: Any) -> Answer:
+def info(
+    target: Path,
+    features: tuple[str, ...],
+    parent: Path | None,
+    sizes: int | tuple[int, ...] | None,
+    rows: str | None,
+    **settings: Any,
+) -> Answer:
     """
     Say which IDs answer, from where, and why.
 
@@ -36,7 +57,7 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
 
     found: list[Root] = []
     if not target.is_dir() or (features_folder(target) is None and holds_table(target)):
-        table = open_ids(target)
+        table = open_ids(target, sizes, rows)
     else:
         ask = resolve.Ask(target, features or ("81",), config=config_of(**settings), parent=parent)
         found = list(Cache.of(context().environment, target).folders)
@@ -58,9 +79,10 @@ def info(target: Path, features: tuple[str, ...], parent: Path | None, **setting
     root = next(
         (one["path"] for one in roots if table.path is not None and Path(one["path"]) in table.path.parents), None
     )
-    sizes = "/".join(map(str, table.codebook_sizes))
+    shape = "/".join(map(str, table.codebook_sizes))
+    known = "" if table.sizes_stated else " (taken for that: the file does not say it; --codebook-size N does)"
     lines = [
-        f"{count(len(table), 'item')}, {table.levels} levels of {sizes} codes",
+        f"{count(len(table), 'item')}, {table.levels} levels of {shape} codes{known}",
         f"Answers: {table.status} ({table.reason})",
         f"File: {table.path or 'none, in memory'}",
     ]

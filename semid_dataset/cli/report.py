@@ -9,7 +9,7 @@ import numpy as np
 from semid_dataset import _files as files
 from semid_dataset.check import vectors_for
 from semid_dataset.cli._answer import Answer, command, context, count
-from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FEATURES, IDS, open_ids, options, read_embeddings
+from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FEATURES, IDS, SIZES, open_ids, options, read_embeddings
 from semid_dataset.errors import EmbeddingError, SemidError
 
 __all__ = ["report"]
@@ -41,6 +41,7 @@ __all__ = ["report"]
         metavar="FILE",
         help="What people call the items: .json {item: title}, .jsonl, .csv or .tsv (item, title).",
     ),
+    SIZES,
     click.option("--name", metavar="TEXT", help="What the data is called; else by its files."),
     click.option(
         "--lang", type=click.Choice(["en", "zh"]), help="Language of the page; else that of the terminal (SEMID_LANG)."
@@ -56,11 +57,12 @@ def report(
     titles: Path | None,
     name: str | None,
     lang: str | None,
+    sizes: int | tuple[int, ...] | None,
 ) -> Answer:
     """Write one self-contained page about IDs."""
     from semid_dataset.report.page import write_report
 
-    table = open_ids(path)
+    table = open_ids(path, sizes)
     named = None if titles is None else _read_titles(titles)
     found = None
     if embeddings is not None:

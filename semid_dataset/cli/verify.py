@@ -7,7 +7,7 @@ import click
 from semid_dataset.build import lineages as lineage
 from semid_dataset.check import Comparison, verify_table
 from semid_dataset.cli._answer import WRONG, Answer, command, count, gate_forbids, how_to_make, word
-from semid_dataset.cli._arguments import EXISTING, FEATURES, IDS, open_ids, options, read_embeddings
+from semid_dataset.cli._arguments import EXISTING, FEATURES, IDS, SIZES, open_ids, options, read_embeddings
 from semid_dataset.errors import TableError
 
 __all__ = ["verify"]
@@ -30,6 +30,7 @@ __all__ = ["verify"]
     ),
     IDS,
     FEATURES,
+    SIZES,
 )
 def verify(
     path: Path,
@@ -38,6 +39,7 @@ def verify(
     ids: str | None,
     vectors: str | None,
     features: tuple[str, ...],
+    sizes: int | tuple[int, ...] | None,
 ) -> Answer:
     """
     Check every byte and every ID of a file.
@@ -45,7 +47,7 @@ def verify(
     FILE is a table, a semantic_id_dict.json or an export. Exit code 1 if something is wrong.
     """
     try:
-        table = open_ids(path)
+        table = open_ids(path, sizes)
     except TableError as error:
         return Answer(
             {"ok": False, "problems": [str(error)]},

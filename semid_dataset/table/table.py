@@ -13,6 +13,7 @@ import struct
 from bisect import bisect_left
 from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
@@ -38,6 +39,7 @@ from semid_dataset.objects import as_query, item_of, shown
 from semid_dataset.table.build import WEIGHTS, TableData, build_table_buffers, content_digests, json_keys
 from semid_dataset.table.figures import Quality, extensions, figures
 from semid_dataset.table.header import TableHeader
+from semid_dataset.table.sizes import checked_sizes, fitting_sizes, rounded_sizes, say_guessed
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
@@ -93,6 +95,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         "_named",
         "_quantizer",
         "_shift",
+        "_sizes",
         "_starts",
         "_stride",
         "_unpack",
@@ -137,6 +140,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     _quantizer: "ResidualQuantizer | None"
     _misses: int
     _named: str  # lineage, as a pickle says, until the file is open
+    _sizes: tuple[int, ...] | None  # of the levels, where the file does not state them and who read it did
     _warned: bool
     _window: tuple[int, int]  # items that the last calls asked for, and those of them that were not found
 
@@ -186,7 +190,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         self._buffer, self._arrays, self._index = buffer, arrays, index
         self.info, self.header, self.digest = info, header, header.digest
         self.codes_array, self.levels = codes, codes.shape[1]
-        self._inverse = self._quantizer = self._computed = None
+        self._inverse = self._quantizer = self._computed = self._sizes = None
         self._misses, self._warned, self._window, self._named = 0, False, (0, 0), ""
         # What `__getitem__` needs, one attribute away. For a table of strings there are no keys to find an int
         # among: it leaves through the IndexError.
@@ -199,22 +203,28 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         self._unpack = struct.Struct(f"<{self.levels}{'B' if codes.dtype == np.uint8 else 'H'}").unpack_from
 
     @classmethod
-    def open(cls, path: str | Path, *, strict: bool = False) -> "SemanticIdTable":
+    def open(
+        cls, path: str | Path, *, strict: bool = False, codebook_sizes: int | Sequence[int] | None = None
+    ) -> "SemanticIdTable":
         """
         Open a table file: mapped into memory, or copied where SEMID_MMAP=0 asks for it.
 
         Args:
             path: the file, or a folder that holds a `semid_table.safetensors`: what `output_dir` was.
             strict: `table[unknown]` raises.
+            codebook_sizes: codes per level, of a table that does not say them (of a hand-made file): see `with_sizes`.
 
         Raises:
             TableError: the folder holds no table, or the path is no regular file, or no path.
+            ConfigError: the table states other sizes.
             CorruptTableError, TableVersionError: as `container.parse`.
             FileNotFoundError, OSError: as the system says.
         """
         path = _table_file(path)
         buffer, _ = files.map_file(path, mmap=Context.at_door().environment.mmap, follow=True)
-        return cls.from_buffer(buffer, path=path.absolute(), status="cached", reason=f"read from {path}", strict=strict)
+        reason = f"read from {path}"
+        table = cls.from_buffer(buffer, path=path.absolute(), status="cached", reason=reason, strict=strict)
+        return table if codebook_sizes is None else table.with_sizes(codebook_sizes)
 
     @classmethod
     def from_mapping(
@@ -225,6 +235,8 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         reason: str = "",
         strict: bool = False,
         levels: int = SemanticIdConfig.num_quantizers,
+        codebook_sizes: int | Sequence[int] | None = None,
+        expected_sizes: Sequence[int] | None = None,
     ) -> "SemanticIdTable":
         """
         Return a table in memory of a mapping from items to codes.
@@ -233,10 +245,14 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             mapping: int or string keys; every value as many whole numbers from 0 to 65,535.
             status, reason, strict: see the class.
             levels: of an empty mapping.
+            codebook_sizes: codes per level, one number or one per level. A mapping does not say them: without, the
+                power of two that holds the largest code is taken for every level, and said.
+            expected_sizes: the same where all IDs fit them, else as if nothing was given.
 
         Raises:
-            TableError: a key is neither int nor string or the same as another, or a value is no ID; it names
-                the first.
+            ConfigError: `codebook_sizes` are no sizes, or not one per level.
+            TableError: a code is beyond them; a key is neither int nor string or the same as another, or a value is no
+                ID; it names the first.
         """
         if not isinstance(mapping, Mapping):
             raise TableError(f"IDs come as a mapping {{item: codes}}, such as a dict, not as {shown(mapping)}.")
@@ -249,7 +265,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         largest = max(map(max, rows), default=0)
         codes = np.array(rows, np.uint8 if largest <= np.iinfo(np.uint8).max else np.uint16)
         codes = codes.reshape(len(rows), len(rows[0]) if rows else levels)
-        table = TableData(items, codes).in_memory(status, reason)
+        table = cls.of_codes(items, codes, status, reason, codebook_sizes, expected_sizes, "A mapping of IDs")
         table.strict = strict
         return table
 
@@ -259,12 +275,62 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         empty = np.empty((0, levels), np.uint8)
         return TableData(np.empty(0, np.int64), empty).in_memory("default", reason)
 
+    @classmethod
+    def of_codes(
+        cls,
+        items: NDArray[Any] | Sequence[str | int],
+        codes: NDArray[Any],
+        status: str,
+        reason: str,
+        codebook_sizes: int | Sequence[int] | None,
+        expected_sizes: Sequence[int] | None,
+        where: str,
+    ) -> "SemanticIdTable":
+        """
+        Return a table in memory of items and codes (n, levels) that came without a header; see `from_mapping`.
+
+        Args:
+            items, codes: as in `TableData`.
+            status, reason: see the class.
+            codebook_sizes, expected_sizes: as in `from_mapping`.
+            where: the codes' place, in what is said of them.
+
+        Raises:
+            ConfigError, TableError: as `from_mapping`.
+        """
+        sizes = fitting_sizes(expected_sizes, codes)
+        if codebook_sizes is not None:
+            sizes = checked_sizes(codebook_sizes, codes, where)
+        if sizes is None:
+            say_guessed(codes, where)
+        settings = {} if sizes is None else {"codebook_size": list(sizes)}
+        return TableData(items, codes, TableHeader(settings=settings)).in_memory(status, reason)
+
     def with_status(self, status: str, reason: str) -> "SemanticIdTable":
         """Return the same table, sharing its bytes, under another status."""
         table = SemanticIdTable.__new__(SemanticIdTable)
         for name in SemanticIdTable.__slots__[1:]:
             setattr(table, name, getattr(self, name))
         table.status, table.reason = status, reason
+        return table
+
+    def with_sizes(self, codebook_sizes: int | Sequence[int]) -> "SemanticIdTable":
+        """
+        Return the same table, sharing its bytes, with the codes per level that it does not state itself.
+
+        Args:
+            codebook_sizes: one number for all levels, or one per level.
+
+        Raises:
+            ConfigError: they are no sizes, or the table states others.
+            TableError: it has a code beyond them.
+        """
+        where = str(self.path or "a table in memory")
+        sizes = checked_sizes(codebook_sizes, self.codes_array, where)
+        if (stated := self._stated_sizes()) not in {None, sizes}:
+            raise ConfigError(f"'{where}' states that its levels have {stated} codes, not {sizes}. Leave them out.")
+        table = self.with_status(self.status, self.reason)
+        table._sizes = None if stated else sizes
         return table
 
     # --- the mapping --------------------------------------------------------------------------
@@ -539,7 +605,13 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         if path.is_dir():
             raise TableError(f"'{path}' is a folder. Name the file, such as '{path / TABLE_FILE}'.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_file(path, [self._buffer])
+        buffers: list[Any] = [self._buffer]
+        if self._sizes is not None:  # who reads the copy shall not have to know them
+            settings = {**self.header.settings, "codebook_size": list(self._sizes)}
+            buffers = TableData(
+                self.keys_array, self.codes_array, replace(self.header, settings=settings), self.weights
+            ).buffers()
+        files.replace_file(path, buffers)
         return path
 
     # --- what it is ---------------------------------------------------------------------------
@@ -599,15 +671,28 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:
-        """Codes per level; where nobody wrote them down (a hand-made table), the largest code seen, plus one."""
+        """
+        Codes per level, coarse to fine.
+
+        Where nobody stated them (a hand-made table), the power of two that holds the largest code of all, see
+        `sizes_stated`.
+        """
+        return self._sizes or self._stated_sizes() or rounded_sizes(self.codes_array)
+
+    @property
+    def sizes_stated(self) -> bool:
+        """Whether `codebook_sizes` are known: stated by the table or by who read it."""
+        return self._sizes is not None or self._stated_sizes() is not None
+
+    def _stated_sizes(self) -> tuple[int, ...] | None:
+        """Return the sizes that the header states, in one of its places."""
         if self.header.identity is not None:
             return self.header.identity.codebook_sizes
-        described = (self.header.quantizer or {}).get("codebook_sizes")  # a bare quantizer has no identity
-        if isinstance(described, list) and len(described) == self.levels:
-            return tuple(int(size) for size in described)
-        if len(self) == 0:
-            return (0,) * self.levels
-        return tuple(int(code) + 1 for code in self.codes_array.max(axis=0))
+        for part in (self.header.quantizer or {}, self.header.settings):  # a bare quantizer's, a hand-made table's
+            sizes = part.get("codebook_sizes", part.get("codebook_size"))
+            if isinstance(sizes, list) and len(sizes) == self.levels and all(type(size) is int for size in sizes):
+                return tuple(sizes)
+        return None
 
     @property
     def weights(self) -> dict[str, NDArray[Any]]:
@@ -649,10 +734,10 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         # By reference: a DataLoader would else send every worker the whole table, and the map would be lost.
         if self.path is not None:
             place = os.path.abspath(self.path)  # noqa: PTH100 - links stay: they are how users name a place
-            return Unopened.at, (place, self.digest, self.lineage, self.status, self.reason, self.strict)
+            return Unopened.at, (place, self.digest, self.lineage, self.status, self.reason, self.strict, self._sizes)
         if self.status == "default" and not len(self):
             return _default, (self.levels, self.reason, self.strict)
-        return _from_bytes, (bytes(self._buffer), self.status, self.reason, self.strict)
+        return _from_bytes, (bytes(self._buffer), self.status, self.reason, self.strict, self._sizes)
 
 
 class Unopened(SemanticIdTable):
@@ -666,15 +751,25 @@ class Unopened(SemanticIdTable):
     __slots__ = ()  # else it could not become one
 
     @classmethod
-    def at(cls, path: str, digest: str, lineage: str, status: str, reason: str, strict: bool) -> SemanticIdTable:
+    def at(
+        cls,
+        path: str,
+        digest: str,
+        lineage: str,
+        status: str,
+        reason: str,
+        strict: bool,
+        sizes: tuple[int, ...] | None = None,
+    ) -> SemanticIdTable:
         """Return a table that is known by its place, digest and lineage."""
         table = cls.__new__(cls)
         table.path, table.digest, table.status, table.reason, table.strict = Path(path), digest, status, reason, strict
-        table._named = lineage
+        table._named, table._sizes = lineage, sizes
         return table
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Unopened.at, (str(self.path), self.digest, self._named, self.status, self.reason, self.strict)
+        known = (str(self.path), self.digest, self._named, self.status, self.reason, self.strict, self._sizes)
+        return Unopened.at, known
 
     def __getattr__(self, name: str) -> Any:
         if name not in SemanticIdTable.__slots__:
@@ -686,7 +781,7 @@ class Unopened(SemanticIdTable):
     def become(self, opened: SemanticIdTable) -> None:
         """Be another table that holds these IDs, from now on; status and reason stay those of the pickle."""
         for slot in SemanticIdTable.__slots__[1:]:
-            if slot not in {"status", "reason", "strict"}:
+            if slot not in {"status", "reason", "strict", "_sizes"}:
                 setattr(self, slot, getattr(opened, slot))
         self.__class__ = SemanticIdTable  # type: ignore[assignment]
 
@@ -746,8 +841,12 @@ def _default(levels: int, reason: str, strict: bool) -> SemanticIdTable:
     return table
 
 
-def _from_bytes(data: bytes, status: str, reason: str, strict: bool) -> SemanticIdTable:
-    return SemanticIdTable.from_buffer(data, path=None, status=status, reason=reason, strict=strict)
+def _from_bytes(
+    data: bytes, status: str, reason: str, strict: bool, sizes: tuple[int, ...] | None = None
+) -> SemanticIdTable:
+    table = SemanticIdTable.from_buffer(data, path=None, status=status, reason=reason, strict=strict)
+    table._sizes = sizes
+    return table
 
 
 class _Values(ValuesView[list[int]]):

@@ -36,7 +36,7 @@ def random_table(items: int = 50, levels: int = 3, codes: int = 20, seed: int = 
     rng = np.random.default_rng(seed)
     ids = rng.integers(codes, size=(items, levels)).tolist()
     keys = [f"sku {k}" if names else ITEM0 + 7 * k for k in range(items)]
-    return SemanticIdTable.from_mapping(dict(zip(keys, ids, strict=True)))
+    return SemanticIdTable.from_mapping(dict(zip(keys, ids, strict=True)), codebook_sizes=codes)
 
 
 def same(one: SemanticIdTable, other: SemanticIdTable) -> bool:
@@ -502,7 +502,7 @@ def test_codes_in_parquet_may_be_texts(tmp_path: Path) -> None:
         assert read_export(tmp_path / "x.parquet").to_dict() == {"a": codes[0], "b": codes[1]}
     for texts, said in (
         (["1,2", "1,x"], "row 1: '1,x' is no list of codes"),
-        (["1,2", "1,2,3"], "row 1: 3 codes; row 0"),
+        (["1,2", "1,2,3"], "1 with 2, 1 with 3 codes"),
     ):
         parquet.write_table(arrow.table({"item_id": [1, 2], "codes": texts}), tmp_path / "x.parquet")
         with pytest.raises(TableError, match=said):

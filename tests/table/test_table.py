@@ -335,7 +335,7 @@ def test_it_says_what_its_writer_said(tmp_path: Path) -> None:
     assert "cached" in repr(table)
     plain = SemanticIdTable.from_mapping(IDS)
     assert (plain.lineage, plain.generation, plain.quality, plain.path) == ("", 0, {}, None)
-    assert plain.codebook_sizes == (3, 4, 201, 6)
+    assert (plain.codebook_sizes, plain.sizes_stated, table.sizes_stated) == ((256,) * 4, False, True)
     assert plain.digest == table.digest
 
 
@@ -628,8 +628,8 @@ def test_with_an_offset_zero_means_no_id_and_nothing_else() -> None:
     assert table.codes([5, 7]).tolist() == [[0, 255], [0, 0]]
     sizes = table.embedding_table_sizes()
     assert (codes.max(0) < sizes).all()
-    assert sizes == (5, 257)
-    assert table.embedding_table_sizes(offset=0) == (4, 256)
+    assert sizes == (257, 257)
+    assert table.embedding_table_sizes(offset=0) == (256, 256)
 
 
 def test_look_ups_that_miss_are_counted() -> None:
