@@ -336,8 +336,8 @@ def _read_beside(path: Path, codes: NDArray[Any], how: How) -> SemanticIdTable:
     except FileNotFoundError:
         raise TableError(
             f"'{path}' holds the codes of {len(codes):,} items but '{beside.name}', the items of its rows, is missing. "
-            'Where row k is item k, say so: items="rows" (--items rows); else write them there as a list of JSON, in the '
-            "order of the rows."
+            'Write them there as a list of JSON, in the order of the rows; where row k is item k, say so: items="rows" '
+            "(--items rows)."
         ) from None
     except ValueError as error:
         raise TableError(f"'{beside}' is no valid JSON: {error}.") from None
