@@ -87,11 +87,6 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
         "Give embeddings",
     ),
     (rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00", "text in UTF-16", "Write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
-    (
-        rb"(?:\(d|\(lp?|\(i|\}q|\]q|c[a-z_.]+\n[a-z_]+\n)",
-        "a pickle of protocol 0 or 1",
-        "Load it and write it again: pickle.dump(vectors, file, protocol=4)",
-    ),
     (rb"\x00{16}", "nothing but zero bytes at its start, as a copy that broke off leaves", "Copy it again"),
 )
 

@@ -182,7 +182,7 @@ def traps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pickle, "Unpickler", sprung)
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("name", OBJECTS)
 def test_nothing_but_arrays_is_built(name: str, protocol: int, tmp_path: Path, request: Any) -> None:
     """Whatever an object asks for on unpickling is refused by name, before or after good rows, and nothing runs."""

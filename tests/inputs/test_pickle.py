@@ -19,7 +19,7 @@ from semid_dataset.inputs.formats import _pickle_machine as array_pickle
 from semid_dataset.inputs.formats._pickle_machine import read_array_pickle
 
 DTYPES = ["<f4", ">f4", "<f8", ">f8", "<f2", ">f2", "<f16", "<i1", "<u1", "<i2", ">i4", "<i8", "<u8"]
-PROTOCOLS = range(6)
+PROTOCOLS = range(2, 6)
 OLD = {b"numpy._core.multiarray": b"numpy.core.multiarray", b"numpy._core.numeric": b"numpy.core.numeric"}
 
 
@@ -65,7 +65,7 @@ def test_every_type_and_order_loads_as_float32(dtype: str, protocol: int, tmp_pa
     check(dump(tmp_path / "a.pkl", items, protocol), items, 5)
 
 
-@pytest.mark.parametrize("protocol", range(4))
+@pytest.mark.parametrize("protocol", [2, 3])
 def test_arrays_of_numpy_1_load(protocol: int, tmp_path: Path) -> None:
     """The competition's files were written by numpy 1.26."""
     items = dict(zip(range(5, 605), matrix(600, 4), strict=True))
@@ -312,9 +312,15 @@ def test_the_memo_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(array_pickle, "RECENT", 64)
     numbers = list(matrix(400, 4))
     items = dict(enumerate(numbers))
-    check(dump(tmp_path / "a.pkl", items, 0), items, 4)
+    check(dump(tmp_path / "a.pkl", items, 2), items, 4)
     with pytest.raises(EmbeddingError, match="too far back"):
-        read(dump(tmp_path / "a.pkl", items | {9_999: numbers[100]}, 0), 4)
+        read(dump(tmp_path / "a.pkl", items | {9_999: numbers[100]}, 2), 4)
+
+
+def test_text_pickles_are_named(tmp_path: Path) -> None:
+    """Protocol 0 is that of Python 2's texts: which it is, and what to do."""
+    with pytest.raises(EmbeddingError, match=r"of protocol 0, .*\. Load it and write it again"):
+        read(dump(tmp_path / "a.pkl", {1: np.ones(3)}, 0), 3)
 
 
 def test_runs_are_forgotten_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

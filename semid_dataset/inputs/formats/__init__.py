@@ -39,7 +39,7 @@ KINDS: tuple[tuple[str, tuple[str, ...], bytes], ...] = (
     ("arrow", (".arrow", ".feather", ".ipc"), rb"ARROW1|FEA1|\xff\xff\xff\xff..\x00\x00"),
     ("npy", (".npy",), rb"\x93NUMPY"),
     ("npz", (".npz",), rb"PK\x03\x04.{26}[^\x00]{0,200}?\.npy"),
-    ("pickle", (".pkl", ".pickle"), rb"\x80[\x02-\x05]"),
+    ("pickle", (".pkl", ".pickle"), rb"\x80[\x02-\x05]|\}q\x00|\(dp?[0-9]*\n|c[a-z_.]+\n[a-z_]+\n"),
     ("safetensors", (".safetensors",), rb".{4}\x00\x00\x00\x00\{"),
     ("jsonl", (".jsonl", ".ndjson", ".json"), rb"(?:\xef\xbb\xbf)?\s*\{"),
 )

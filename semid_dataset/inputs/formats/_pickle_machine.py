@@ -16,7 +16,6 @@ read opcode by opcode, those that follow are compared with it and copied out by 
 Source of the opcodes: CPython's Lib/pickletools.py; of the calls: `ndarray.__reduce__` and `__reduce_ex__`.
 """
 
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable
@@ -36,7 +35,7 @@ __all__ = ["read_array_pickle"]
 MAX_STACK = 200_000  # values at once; picklers flush their dicts every 1,000 items
 MAX_MARKS = 1_000
 MAX_TUPLE = 32  # leaves; numpy's largest state has a dozen
-MAX_LINE = 1 << 20  # bytes of a text argument (protocol 0 writes arrays as one line)
+MAX_LINE = 1 << 10  # bytes of a name
 MAX_DIM = 65_536  # of a vector, as in a data directory
 MAX_INT = 24  # digits or bytes of an integer that is looked at
 MAX_TEXT = 1 << 10  # bytes of a text that is looked at
@@ -45,10 +44,9 @@ RECENT = 1 << 16  # and twice as many as these of the latest
 MAX_RUNS = 200_000  # that arrays can be recalled from; 5 million items of a pickler's make 20,000
 FIRST_RUN, LONGEST_RUN = 16, 8_192  # items compared at once
 
-ESCAPED = 6  # bytes that protocol 0 writes for one, at most: \\u00ff
-TEXTS = {"text", "escaped", "quoted", "string", "line"}
-ENCODED = {"text": "latin", "escaped": "latin escaped"}  # kinds of text, and what `_codecs.encode` makes of them
-BYTES = {"bytes", "string", "latin", "latin escaped"}
+ENCODED = 2  # bytes of UTF-8 that protocol 2 writes for one, at most
+TEXTS = {"text", "string", "line"}
+BYTES = {"bytes", "string", "latin"}
 
 MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
@@ -95,8 +93,8 @@ class _Span:
     """
     Bytes of the file, and what they are.
 
-    "bytes"; "text", UTF-8; "string", of Python 2, either of the two; "escaped" and "quoted", texts of protocol 0;
-    "latin" and "latin escaped", bytes that were written as a text; "line", an argument.
+    "bytes"; "text", UTF-8; "string", of Python 2, either of the two; "latin", bytes that were written as a text;
+    "line", an argument.
     """
 
     kind: str
@@ -230,7 +228,7 @@ class _Machine:
             if self.pos >= len(self.buffer):
                 self._refill(1)
             code = self.buffer[self.pos]
-            if self.complete and code not in b"\x94qrp":
+            if self.complete and code not in b"\x94qr":
                 self.complete = False
                 if self._row_boundary():
                     continue
@@ -307,14 +305,8 @@ class _Machine:
         try:
             if span.kind == "latin":
                 return raw.decode("utf-8", "surrogatepass").encode("latin-1")
-            if span.kind == "latin escaped":
-                return raw.decode("raw-unicode-escape").encode("latin-1")
-            if span.kind == "escaped":
-                return raw.decode("raw-unicode-escape").encode()
         except UnicodeError:
             self._damaged("a text cannot be decoded")
-        if span.kind == "quoted":
-            return raw[1:-1] if b"\\" not in raw else b""
         return raw
 
     def _text(self, value: object) -> str | None:
@@ -346,7 +338,7 @@ class _Machine:
         if isinstance(value, _Other):
             return value.what
         if isinstance(value, _Span):
-            return "bytes" if value.kind in {"bytes", "latin", "latin escaped"} else "a text"
+            return "bytes" if value.kind in {"bytes", "latin"} else "a text"
         if isinstance(value, _Name):
             return f"the name {value.name}"
         if isinstance(value, _Array):
@@ -477,7 +469,7 @@ class _Machine:
         if not _is_vector(array.shape, self.sink.dim):
             return f"an array of shape {array.shape} where {self.sink.dim} numbers are wanted"
         wanted = dtype.itemsize * self.sink.dim
-        raw = self._bytes(array.data) if array.data.size <= ESCAPED * wanted else b""
+        raw = self._bytes(array.data) if array.data.size <= ENCODED * wanted else b""
         if len(raw) != wanted:
             return f"an array of {len(raw)} bytes where {wanted} are wanted"
         return np.frombuffer(raw, dtype)
@@ -587,18 +579,13 @@ class _Machine:
             b"\x94": lambda: self._put(self.memo_high + 1, 0x94, 0),  # MEMOIZE
             b"q": lambda: self._put(self._number(1), 1, 1),  # BINPUT
             b"r": lambda: self._put(self._number(4), 1, 4),  # LONG_BINPUT
-            b"p": lambda: self._put(self._decimal(), 1, 1),  # PUT
             b"h": lambda: self._get(self._number(1)),  # BINGET
             b"j": lambda: self._get(self._number(4)),  # LONG_BINGET
-            b"g": lambda: self._get(self._decimal()),  # GET
             b"K": lambda: self._integer("u", 1),  # BININT1
             b"M": lambda: self._integer("u", 2),  # BININT2
             b"J": lambda: self._integer("i", 4),  # BININT
             b"\x8a": lambda: self._integer("i", self._number(1)),  # LONG1
             b"\x8b": lambda: self._integer("i", self._number(4)),  # LONG4
-            b"I": self._op_int,
-            b"L": self._op_int,
-            b"F": self._op_float,
             b"G": lambda: push(_Float("a float", float(np.frombuffer(self._take(8), ">f8")[0]))),  # BINFLOAT
             b"N": lambda: push(None),
             b"\x88": lambda: push(True),
@@ -612,8 +599,6 @@ class _Machine:
             b"\x8d": lambda: self._push_span("text", 8),  # BINUNICODE8
             b"U": lambda: self._push_span("string", 1),  # SHORT_BINSTRING
             b"T": lambda: self._push_span("string", 4),  # BINSTRING
-            b"V": lambda: push(_as(self._line(), "escaped")),  # UNICODE
-            b"S": lambda: push(_as(self._line(), "quoted")),  # STRING
             b"(": self._op_mark,
             b")": lambda: push(()),
             b"\x85": lambda: self._push_tuple(tuple(self._pop_many(1))),
@@ -652,6 +637,7 @@ class _Machine:
             b"\x97": lambda: self._damaged("its arrays lie outside of the file"),
             b"\x98": lambda: self._damaged("its arrays lie outside of the file"),
         }
+        known |= dict.fromkeys((b"F", b"I", b"L", b"S", b"V", b"p", b"g"), self._op_text)
         return [known.get(bytes([code])) for code in range(256)]
 
     def _top(self) -> Any:
@@ -666,12 +652,6 @@ class _Machine:
         del self.stack[-count:]
         return values
 
-    def _decimal(self) -> int:
-        text = self._bytes(self._line())
-        if not text.isdigit() or len(text) > MAX_INT:
-            self._damaged("a memo index is no number")
-        return int(text)
-
     def _integer(self, kind: str, size: int) -> None:
         at = self.base + self.pos
         if size > MAX_INT:
@@ -683,22 +663,11 @@ class _Machine:
             self.item.key = (at, size, kind)
         self.stack.append(value)
 
-    def _op_int(self) -> None:
-        text = self._bytes(self._line()).removesuffix(b"L")
-        if text in {b"00", b"01"}:
-            self.stack.append(text == b"01")
-            return
-        if len(text) > MAX_INT:
-            self.stack.append(_Other("a huge integer"))
-            return
-        if not re.fullmatch(rb"[+-]?[0-9]+", text):
-            self._damaged("an integer is no number")
-        self.stack.append(int(text))
-
-    def _op_float(self) -> None:
-        text = self._bytes(self._line())
-        number = float(text) if re.fullmatch(rb"[+-]?[0-9.]{1,64}(?:e[+-]?[0-9]{1,3})?", text) else math.nan
-        self.stack.append(_Float("a float", number))
+    def _op_text(self) -> None:
+        raise UnsafePickleError(
+            f"'{self.file.path}' is refused: it is a pickle of protocol 0, whose opcodes are not read. Nothing of it "
+            "was run. Load it and write it again: pickle.dump(vectors, file, protocol=4)."
+        )
 
     def _push_span(self, kind: str, width: int) -> None:
         span = self._span(kind, self._number(width))
@@ -722,7 +691,7 @@ class _Machine:
 
     def _op_proto(self) -> None:
         if (protocol := self._number(1)) > 5:
-            self._damaged(f"it is of protocol {protocol}; 0 to 5 are known")
+            self._damaged(f"it is of protocol {protocol}; 2 to 5 are known")
 
     def _op_pop(self) -> None:
         if self.marks and self.marks[-1] == len(self.stack):
@@ -794,9 +763,9 @@ class _Machine:
                 return self._dtype(code)
             case "scalar", (_Dtype() as dtype, _Span() as data):
                 return self._scalar(dtype, data)
-            case "encode", (_Span(kind="text" | "escaped" as kind) as data, _Span() as codec):
+            case "encode", (_Span(kind="text") as data, _Span() as codec):
                 if self._text(codec) in {"latin1", "latin-1"}:
-                    return _as(data, ENCODED[kind])
+                    return _Span("latin", data.start, data.size)
             case "bytes", ():
                 return _Span("bytes", 0, 0)
             case "ordered dict", ():
@@ -812,10 +781,10 @@ class _Machine:
         return _Dtype(code)
 
     def _scalar(self, dtype: _Dtype, data: _Span) -> object:
-        if re.fullmatch("U[0-9]{1,3}", dtype.code) and data.kind in BYTES and data.size <= ESCAPED * 4 * MAX_TEXT:
+        if re.fullmatch("U[0-9]{1,3}", dtype.code) and data.kind in BYTES and data.size <= ENCODED * 4 * MAX_TEXT:
             return self._word(data, int(dtype.code[1:]), "utf-32-be" if dtype.order == ">" else "utf-32-le")
         kind = dtype.numpy_type()
-        if kind is None or data.kind not in BYTES or data.size > ESCAPED * kind.itemsize:
+        if kind is None or data.kind not in BYTES or data.size > ENCODED * kind.itemsize:
             return _Other("a numpy scalar")
         raw = self._bytes(data)
         if len(raw) != kind.itemsize:
@@ -858,10 +827,6 @@ class _Machine:
             self._unsafe(f"a state to be set on {self._describe(target)}")
         self.stack.append(target)
         self._finished(target)
-
-
-def _as(span: _Span, kind: str) -> _Span:
-    return _Span(kind, span.start, span.size)
 
 
 def _leaves(value: tuple[Any, ...]) -> int:

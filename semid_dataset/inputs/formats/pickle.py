@@ -16,7 +16,7 @@ class Pickle:
 
     name: ClassVar[str] = "pickle"
     suffixes: ClassVar[tuple[str, ...]] = (".pkl", ".pickle")
-    starts: ClassVar[bytes] = rb"\x80[\x02-\x05]"
+    starts: ClassVar[bytes] = rb"\x80[\x02-\x05]|\}q\x00|\(dp?[0-9]*\n|c[a-z_.]+\n[a-z_]+\n"
 
     def size(self, whole: Partition, dim: int) -> int:
         """Return as many rows as would fill the file."""
