@@ -29,7 +29,7 @@ __all__ = ["export"]
         default="letter",
         show_default=True,
         type=click.Choice(["letter", "s_letter", "item"]),
-        help="<a_12>, <s_a_12> or <item_L0_C12>.",
+        help="<a_12>, <s_a_12> or <item_L0_C12> (not for tokenizers that lower-case).",
     ),
     click.option(
         "--first",
@@ -86,8 +86,10 @@ def export(
         tokens = output if output.is_dir() else output.parent
         to = word(tokens / "item.tokens.json")
         following = [f"semid export {word(path)} -o {to} --style {style}     the tokenizer's new tokens"]
+    capitals = ["Tokens such as <item_L0_C12> have capitals: they are lost on a tokenizer that lower-cases."]
+    lines = capitals if style == "item" and {"index", "tokens"} & set(names.values()) else []
     return Answer(
         {"items": len(table), "written": written},
-        [f"{count(len(table), 'item')} exported.", *(f"Wrote {file}" for file in written)],
+        [*lines, f"{count(len(table), 'item')} exported.", *(f"Wrote {file}" for file in written)],
         following,
     )
