@@ -25,6 +25,7 @@ from semid_dataset.errors import StoreError
 __all__ = [
     "abandoned",
     "clock_ns",
+    "link_first",
     "map_file",
     "open_regular",
     "place_file",
@@ -201,6 +202,30 @@ def publish_first(folder: Path, name: str, buffers: Iterable[Buffer]) -> bool:
     sync_folder(folder)
     _sweep(folder, now_ns)
     return won
+
+
+def link_first(source: Path, folder: Path, name: str, buffers: Iterable[Buffer]) -> None:
+    """
+    Give a published file a second name unless that is taken; where links are refused, a copy.
+
+    Args:
+        source: the file.
+        folder, name: the second name.
+        buffers: the bytes of the file.
+
+    Raises:
+        OSError: neither could be made.
+    """
+    try:
+        os.link(source, folder / name, follow_symlinks=False)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        publish_first(folder, name, buffers)
+        return
+    sync_folder(folder)
 
 
 def replace_file(path: Path, buffers: Iterable[Buffer], *, sync: bool = True, backdate_ns: int = 0) -> None:

@@ -190,8 +190,29 @@ LINES: dict[str, tuple[str, str]] = {
         "两者是否为同一种ID（creative id，而非 re-id）？",
     ),
     "drift": (
-        "Vectors of known items have moved (relative error {error:.3f}, {birth:.3f} at birth); their IDs stay. {how}",
-        "已知物品的向量发生变化（相对误差 {error:.3f}，训练时为 {birth:.3f}）；ID保持不变。{how}",
+        "Vectors of known items have moved to another space (relative error {error:.3f}, {birth:.3f} at birth): their "
+        "IDs stay, and {new} new items get none until somebody retrains. {how}",
+        "已知物品的向量已属于另一空间（相对误差 {error:.3f}，训练时为 {birth:.3f}）；其ID保持不变，"
+        "{new} 个新物品在重新训练之前没有ID。{how}",
+    ),
+    "branched": (
+        "Lineage {lineage} cannot be extended where it lies ({where}): new items go into the branch {branch}, a "
+        "lineage of its own. Whoever is on the one is never served the other",
+        "谱系 {lineage} 无法在其所在位置（{where}）扩展: 新物品写入分支 {branch}，它是独立的谱系，两者互不替换",
+    ),
+    "apart": (
+        "There are two sets of IDs for these items: {moved} of {items} have another ID in lineage {other} ({where}) "
+        "than in lineage {lineage}, which was served here before and stays. To take the other one, name it: SEMID_PIN, "
+        "semid pin, or parent=",
+        "这些物品有两套ID: 谱系 {other}（{where}）中 {items} 个物品里有 {moved} 个的ID与谱系 {lineage} 不同；"
+        "此前使用的是后者，继续使用。如需改用前者，请用 SEMID_PIN、semid pin 或 parent= 指定",
+    ),
+    "moved": (
+        "{moved} of {items} known items have another ID than before: lineage {lineage} served this directory, and its "
+        "embeddings are of other data now; lineage {new} answers. Recommenders trained on the old IDs need the old "
+        "table (parent=, SEMID_PIN) or must be trained again",
+        "{items} 个已知物品中有 {moved} 个的ID发生改变: 此目录此前由谱系 {lineage} 提供，而其向量现已属于其他数据；"
+        "现由谱系 {new} 提供。基于旧ID训练的推荐模型需要使用旧表（parent=、SEMID_PIN）或重新训练",
     ),
     "far": (
         "The vectors of {new} new items lie far from those that the codebooks were made for (error {error:.3f} of the "

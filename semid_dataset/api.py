@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build.evidence import Evidence
 from semid_dataset.build.sequences import with_sequences
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import open_table
@@ -92,17 +93,12 @@ def generate_semantic_ids(
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
     if output_dir is not None:
         return _generate_into(Path(output_dir), resolution, found, question, sequences)
+    if retrain and resolution.parent is not None:
+        raise ConfigError("retrain trains anew and parent extends: give one of them.")
     if not retrain:
         return resolution.remembered(question) or resolution.generate(found, None, question)
-    before = resolution.remembered(question)
     with resolution.cache.turn(question.name, waiting=resolution.waiting, ready=lambda: False) as turn:
-        table = resolution.generate_now(found, None, question, turn or Turn(None), retraining=True)
-    if before is not None:
-        rows = table.rows_of(before.keys_array)
-        both = rows >= 0
-        moved = int((table.codes_array[rows[both]] != before.codes_array[both]).any(1).sum())
-        tell("retrained", moved=moved, items=int(both.sum()), lineage=before.lineage)
-    return table
+        return resolution.generate_now(found, None, question, turn or Turn(None), retraining=True)
 
 
 def generate_shard(
@@ -219,8 +215,8 @@ def _train_into(
 ) -> SemanticIdTable:
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
-    name = lineage.lineage_name(identity, embeddings.digest)
-    data = first_table(embeddings, config, identity, Turn(None), started).named(name)
+    data = first_table(embeddings, config, identity, Turn(None), started)
+    data = data.named(lineage.lineage_name(lineage.birth_key(identity, embeddings.digest), data.digest))
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / TABLE_FILE, data.buffers())
     del data
@@ -339,10 +335,14 @@ def extend_with_vectors(
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
     if not len(missing):
         return table, 0
+    sketch = Evidence(embeddings.items, embeddings.features).sketch()
+    number = table.generation + 1
     data = lineage.extended(
-        table.lineage, table.generation + 1, table, embeddings.items, embeddings.features, missing, force=force
+        table.lineage, number, table, embeddings.items, embeddings.features, missing, sketch, force=force
     )
-    reason = f"{len(missing)} new items, lineage {table.lineage}"
+    # Whoever extends the same table elsewhere gives other items the same number: this is a branch.
+    data = data.named(lineage.branch_name(table, data.digest), branched_off=table.lineage)
+    reason = f"{len(missing)} new items, lineage {data.header.lineage}"
     return data.in_memory("extended", reason), len(missing)
 
 

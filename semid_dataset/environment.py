@@ -65,6 +65,7 @@ class Environment:
     lock_timeout: float | None  # SEMID_LOCK_TIMEOUT, seconds
     memory_limit: int | None = None  # SEMID_MEMORY_LIMIT, bytes
     lock_deadline: float | None = None  # SEMID_LOCK_DEADLINE, seconds
+    caches: str | None = None  # XDG_CACHE_HOME, where a user's caches lie on Linux
     misread: tuple[Misread, ...] = field(default=(), compare=False)
 
     def memory_for(self, config: SemanticIdConfig) -> int:
@@ -108,6 +109,7 @@ class Environment:
             lock_timeout=seconds("SEMID_LOCK_TIMEOUT"),
             memory_limit=memory("SEMID_MEMORY_LIMIT"),
             lock_deadline=seconds("SEMID_LOCK_DEADLINE"),
+            caches=env.get("XDG_CACHE_HOME", "").strip() or None,
             misread=tuple(misread),
         )
 

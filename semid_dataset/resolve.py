@@ -7,6 +7,8 @@ of them and never gets here, see `dataset`.) `ALLOW_SEMANTIC_GENERATION` gates e
 training; under a closed gate nothing is written but the compiled form of a hand-made file.
 """
 
+import hashlib
+import json
 import logging
 import time
 import warnings
@@ -16,15 +18,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, logger, tell, text
 from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import pipeline as birth
+from semid_dataset.build.evidence import Evidence
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cache.entries import Memo
+from semid_dataset.cache.entries import MOST_REASON, Memo
 from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
 from semid_dataset.cache.folders import Root
 from semid_dataset.cache.lock import Turn
@@ -40,11 +41,12 @@ from semid_dataset.errors import (
     SemanticIdWarning,
     SemidError,
     StoreError,
+    TableVersionError,
     WorkGoneError,
 )
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
-from semid_dataset.table.build import TableData
+from semid_dataset.table.build import TableData, content_digests
 from semid_dataset.table.header import TableHeader
 from semid_dataset.table.sizes import fitting_sizes, say_guessed
 from semid_dataset.table.table import SemanticIdTable
@@ -58,7 +60,9 @@ __all__ = ["Ask", "Resolution", "first_table", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
-RETRAIN = "To train anew: generate_semantic_ids(..., retrain=True)."
+RETRAIN = "To train anew: semid generate DATA_DIR --retrain, or generate_semantic_ids(..., retrain=True)."
+
+_apart: set[tuple[str, str]] = set()  # pairs of tables of which it was said that they differ: once a process
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,13 @@ def first_table(
 ) -> TableData:
     """Return table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
     if embeddings.stream is None:
-        return birth.train_table(embeddings, config, identity, turn, started)
-    from semid_dataset.build.streaming import run as scale
+        data = birth.train_table(embeddings, config, identity, turn, started)
+    else:
+        from semid_dataset.build.streaming import run as scale
 
-    return scale.train_table(embeddings, config, identity, turn, started)
+        data = scale.train_table(embeddings, config, identity, turn, started)
+    sketch = Evidence(embeddings.items, embeddings.features).sketch()
+    return replace(data, header=replace(data.header, sketch=sketch))
 
 
 def resolve(ask: Ask, context: Context) -> SemanticIdTable:
@@ -182,6 +189,7 @@ class Resolution:
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
         self._named_parent = ask.parent if ask.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
+        self._before: SemanticIdTable | None = None  # what this user was last served for the directory
 
     def open_parent(self) -> None:
         """Open the parent that was named, if any; not needed, and not missed, where a hand-made file answers."""
@@ -324,21 +332,90 @@ class Resolution:
 
     def remembered(self, question: Question) -> SemanticIdTable | None:
         """Return the table that a memo names for this question: no embedding is read."""
-        memo = self.cache.recall(question)
-        if memo is None:
+        memos = self.cache.recall_all(question)
+        if not memos:
             tell("passed_over", level=logging.DEBUG, step="memo", reason="this question is new here")
             return None
-        if self.parent is not None and memo.digest == self.parent.digest:
-            table: SemanticIdTable | None = self.parent
-        else:
-            table = self.cache.named(memo.lineage, memo.generation)
-            if table is None or table.digest != memo.digest:  # damaged or healed: one that grew from it will do
-                table = self._newest_or_pass(memo.lineage)
-        if table is None or not lineage.descends(table, memo.digest):
-            tell("passed_over", level=logging.DEBUG, step="memo", reason=f"table {memo.generation} is gone")
+        root, memo = memos[0]
+        if memo.stale and self.foreign != "serve":
+            return None  # whoever asks for more than what is known is told why, or has it made
+        try:
+            table = self._noted(memo)
+        except TableVersionError as error:
+            return self._stale(self._readable(memo.lineage, error), str(error))
+        if table is None or self._others(root, table):
+            why = f"table {memo.generation} is gone" if table is None else "it is about what others were served"
+            tell("passed_over", level=logging.DEBUG, step="memo", reason=why)
             return None
+        for _, other in memos[1:]:
+            self._say_apart(table, other)
         self._say_settings(table)
+        if memo.stale:
+            return self._stale(table, memo.stale)
         return table.with_status("cached", f"lineage {table.lineage}, generation {table.generation}")
+
+    def _others(self, root: Root, table: SemanticIdTable) -> bool:
+        """Say whether a memo's table is what others were served for this directory, and this user another one."""
+        if self.parent is not None or (bound := self._served()) is None or not bound[1].digest:
+            return False
+        place, served = bound
+        if table.digest == served.digest or table.header.grew_from(served.digest) or root.path == place.path:
+            return False
+        order = [one.path for one in self.cache.own_first()]
+        if order.index(root.path) < order.index(place.path):
+            return False
+        mine = self.cache.named(served.lineage, served.generation)
+        if mine is None or mine.header.identity != table.header.identity or mine.header.grew_from(table.digest):
+            return False
+        self._say_apart(mine, Memo(table.lineage, table.generation, table.digest))
+        return True
+
+    def _served(self) -> tuple[Root, Memo] | None:
+        """Return what this user was last served for the directory, and where that is noted."""
+        return None if self.ask.data_dir is None else self.cache.served_before(self.ask.data_dir, self._kind)
+
+    @property
+    def _kind(self) -> str:
+        """The kind of ID that is asked for, as a name; the dims of features are not known without their files."""
+        ids = sorted(map(str, self.ask.feature_ids))
+        asked = [list(self.config.codebook_sizes), ids, self.config.fusion if len(ids) > 1 else ""]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
+
+    def _noted(self, memo: Memo) -> SemanticIdTable | None:
+        """Return the table that a memo names, or one that grew from it."""
+        if self.parent is not None and memo.digest == self.parent.digest:
+            return self.parent
+        table = self.cache.named(memo.lineage, memo.generation)
+        if table is None or table.digest != memo.digest:  # damaged, healed or pruned: one that grew from it will do
+            try:
+                table = self.cache.newest(memo.lineage, since=memo.digest)
+            except PermissionError as error:  # another user's, who keeps it private
+                self.cache.pass_over(Path(str(error.filename or memo.lineage)), error)
+                return None
+        return table
+
+    def _readable(self, name: str, error: TableVersionError) -> SemanticIdTable:
+        """Return the newest table of a lineage that this version can read; its IDs are those of later ones."""
+        table = self.cache.newest(name)
+        if table is None:
+            raise error
+        return table
+
+    def _say_apart(self, table: SemanticIdTable, other: Memo) -> None:
+        """Say that others were served another table for the same data, unless the one grew from the other."""
+        pair = (table.digest, other.digest)
+        if other.digest == table.digest or table.header.grew_from(other.digest) or pair in _apart:
+            return
+        _apart.add(pair)
+        found = self.cache.named(other.lineage, other.generation)
+        if found is None or found.header.grew_from(table.digest):
+            return
+        moved, both = lineage.moved_items(table, found)
+        if moved:
+            logger.error(
+                "%s",
+                text("apart", moved=moved, items=both, lineage=table.lineage, other=found.lineage, where=found.path),
+            )
 
     def _say_settings(self, table: SemanticIdTable) -> None:
         trained = table.header.settings
@@ -354,18 +431,56 @@ class Resolution:
             )
 
     def _row(self, cache: Cache, question: Question, embeddings: "Embeddings") -> lineage.Lineage | None:
-        """Return the dataset's lineage: the parent's, else one that holds and fits its items."""
+        """
+        Return the dataset's lineage: the parent's; else the one that it was served before; else one of the same data.
+
+        What this user was served before for the directory stays his as long as the items can be the same ones: their
+        vectors may come from another encoder by now. Without that, only common (item, vector) pairs make a lineage
+        a dataset's.
+        """
+        identity = question.identity
+        assert identity is not None
+        evidence = Evidence(embeddings.items, embeddings.features)
+        served = bound[1] if (bound := self._served()) is not None else None
         if self.parent is not None:
-            row = lineage.row_of_parent(cache, self.parent)
-            before = cache.recall(replace(question, parent=""), renew=False)
-            if before is not None and before.lineage != row.name:
-                tell("passed_over", step=f"lineage {before.lineage}", reason=f"the parent is of lineage {row.name}")
-            return row
-        assert question.identity is not None
-        ours = {lineage.lineage_name(question.identity, embeddings.digest)}
-        if self.ask.data_dir is not None:
-            ours |= {cache.last_served(self.ask.data_dir) or ""}
-        return lineage.find_lineage(cache, question.identity, embeddings.items, embeddings.features, ours)
+            row = lineage.row_of_parent(cache, self.parent, None if served is None else served.lineage)
+            if served is not None and served.lineage != row.name:
+                tell("passed_over", step=f"lineage {served.lineage}", reason=f"the parent is of lineage {row.name}")
+            return replace(row, other_space=evidence.in_another_space(row.base, evidence.of(row.base)))
+        if served is not None and (table := self._still_served(cache, served)) is not None:
+            self._before = table
+            if table.has_quantizer and table.header.identity == identity:
+                match = evidence.of(table)
+                if match.same_data:
+                    return lineage.Lineage(table.lineage, table, evidence.in_another_space(table, match))
+                if match.known and evidence.related(table):
+                    return lineage.Lineage(table.lineage, table, other_space=True)
+        key = lineage.birth_key(identity, embeddings.digest)
+        ours = {name for name in cache.lineages() if name == key or name.startswith(f"{key}-")}
+        rows = lineage.find_lineages(cache, identity, evidence, ours | {served.lineage if served is not None else ""})
+        for other in rows[1:]:
+            self._say_apart(rows[0].base, Memo(other.name, other.base.generation, other.base.digest))
+        return rows[0] if rows else None
+
+    def _still_served(self, cache: Cache, served: Memo) -> SemanticIdTable | None:
+        """Return the newest table that grew from the one that was served before, else the newest of its lineage."""
+        try:
+            table = cache.newest(served.lineage, since=served.digest)
+        except TableVersionError:  # one before it may be readable: its IDs are the same
+            table = None
+        except PermissionError as error:  # another user keeps it private by now
+            cache.pass_over(Path(str(error.filename or served.lineage)), error)
+            return None
+        return table or self._newest_or_pass(served.lineage, cache)
+
+    def _say_moved(self, table: SemanticIdTable) -> None:
+        """Say how many items have another ID than this user was served before for this directory."""
+        before = self._before
+        if before is None or lineage.descends(table, before.digest) or lineage.descends(before, table.digest):
+            return
+        moved, both = lineage.moved_items(before, table)
+        if moved:
+            logger.error("%s", text("moved", moved=moved, items=both, lineage=before.lineage, new=table.lineage))
 
     def read(self, sources: Sequence[FeatureSource], turn: Turn | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
@@ -450,6 +565,8 @@ class Resolution:
 
         embeddings = self.read_or_stream(sources, question, self.cache.writable(), turn)
         row = self._row(self.cache.writing(), self._about_what_was_read(question, embeddings), embeddings)
+        if row is not None and row.other_space and self.foreign != "take":
+            raise ForeignVectorsError(self._of_another_space(row, embeddings))
         scale.choose_basis(embeddings, self.config, None if row is None else row.base, turn)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
@@ -462,7 +579,7 @@ class Resolution:
 
     def _without_embeddings(self, error: NoEmbeddingsError) -> SemanticIdTable:
         """Serve what is known already, else say in the original's words that there is nothing."""
-        if (table := self._known_here()) is not None:
+        if (table := self._known_here(None)) is not None:
             return self._stale(table, str(error).rstrip("."))
         data_dir = self.ask.data_dir
         if data_dir is not None and features_folder(data_dir) is None:
@@ -479,11 +596,13 @@ class Resolution:
         if (exported := self._exported_ids(question.identity)) is not None:
             return self._stale(exported, f"its table is damaged and {why}")
         row: lineage.Lineage | None = None
+        unreadable = False
         try:
             if self.parent is not None or any(not name.startswith("json-") for name in self.cache.lineages()):
                 embeddings = embeddings or self.read(sources)
                 row = self._row(self.cache.reading(), self._about_what_was_read(question, embeddings), embeddings)
                 if row is not None:
+                    self._say_moved(row.base)
                     missing = int((row.base.rows_of(embeddings.items) < 0).sum())
                     if not missing:
                         tell("loaded", items=len(row.base))
@@ -491,20 +610,29 @@ class Resolution:
                     return self._stale(row.base, f"{missing} items are new and {why}")
         except (SemidError, OSError) as error:
             tell("passed_over", level=logging.DEBUG, step="lineage", reason=error)
-        if (table := self._known_here()) is not None:
+            unreadable = True
+        # A path is no evidence: what served it before answers only where embeddings cannot be looked at.
+        if unreadable and (table := self._known_here(question.identity)) is not None:
             return self._stale(table, why)
-        raise GenerationError(f"There is no semantic-ID file for this dataset and {why}.")
+        other = "" if self._before is None else f" (lineage {self._before.lineage} is of other data)"
+        raise GenerationError(f"There is no semantic-ID file for this dataset{other} and {why}.")
 
-    def _known_here(self) -> SemanticIdTable | None:
-        """Return the parent, else the newest table of the lineage that last served this directory, or its export."""
+    def _known_here(self, identity: Identity | None) -> SemanticIdTable | None:
+        """Return the parent, else what last served this directory if it is the kind of ID asked for, or its export."""
         if self.parent is not None:
             return self.parent
         if self.ask.data_dir is None:
             return None
-        if (exported := self._exported_ids(None)) is not None:
+        exported = self._exported_ids(identity)
+        if exported is not None and exported.levels == len(self.config.codebook_sizes):
             return exported
-        name = self.cache.last_served(self.ask.data_dir)
-        return None if name is None else self._newest_or_pass(name, self.cache.reading())
+        bound = self._served()
+        table = None if bound is None else self._still_served(self.cache.reading(), bound[1])
+        if table is None or (found := table.header.identity) is None:
+            return None
+        asked = set(self.ask.feature_ids)
+        same = found.codebook_sizes == self.config.codebook_sizes and {fid for fid, _ in found.features} == asked
+        return table if found == identity or (identity is None and same) else None
 
     def _newest_or_pass(self, name: str, cache: Cache | None = None) -> SemanticIdTable | None:
         """Return the newest table of a lineage that a note names; None where another user keeps it private."""
@@ -567,7 +695,8 @@ class Resolution:
             return None
         base = self._newest_or_pass(export.lineage)
         if self.parent is not None:
-            if export.lineage not in {self.parent.lineage, f"{self.parent.lineage}-{self.parent.digest[:8]}"}:
+            named = self.parent.lineage
+            if export.lineage != named and not export.lineage.startswith(f"{named}-"):  # nor a branch of it
                 return None
             base = base or self.parent
         elif base is not None and base.header.identity != identity:
@@ -585,7 +714,8 @@ class Resolution:
         def train_again() -> SemanticIdTable:
             return birth.train_table(embeddings, self.config, identity, turn, started).in_memory("trained")
 
-        same = lineage.lineage_name(identity, embeddings.digest) == export.lineage
+        key = lineage.birth_key(identity, embeddings.digest)
+        same = export.lineage == key or export.lineage.startswith(f"{key}-")
         data = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
         return None if data is None else self._publish_healed(data, export, path)
 
@@ -639,27 +769,20 @@ class Resolution:
             return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
         raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
 
-    def _after_loss(self, name: str, data: TableData, question: Question, embeddings: "Embeddings") -> str:
-        """Say aloud that a lineage is lost, and return a name that no lost lineage had."""
-        memo = self.cache.recall(question, renew=False)
-        digest = None if memo is None else memo.digest
-        before = {name} | ({memo.lineage} if memo is not None else set())
-        if self.ask.data_dir is not None and (served := self.cache.last_served(self.ask.data_dir)):
-            before.add(served)
-        lost = sorted(old for old in before if self._is_lost(old))
-        if not lost:
-            return name
-        if lost == [name] and data.digest == digest:
+    def _after_loss(self, name: str, data: TableData, question: Question) -> str:
+        """Say aloud that a lineage is lost, unless this is its first table made again; return the name to publish."""
+        memos = [memo for _, memo in self.cache.recall_all(question)]
+        if (bound := self._served()) is not None:
+            memos.append(bound[1])
+        lost = [memo for memo in memos if self._is_lost(memo.lineage)]
+        again = content_digests(data.arrays, data.header)
+        healed = next((memo for memo in lost if memo.generation == 0 and memo.digest in again), None)
+        if healed is not None:
             tell("healed", level=logging.WARNING, source="the same training")
-            return name
-        new, counter = name, 0
-        assert question.identity is not None
-        while self._is_lost(new):
-            counter += 1
-            new = lineage.lineage_name(question.identity, embeddings.digest, counter)
-        for old in lost:
-            logger.error("%s", text("lost", lineage=old, new=new))
-        return new
+            return healed.lineage
+        for old in sorted({memo.lineage for memo in lost}):
+            logger.error("%s", text("lost", lineage=old, new=name))
+        return name
 
     def _is_lost(self, name: str) -> bool:
         return self.cache.last_generation(name) >= 0 and self.cache.newest(name) is None
@@ -679,9 +802,6 @@ class Resolution:
         answered: list[SemanticIdTable] = []
 
         def ready() -> bool:
-            memo = self.cache.recall(question, renew=False)
-            if memo is None:
-                return False
             found = self.remembered(question)
             answered.extend([] if found is None else [found])
             return found is not None
@@ -739,17 +859,24 @@ class Resolution:
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)
         found = self._about_what_was_read(question, embeddings)
-        row: lineage.Lineage | None = None
-        if not retraining:
-            row = self._heal(embeddings, found, turn, started)
-            row = row or self._row(self.cache.writing(), found, embeddings)
-        if row is not None:
-            table = self._extend(row, embeddings, found, turn)
+        row = None if retraining else self._heal(embeddings, found, turn, started)
+        row = row or self._row(self.cache.writing(), found, embeddings)
+        if retraining:
+            noted = self.remembered(question)
+            replaced = noted if noted is not None else None if row is None else row.base
+            table = self._train(embeddings, found, turn, started, replaced=replaced)
+            if replaced is not None:
+                moved, both = lineage.moved_items(replaced, table)
+                tell("retrained", moved=moved, items=both, lineage=replaced.lineage)
         else:
-            table = self._train(embeddings, found, turn, started, retraining=retraining)
-        if table.status == "stale":  # new items were refused; the next start shall look again
-            return table
+            if row is not None:
+                table = self._extend(row, embeddings, found, turn)
+            else:
+                table = self._train(embeddings, found, turn, started)
+            self._say_moved(table)
         self._remember(table, embeddings, question)
+        if table.status == "stale":
+            return table
         if embeddings.stream is not None and table.path is not None:
             embeddings.stream.close()
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
@@ -764,6 +891,17 @@ class Resolution:
             lineage.check_parent(self.parent, identity, self.ask.feature_ids)
         return replace(question, identity=identity)
 
+    def _of_another_space(self, row: lineage.Lineage, embeddings: "Embeddings") -> str:
+        """Say that vectors of known items are not such as their codes were made from, and what that means."""
+        evidence = Evidence(embeddings.items, embeddings.features)
+        known = evidence.known(row.base)
+        if row.base.has_quantizer and not row.base.header.behaviour:
+            error, birth, _ = evidence.reproduced(row.base, known)
+        else:
+            error, birth = float("nan"), row.base.header.relative_error
+        new = max(0, (embeddings.rows or len(embeddings.items)) - len(known)) if embeddings.stream is None else 0
+        return text("drift", error=error, birth=birth, known=len(known), new=new or "any", how=RETRAIN)
+
     def _extend(
         self,
         row: lineage.Lineage,
@@ -771,11 +909,19 @@ class Resolution:
         question: Question,
         turn: Turn,
     ) -> SemanticIdTable:
-        known = np.flatnonzero(row.base.rows_of(embeddings.items) >= 0)
-        if len(known) and len(row.base) and not lineage.made_with_sequences(row.base):
-            error, birth, fits = lineage.reproduction_error(row.base, embeddings.items, embeddings.features, known)
-            if not fits:
-                tell("drift", level=logging.WARNING, error=error, birth=birth, how=RETRAIN)
+        if (newer := self.cache.unreadable(row.base)) is not None:
+            return self._stale(row.base, str(newer))
+        evidence = Evidence(embeddings.items, embeddings.features)
+        if row.other_space:
+            why = self._of_another_space(row, embeddings)
+            missing = bool((row.base.rows_of(embeddings.items) < 0).any())
+            if missing and self.foreign == "raise":
+                raise ForeignVectorsError(why)
+            logger.warning("%s", why)
+            if self.foreign == "serve":
+                if missing:
+                    return self._stale(row.base, why)
+                return row.base.with_status("cached", why)
         last = self.cache.last_generation(row.name)
         items: Any = embeddings.items
         features: Any = embeddings.features
@@ -785,14 +931,14 @@ class Resolution:
             extension = scale.Extension(embeddings, self.config, row.base, turn)
             items, features = extension.items, extension.encode
         try:
-            table, new = lineage.grow(self.cache, row, items, features, force=self.foreign == "take")
+            table, new = lineage.grow(self.cache, row, items, features, evidence.sketch(), force=self.foreign == "take")
         except ForeignVectorsError as error:
             if self.foreign == "raise":
                 raise
             return self._stale(row.base, str(error))
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
-            memo = self.cache.recall(question, renew=False)
-            if memo is not None and lineage.descends(table, memo.digest):
+            memos = self.cache.recall_all(question)
+            if memos and lineage.descends(table, memos[0][1].digest):
                 tell("healed", level=logging.WARNING, source=row.base.path or "the parent")
             else:
                 kept = len(row.base)
@@ -813,37 +959,36 @@ class Resolution:
         turn: Turn,
         started: float,
         *,
-        retraining: bool,
+        replaced: SemanticIdTable | None = None,
     ) -> SemanticIdTable:
         assert question.identity is not None
         if not len(embeddings.items):
             raise NoEmbeddingsError("The embeddings hold no item.")
-        name = lineage.lineage_name(question.identity, embeddings.digest)
-        counter = 0
-        while retraining and self.cache.generations(name):
-            counter += 1
-            name = lineage.lineage_name(question.identity, embeddings.digest, counter)
+        cache = self.cache.writing()
+        key = lineage.birth_key(question.identity, embeddings.digest, "" if replaced is None else replaced.lineage)
+        if replaced is None and (born := cache.born(key)) is not None:
+            table = cache.newest(born.lineage, since=born.digest) or born
+            return table.with_status("cached", f"lineage {table.lineage} began with these embeddings")
         data = first_table(embeddings, self.config, question.identity, turn, started)
-        if not retraining:
-            name = self._after_loss(name, data, question, embeddings)
+        if replaced is not None:
+            before = (replaced.lineage, *replaced.header.replaces)
+            data = replace(data, header=replace(data.header, replaces=before))
+        name = lineage.lineage_name(key, data.digest)
+        if replaced is None:
+            name = self._after_loss(name, data, question)
         data = data.named(name)
-        table: SemanticIdTable | None = None
-        refusal = "what was published cannot be found"
         try:
-            self.cache.publish(name, 0, data.buffers())
-            table = self.cache.writing().newest(name)
+            table = cache.begin(key, data)
         except OSError as error:
-            refusal = str(error)
-        if table is None:
-            degrade("not_saved", error=refusal)
-            return data.in_memory("trained", f"in memory only: {refusal}")
+            degrade("not_saved", error=error)
+            return data.in_memory("trained", f"in memory only: {error}")
         self._export(table)
         tell("saved")
         if self.cache.refused:
             path, why = next(iter(self.cache.refused.items()))
             degrade("private_set", path=path, error=why)
-            return table.with_status("trained", f"lineage {name}; '{path}' could not be read ({why})")
-        return table.with_status("trained", f"lineage {name}")
+            return table.with_status("trained", f"lineage {table.lineage}; '{path}' could not be read ({why})")
+        return table.with_status("trained", f"lineage {table.lineage}")
 
     def _export(self, table: SemanticIdTable) -> None:
         """Write `semantic_id_dict.json` into the data directory where it takes it."""
@@ -875,6 +1020,8 @@ class Resolution:
     def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", question: Question) -> None:
         if table.path is None:
             return
-        self.cache.remember(Memo(table.lineage, table.generation, table.digest), question, embeddings.file_digests)
+        stale = table.reason[:MOST_REASON] if table.status == "stale" else ""
+        memo = Memo(table.lineage, table.generation, table.digest, stale=stale)
+        self.cache.remember(memo, question, embeddings.file_digests)
         if self.ask.data_dir is not None and not (self.parent is not None and table.digest == self.parent.digest):
-            self.cache.note_served(self.ask.data_dir, table.lineage)
+            self.cache.note_served(self.ask.data_dir, self._kind, table)

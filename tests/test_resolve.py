@@ -186,11 +186,12 @@ def test_a_parent_gives_the_very_ids_that_training_had(
     """Two machines with nothing in common but the checkpoint."""
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
+    write_embeddings(data, vectors_of(300)[:200])
     trained = table_of(data)
     trained.save(checkpoint / "semid_table.safetensors")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another cache"))
     evaluation = tmp_path / "eval"
-    write_embeddings(evaluation, np.concatenate([vectors_of(200), vectors_of(10, seed=7)]))
+    write_embeddings(evaluation, vectors_of(300)[:210])
     table = table_of(evaluation, parent=checkpoint)
     assert (table.status, len(table)) == ("extended", 210)
     assert all(table[item] == codes for item, codes in trained.items())

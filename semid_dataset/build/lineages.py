@@ -8,8 +8,9 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 """
 
 import hashlib
+import logging
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset._messages import degrade, logger
+from semid_dataset._messages import degrade, logger, tell
 from semid_dataset.build import novelty, pipeline
+from semid_dataset.build.evidence import Evidence, merged, picked_items, take_features, vectors_fit
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache, open_table
 from semid_dataset.codec.bulk import distances
 from semid_dataset.config import Identity
 from semid_dataset.errors import ParentError, StoreError
 from semid_dataset.table.build import TableData
-from semid_dataset.table.header import TableHeader
+from semid_dataset.table.header import Sketch, TableHeader
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:
@@ -34,24 +36,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Lineage",
+    "birth_key",
+    "branch_key",
     "check_parent",
     "descends",
-    "find_lineage",
+    "extended",
+    "find_lineages",
     "grow",
     "joined_items",
     "lineage_name",
     "made_with_sequences",
+    "moved_items",
     "open_parent",
     "picked_items",
-    "reproduction_error",
     "row_of_parent",
     "vectors_fit",
 ]
 
 BARE_FILE = "quantizer.safetensors"  # a bare quantizer's, see ResidualQuantizer.save_pretrained
-SAMPLE_ITEMS = 1024  # known items whose vectors tell whether a lineage is theirs
-LEAST_KNOWN = 0.5  # share of a dataset's items that its lineage must hold, where nothing else names it
-DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
+LONGEST_ORIGIN = 80  # characters of a lineage's name that its branches carry
 MOST_TRIES = 1000  # lost compare-and-swaps before something else must be wrong
 
 # From a table and positions of items that it lacks to their codes.
@@ -60,16 +63,48 @@ Encoder = Callable[[SemanticIdTable, NDArray[np.int64]], "novelty.Encoded"]
 
 @dataclass(frozen=True)
 class Lineage:
-    """A row's name, and the table of it that is extended; its generation may lie elsewhere (a parent)."""
+    """
+    A row's name, and the table of it that is extended; its generation may lie elsewhere (a parent).
+
+    Attributes:
+        name: of the lineage.
+        base: the table.
+        other_space: the dataset's vectors are not such as its codes were made from, so that no new item can be encoded.
+    """
 
     name: str
     base: SemanticIdTable
+    other_space: bool = False
 
 
-def lineage_name(identity: Identity, embeddings_digest: str, retraining: int = 0) -> str:
-    """Return the name that concurrent first trainings on the same embeddings agree on."""
-    born_from = f"{identity.digest}/{embeddings_digest}/{retraining}"
+def birth_key(identity: Identity, embeddings_digest: str, replaces: str = "", lost: int = 0) -> str:
+    """
+    Return where concurrent first trainings of one kind of ID on the same embeddings meet.
+
+    Args:
+        replaces: the lineage that a retraining takes the place of.
+        lost: how many lineages that were born there before are lost.
+    """
+    born_from = f"{identity.digest}/{embeddings_digest}/{replaces or 0}" + (f"/{lost}" if lost else "")
     return hashlib.sha256(born_from.encode()).hexdigest()[:24]
+
+
+def lineage_name(key: str, digest: str) -> str:
+    """Return the name of the lineage that began at a place with the table of this digest: other codes, another name."""
+    return f"{key}-{digest[:12]}"
+
+
+def branch_key(base: SemanticIdTable) -> str:
+    """Return where those meet who extend a table that lies where they cannot write."""
+    return hashlib.sha256(f"branch/{base.lineage}/{base.digest}".encode()).hexdigest()[:24]
+
+
+def branch_name(base: SemanticIdTable, digest: str) -> str:
+    """Return the name of the branch of a table's lineage that begins with the table of this digest."""
+    origin = base.lineage or f"table-{base.digest[:16]}"
+    if len(origin) > LONGEST_ORIGIN:
+        origin = f"{origin[:24]}-{hashlib.sha256(origin.encode()).hexdigest()[:12]}"
+    return f"{origin}-{digest[:8]}"
 
 
 def descends(table: SemanticIdTable, digest: str) -> bool:
@@ -124,14 +159,17 @@ def _parent_file(path: Path) -> Path:
 
 def _table_of_quantizer(quantizer: "ResidualQuantizer", unique: bool) -> SemanticIdTable:
     weights, description = quantizer.to_arrays()
+    levels = len(quantizer.codebook_sizes)
+    header = TableHeader(settings={"unique": unique}, quantizer=description)
+    data = TableData(np.empty(0, np.int64), np.empty((0, levels), np.uint8), header, weights)
+    return data.named(f"quantizer-{data.digest[:24]}").in_memory("cached", "a bare quantizer")
+
+
+def _weights_digest(weights: Mapping[str, NDArray[Any]]) -> str:
     digest = hashlib.sha256()
     for key in sorted(weights):
         digest.update(key.encode() + weights[key].tobytes())
-    levels = len(quantizer.codebook_sizes)
-    settings = {} if unique else {"unique": False}  # published tokenizers let items share IDs
-    header = TableHeader(lineage=f"quantizer-{digest.hexdigest()[:24]}", settings=settings, quantizer=description)
-    data = TableData(np.empty(0, np.int64), np.empty((0, levels), np.uint8), header, weights)
-    return data.in_memory("cached", "a bare quantizer")
+    return digest.hexdigest()
 
 
 def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[str]) -> None:
@@ -166,28 +204,30 @@ def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[st
     )
 
 
-def row_of_parent(cache: Cache, parent: SemanticIdTable) -> Lineage:
+def row_of_parent(cache: Cache, parent: SemanticIdTable, served: str | None = None) -> Lineage:
     """
-    Return the row that continues a parent: it holds every ID of the parent.
+    Return the row that continues a parent: it holds every ID of the parent, and grew from it.
 
-    The parent's own lineage may have been continued elsewhere with other items. Then this row and
-    that one part here, and this one is named after the parent.
-
-    Raises:
-        StoreError: a row named after this parent does not hold its IDs.
+    Args:
+        cache: where rows lie.
+        parent: the table.
+        served: the lineage that served this dataset before; preferred where the parent was continued more than once.
     """
-    newest = cache.newest(parent.lineage)
-    if newest is None or _holds(parent, newest):
-        return Lineage(parent.lineage, parent)
-    if _holds(newest, parent):
-        return Lineage(parent.lineage, newest)
-    name = f"{parent.lineage}-{parent.digest[:8]}"
-    newest = cache.newest(name)
-    if newest is None:
-        return Lineage(name, parent)
-    if not _holds(newest, parent):
-        raise StoreError(f"'{newest.path}' does not hold the IDs of its parent {parent.path}. Remove it.")
-    return Lineage(name, newest)
+    names = [served or "", parent.lineage, _old_name(parent)]
+    if (born := cache.born(branch_key(parent))) is not None:
+        names.append(born.lineage)
+    for name in filter(None, dict.fromkeys(names)):
+        newest = cache.newest(name, since=parent.digest) or (cache.newest(name) if name == _old_name(parent) else None)
+        if newest is not None and _holds(newest, parent):
+            return Lineage(newest.lineage, newest)
+    return Lineage(parent.lineage, parent)
+
+
+def _old_name(parent: SemanticIdTable) -> str:
+    """Return how a row that continues a parent was called before branches were named after what they hold."""
+    if not len(parent) and parent.header.identity is None and parent.header.unique:  # a bare quantizer
+        return f"quantizer-{_weights_digest(parent.weights)[:24]}"
+    return f"{parent.lineage}-{parent.digest[:8]}" if parent.lineage else ""
 
 
 def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
@@ -203,68 +243,52 @@ def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
     return bool((rows >= 0).all()) and np.array_equal(table.codes_array[rows], other.codes_array)
 
 
-def find_lineage(
-    cache: Cache,
-    identity: Identity,
-    items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix]",
-    ours: Container[str] = (),
-) -> Lineage | None:
+def moved_items(one: SemanticIdTable, other: SemanticIdTable) -> tuple[int, int]:
+    """Return how many items of both tables have another ID in the second, and how many are in both."""
+    rows = other.rows_of(one.keys_array)
+    both = rows >= 0
+    if one.levels != other.levels:
+        return int(both.sum()), int(both.sum())
+    return int((other.codes_array[rows[both]] != one.codes_array[both]).any(1).sum()), int(both.sum())
+
+
+def find_lineages(cache: Cache, identity: Identity, evidence: Evidence, ours: Container[str] = ()) -> list[Lineage]:
     """
-    Return the newest lineage of this identity that holds half of these items and fits their vectors.
+    Return the lineages of this identity that were made from this data set, the best first.
 
-    Ids alone prove nothing (two data sets may both count from 0), nor does a directory's name: the
-    quantizer must reproduce a sample of the known items' vectors about as well as it did at birth. A lineage that
-    cannot be read is passed over, unless it is known to be `ours`.
-    """
-    best: Lineage | None = None
-    for name, table in cache.tables_of(identity, ours):
-        with cache.tolerant(name, ours):
-            if _is_theirs(name, table, items, features) and (best is None or _born(table) > _born(best.base)):
-                best = Lineage(name, table)
-    cache.say_refused()
-    return best
+    Those that a retraining replaced are left out. The others are ordered by pairs before codes alone, then by how many
+    of the items they know, then by where they lie and what branched off what: never by clocks.
 
-
-def _is_theirs(
-    name: str, table: SemanticIdTable, items: NDArray[np.int64] | list[str], features: "Sequence[FeatureMatrix]"
-) -> bool:
-    """Whether a table holds half of the items, with their vectors."""
-    if not table.has_quantizer:
-        return False
-    known = np.flatnonzero(table.rows_of(items) >= 0)
-    if len(known) < max(1, LEAST_KNOWN * len(items)):
-        logger.debug("lineage %s holds %d of %d items: not this dataset's", name, len(known), len(items))
-        return False
-    error, birth, fits = reproduction_error(table, items, features, known)
-    if not fits:
-        logger.debug("lineage %s has these ids for other vectors: error %.3f, %.3f at birth", name, error, birth)
-    return fits
-
-
-def _born(table: SemanticIdTable) -> float:
-    return float(table.header.provenance.get("born", 0.0))
-
-
-def reproduction_error(
-    table: SemanticIdTable,
-    items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix]",
-    known: NDArray[np.int64],
-) -> tuple[float, float, bool]:
-    """
-    Return how well a table's codes reproduce vectors of items that it knows.
+    A lineage that cannot be read is passed over, unless it is known to be `ours`.
 
     Args:
-        known: positions in `items`; a sample of 1,024 is looked at.
+        cache: where lineages lie.
+        identity: the kind of ID.
+        evidence: of the data set.
+        ours: names of lineages that are known to be the asker's.
 
-    Returns:
-        Squared error over the variance at birth; the same at birth; whether the first is near the second.
+    Raises:
+        SemidError, OSError: one of `ours` cannot be read.
     """
-    sample = known[np.linspace(0, len(known) - 1, min(SAMPLE_ITEMS, len(known))).astype(np.int64)]
-    sample = np.unique(sample)
-    vectors = table.quantizer.vectors_of(_take(features, sample, len(items)), len(sample))
-    return vectors_fit(table, vectors, table.codes_array[table.rows_of(picked_items(items, sample))])
+    found: list[tuple[tuple[Any, ...], Lineage]] = []
+    folders_in_order = [root.path for root in cache.folders]
+    for name, table in cache.tables_of(identity, ours):
+        with cache.tolerant(name, ours):
+            match = evidence.of(table) if table.has_quantizer else None
+            if match is None or not match.same_data:
+                logger.debug("lineage %s is another data set's: %s", name, match)
+                continue
+            place = next((number for number, path in enumerate(folders_in_order) if _is_below(table.path, path)), 99)
+            rank = (match.pairs == 0, -match.known, place, len(table.header.origins), name)
+            found.append((rank, Lineage(name, table, evidence.in_another_space(table, match))))
+    cache.say_refused()
+    replaced = {old for _, row in found for old in row.base.header.replaces}
+    kept = [(rank, row) for rank, row in found if not replaced & {row.name, *row.base.header.origins}]
+    return [row for _, row in sorted(kept or found, key=lambda pair: pair[0])]
+
+
+def _is_below(path: Path | None, folder: Path) -> bool:
+    return path is not None and folder in path.parents
 
 
 def made_with_sequences(table: SemanticIdTable) -> bool:
@@ -272,31 +296,12 @@ def made_with_sequences(table: SemanticIdTable) -> bool:
     return bool(table.header.behaviour)
 
 
-def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDArray[Any]) -> tuple[float, float, bool]:
-    """
-    Return how well codes (n, levels) of a table reproduce vectors (n, dim), by a sample of 1,024.
-
-    Returns:
-        As `reproduction_error`.
-    """
-    sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
-    vectors, codes = vectors[sample], codes[sample]
-    near = _distances(table, vectors) <= table.header.radius
-    if near.any():  # a broken row says nothing of the others
-        vectors, codes = vectors[near], codes[near]
-    squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())
-    variance, birth = table.header.variance, table.header.relative_error
-    if variance <= 0.0:  # all vectors equal at birth: any error is another vector
-        return squared, 0.0, squared <= 1e-6 * (1.0 + float(np.square(vectors).sum(1).mean()))
-    error = squared / variance
-    return error, birth, error <= birth + DRIFT_SHARE * max(0.0, 1.0 - birth)
-
-
 def grow(
     cache: Cache,
     row: Lineage,
     items: NDArray[np.int64] | list[str],
     features: "Sequence[FeatureMatrix] | Encoder",
+    sketch: Sketch,
     *,
     force: bool = False,
 ) -> tuple[SemanticIdTable, int]:
@@ -306,8 +311,13 @@ def grow(
     Known items keep their codes. New ones are encoded by the frozen quantizer and made unique among
     the codes that are free. Where no root takes the table it stays in memory, with a warning.
 
+    A row is extended only in the folder that it lies in, where the number of a table can be taken only once. Whoever
+    cannot write there, and whoever extends a table of elsewhere, begins a branch: a lineage of its own name, so that
+    nobody who is on the one is ever served the other.
+
     Args:
         features: the items' vectors, or what encodes items by their positions.
+        sketch: of their pairs.
         force: let vectors in that are not such as the row's first table was made for.
 
     Raises:
@@ -315,37 +325,77 @@ def grow(
         StoreError: other writers kept winning.
     """
     cache = cache.writing()
-    base, encoded, refusal = row.base, 0, ""
+    base, encoded, refusal = row.base, 0, "no cache folder takes a write"
+    refused: set[Path] = set()
     for _ in range(MOST_TRIES):
+        root = next((one for one in cache.folders if one.path not in refused and one.takes_writes()), None)
         try:
-            # The number first, then the newest table: it holds whatever was published under the numbers until then, and
-            # what is published meanwhile has the number that this call tries to take. Those set aside count too: a
-            # number never stands for two tables.
-            last = cache.last_generation(row.name)
-            newest = cache.newest(row.name)
+            if root is None or not _lies_in(root, base):
+                last = base.generation
+                newest = cache.born(branch_key(base))
+                newest = newest and (cache.newest(newest.lineage, since=newest.digest) or newest)
+            else:
+                # The number first, then the newest table: it holds whatever was published under the numbers until then,
+                # and what is published meanwhile has the number that this call tries to take. Those set aside count
+                # too: a number never stands for two tables.
+                last = cache.last_generation(base.lineage)
+                newest = cache.newest(base.lineage, since=base.digest)
+                if newest is not None and newest.generation > last:
+                    continue
         except OSError as error:
-            last, newest, refusal = -1, None, str(error)
-        if newest is not None and newest.generation > last:
-            continue
-        if newest is not None and not _holds(base, newest):
-            if not _holds(newest, base):  # another base got into the row first: part from it
-                row = row_of_parent(cache, base)
-                base = row.base
-                continue
+            if root is not None:
+                refused.add(root.path)
+            last, newest, refusal = base.generation, None, str(error)
+        if newest is not None and newest.digest != base.digest and _holds(newest, base):
             base = newest
+            continue
         missing = np.flatnonzero(base.rows_of(items) < 0)
         if not len(missing):
             return base, encoded
         encoded = len(missing)
-        generation = 1 + max(last, base.generation)
-        data = extended(row.name, generation, base, items, features, missing, force=force)
-        if refusal:
+        data = extended(
+            base.lineage, 1 + max(last, base.generation), base, items, features, missing, sketch, force=force
+        )
+        if root is None or root.path in refused:
             return _in_memory(data, refusal), encoded
         try:
-            cache.publish(row.name, generation, data.buffers())
+            if _lies_in(root, base):
+                cache.publish(base.lineage, data.header.generation, data.buffers(), root=root)
+            else:
+                base = _branch(cache, root, base, data)
         except OSError as error:
-            return _in_memory(data, str(error)), encoded
+            refused.add(root.path)
+            refusal = str(error)
+            tell("next_folder", level=logging.WARNING, path=root.path, error=error)
     raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")
+
+
+def _lies_in(root: folders.Root, table: SemanticIdTable) -> bool:
+    """Say whether a table is one of those of its lineage in a folder."""
+    if table.path is None or not table.lineage:
+        return False
+    try:
+        return table.path.parent.samefile(root.folder(table.lineage)) and bool(
+            folders.TABLE_NAME.fullmatch(table.path.name)
+        )
+    except OSError:
+        return False
+
+
+def _branch(cache: Cache, root: folders.Root, base: SemanticIdTable, data: TableData) -> SemanticIdTable:
+    """Begin a branch of a table's lineage in a folder; return the first table of the one that was begun first."""
+    data = data.named(branch_name(base, data.digest), branched_off=base.lineage)
+    table = cache.beget(root, branch_key(base), data)
+    if table.digest == data.digest:
+        known = base.path is None or not folders.TABLE_NAME.fullmatch(base.path.name)
+        tell(
+            "branched",
+            level=logging.INFO if known else logging.WARNING,  # a parent of elsewhere, as was asked for; or a fork
+            lineage=base.lineage or base.digest[:12],
+            branch=table.lineage,
+            where=base.path or "memory",
+        )
+    return table
 
 
 def _in_memory(data: TableData, why: str) -> SemanticIdTable:
@@ -360,6 +410,7 @@ def extended(
     items: NDArray[np.int64] | list[str],
     features: "Sequence[FeatureMatrix] | Encoder",
     missing: NDArray[np.int64],
+    sketch: Sketch,
     *,
     force: bool = False,
 ) -> TableData:
@@ -370,6 +421,7 @@ def extended(
         name: of the lineage; another one than the base's is a branch of it.
         features: as in `grow`.
         missing: positions in `items`, ascending, of those that `base` does not hold.
+        sketch: of the pairs of all `items`.
         force: as in `grow`.
 
     Raises:
@@ -378,7 +430,7 @@ def extended(
     if callable(features):
         encoded = features(base, missing)
     else:
-        encoded = _encoded(base, _take(features, missing, len(items)), picked_items(items, missing))
+        encoded = _encoded(base, take_features(features, missing, len(items)), picked_items(items, missing))
     found = novelty.check(base, encoded, force=force)
     step = {
         "generation": generation,
@@ -392,7 +444,7 @@ def extended(
     return TableData(
         joined_items(base.keys_array, picked_items(items, missing)),
         np.concatenate([base.codes_array, codes.astype(base.codes_array.dtype)]),
-        base.header.child(step, lineage=name),
+        base.header.child(step, lineage=name, sketch=merged(base.header.sketch, sketch)),
         base.weights,
     )
 
@@ -438,25 +490,6 @@ def _encoded(
 def _distances(table: SemanticIdTable, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return how far vectors, in the quantizer's space, lie from the centre of those it was trained on."""
     return distances(vectors, table.weights["mean"])
-
-
-def _take(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items: int) -> "list[FeatureMatrix]":
-    """Return the features of the items at `wanted` (ascending positions), renumbered from 0."""
-    from semid_dataset.features import FeatureMatrix
-
-    position = np.full(items, -1, np.int64)
-    position[wanted] = np.arange(len(wanted))
-    taken = []
-    for feature in features:
-        rows = position[feature.rows]
-        here = rows >= 0
-        taken.append(FeatureMatrix(feature.id, rows[here], feature.matrix[here]))
-    return taken
-
-
-def picked_items(items: NDArray[np.int64] | list[str], rows: NDArray[np.int64]) -> NDArray[np.int64] | list[str]:
-    """Return the items at `rows`."""
-    return items[rows] if isinstance(items, np.ndarray) else [items[row] for row in rows.tolist()]
 
 
 def joined_items(first: NDArray[np.int64] | list[str], second: NDArray[np.int64] | list[str]) -> Any:

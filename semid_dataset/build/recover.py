@@ -171,7 +171,7 @@ def _fitted(
 
     rows = ids.rows_of(embeddings.items)
     known = np.flatnonzero(rows >= 0)
-    if len(known) < max(1, lineage.LEAST_KNOWN * len(embeddings.items)):
+    if not len(known):
         return None
     count = len(embeddings.items)
     fusion = Fusion.fit(embeddings.features, count, config.fusion, config.seed)

@@ -5,6 +5,7 @@ Tables on disk, as one thing: the folders of the cache, how files are read there
 where files lie, `fingerprint` what is asked, `entries` what is noted, `lock` how processes meet.
 """
 
+import json
 import logging
 import os
 import weakref
@@ -16,20 +17,29 @@ from typing import Any
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger, tell
-from semid_dataset.cache import entries, folders, index
+from semid_dataset.cache import entries, folders, index, served
 from semid_dataset.cache.entries import Memo
 from semid_dataset.cache.fingerprint import Question
 from semid_dataset.cache.folders import Found, Root, Roots
 from semid_dataset.cache.lock import Turn, take_turn
+from semid_dataset.cache.notes import read_note, record, text, whole
 from semid_dataset.cache.use import mark_used
 from semid_dataset.config import Identity
 from semid_dataset.environment import Environment
 from semid_dataset.errors import CorruptTableError, StoreError, TableError, TableVersionError
+from semid_dataset.table.build import TableData
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["Cache", "open_table", "publish_table"]
 
 _said: set[Path] = set()  # places of which it was said that they were passed over
+BIRTHS = "births"  # folder of where lineages begin, see `Cache.beget`
+BIRTH = record(
+    {"lineage": text(folders.LINEAGE_NAME.pattern), "generation": whole(0, 999_999_999), "digest": text("[0-9a-f]{64}")}
+)
+MOST_NOTED = 1 << 10  # bytes; a table has more
+MOST_TRIES = 5
+
 _tables: "weakref.WeakValueDictionary[tuple[Any, ...], SemanticIdTable]" = weakref.WeakValueDictionary()
 
 
@@ -198,19 +208,24 @@ class Cache:
                 return None
         return None
 
-    def newest(self, lineage: str) -> SemanticIdTable | None:
+    def newest(self, lineage: str, *, since: str = "") -> SemanticIdTable | None:
         """
         Return the newest table of a lineage that can be read, or None.
 
         A damaged one is set aside (only named, where nothing may be written); a copy of it in another folder answers,
-        else the one before it.
+        else the one before it. One that a newer version wrote is passed over where an older one can be read.
+
+        Args:
+            lineage: its name.
+            since: digest of a table; only those that are it or grew from it are looked for.
 
         Raises:
-            TableVersionError: a newer version of this package wrote it, in every folder.
+            TableVersionError: a newer version of this package wrote all of them.
             OSError, MemoryError: it is there and cannot be opened, in no folder.
         """
         damaged = -1
         failed: tuple[int, Exception] | None = None
+        newer: TableVersionError | None = None
         for found in self.generations(lineage):
             if failed is not None and found.generation < failed[0]:  # no copy of it could be read
                 break
@@ -231,16 +246,137 @@ class Cache:
                 damaged = max(damaged, found.generation)
                 self._set_aside(found.path, inode, error)
                 continue
-            except (OSError, TableVersionError, MemoryError) as error:
+            except TableVersionError as error:
+                self.pass_over(found.path, error)
+                newer = error
+                continue
+            except (OSError, MemoryError) as error:
                 self.pass_over(found.path, error)
                 failed = failed or (found.generation, error)
+                continue
+            if since and table.digest != since and not table.header.grew_from(since):
+                logger.debug("'%s' did not grow from the table %s: it is passed over", found.path, since[:12])
                 continue
             if damaged == found.generation:
                 tell("healed", level=logging.WARNING, source=found.path)
             return table
         if failed is not None:
             raise failed[1]
+        if newer is not None:
+            raise newer
         return None
+
+    def unreadable(self, table: SemanticIdTable) -> TableVersionError | None:
+        """Return why a later table of a table's lineage cannot be read: a newer version of this package wrote it."""
+        for found in self.generations(table.lineage):
+            if found.generation > table.generation:
+                try:
+                    self.open(found.path)
+                except TableVersionError as error:
+                    return error
+                except (OSError, TableError):
+                    continue
+        return None
+
+    # --- where lineages begin ---
+
+    def begin(self, key: str, data: TableData) -> SemanticIdTable:
+        """
+        Begin a lineage in the first folder that takes it; see `beget`.
+
+        Raises:
+            StoreError, OSError: none did.
+        """
+        refusals: list[tuple[Path, OSError]] = []
+        for root in self.folders:
+            if root.takes_writes():
+                for path, refusal in refusals[-1:]:
+                    tell("next_folder", level=logging.WARNING, path=path, error=refusal)
+                try:
+                    return self.beget(root, key, data)
+                except OSError as error:  # full, most likely: a probe of one byte still fits
+                    refusals.append((root.path, error))
+        raise refusals[0][1] if refusals else StoreError("no cache folder takes a write")
+
+    def beget(self, root: Root, key: str, data: TableData) -> SemanticIdTable:
+        """
+        Begin a lineage with its first table, unless one began at this place before; return the one that did.
+
+        A lineage is named after what its first table holds, and those who make it at once may make others. So they
+        meet under a name that all of them know beforehand: whoever is first there has begun the lineage. Then the
+        table gets its place in the lineage, and a note takes the place where they met.
+
+        Args:
+            root: the folder to write.
+            key: of the place.
+            data: the table, under the name that the lineage is to have.
+
+        Raises:
+            StoreError, OSError: it could not be written.
+        """
+        folder = root.folder(BIRTHS, create=True)
+        for _ in range(MOST_TRIES):
+            files.publish_first(folder, key, data.buffers())
+            table, inode = self._born_in(root, key)
+            if table is not None:
+                return table
+            if inode is not None:  # a note about a lineage that nobody has any more
+                files.set_aside(folder / key, inode)
+        raise StoreError(f"What was published in '{folder}' cannot be read.")
+
+    def born(self, key: str) -> SemanticIdTable | None:
+        """Return the first table of the lineage that began at a place, or the newest that grew from it, or None."""
+        for root in self.folders:
+            try:
+                table, _ = self._born_in(root, key)
+            except TableVersionError:  # it is this data set's, and not to be begun again
+                raise
+            except (OSError, TableError) as error:
+                logger.debug("what began at %s in %s cannot be read: %s", key, root.path, error)
+                continue
+            if table is not None:
+                return table
+        return None
+
+    def _born_in(self, root: Root, key: str) -> tuple[SemanticIdTable | None, int | None]:
+        """Return the table that began at a place, and the inode of what lies there."""
+        try:
+            path = root.folder(BIRTHS) / key
+            status = path.lstat()
+        except FileNotFoundError:
+            return None, None
+        noted = read_note(path, BIRTH, limit=MOST_NOTED) if status.st_size <= MOST_NOTED else None
+        if noted is not None:
+            table = self.named(noted["lineage"], noted["generation"])
+            if table is None or table.digest != noted["digest"]:
+                table = self.newest(noted["lineage"], since=noted["digest"])
+            return table, status.st_ino
+        try:
+            table = self.open(path)
+        except FileNotFoundError:
+            return None, None
+        except CorruptTableError as error:
+            self._set_aside(path, status.st_ino, error)
+            return None, None
+        if not table.lineage:
+            raise StoreError(f"'{path}' names no lineage. It was left untouched; remove it.")
+        return self._placed(root, path, table), status.st_ino
+
+    def _placed(self, root: Root, path: Path, table: SemanticIdTable) -> SemanticIdTable:
+        """Give a first table its place in its lineage, where its writer died before it did, and return it there."""
+        name = f"{table.generation}.safetensors"
+        if self.may_write:
+            try:
+                folder = root.folder(table.lineage, create=True)
+                files.link_first(path, folder, name, [table.buffer])
+                placed = self.open(folder / name)
+                if placed.digest == table.digest:
+                    noted = {"lineage": table.lineage, "generation": table.generation, "digest": table.digest}
+                    files.replace_file(path, [json.dumps(noted).encode()])
+                    return placed
+            except (OSError, TableError) as error:
+                logger.debug("'%s' got no place in its lineage: %s", path, error)
+        return table
 
     def _set_aside(self, path: Path, inode: int, error: Exception) -> None:
         """Free the name of a damaged table file; where nothing may be written, only say that it is damaged."""
@@ -253,11 +389,17 @@ class Cache:
         if aside is not None:
             tell("set_aside", level=logging.WARNING, path=path, error=error, aside=aside)
 
-    def publish(self, lineage: str, generation: int, buffers: Iterable[files.Buffer]) -> bool:
+    def publish(
+        self, lineage: str, generation: int, buffers: Iterable[files.Buffer], *, root: Root | None = None
+    ) -> bool:
         """
         Publish table `generation` of a lineage unless there is one; the caller serves what lies there.
 
         A folder that does not take it, being full, is passed over for the next one.
+
+        Args:
+            lineage, generation, buffers: the table.
+            root: the folder to write, and no other; by default the first that takes it.
 
         Returns:
             True if this call wrote it.
@@ -266,17 +408,19 @@ class Cache:
             StoreError: no folder takes a write, or a link or a file is in the way.
             OSError: it could not be written.
         """
+        if root is not None:
+            return publish_table(root, lineage, generation, buffers)
         whole = list(buffers)
         refusals: list[tuple[Path, OSError]] = []
-        for root in self.folders:
-            if not root.takes_writes():
+        for one in self.folders:
+            if not one.takes_writes():
                 continue
             for path, refusal in refusals[-1:]:
                 tell("next_folder", level=logging.WARNING, path=path, error=refusal)
             try:
-                return publish_table(root, lineage, generation, whole)
+                return publish_table(one, lineage, generation, whole)
             except OSError as error:  # full, most likely: a probe of one byte still fits
-                refusals.append((root.path, error))
+                refusals.append((one.path, error))
         if not refusals:
             raise StoreError("no cache folder takes a write")
         raise refusals[0][1]
@@ -290,6 +434,14 @@ class Cache:
     def remember(self, memo: Memo, question: Question, digests: Mapping[Path, str]) -> None:
         """Note an answer in the first folder that takes it; `digests` are SHA-256 of files already read."""
         memo.note(self.folders, question, digests)
+        for root in self.folders:  # what was noted elsewhere before must not bind this user to another answer
+            said = Memo.recall([root], question, renew=False)
+            if (
+                said is not None
+                and (said.lineage, said.digest) != (memo.lineage, memo.digest)
+                and served.can_write(root)
+            ):
+                memo.note([root], question, digests)
 
     def note_export(self, sha256: str, memo: Memo) -> None:
         """Note which table a `semantic_id_dict.json` of this content comes from, before it is written anywhere."""
@@ -306,13 +458,27 @@ class Cache:
         found = (index.exported_by(root, sha256, may_write=self.may_write) for root in self.folders)
         return next((memo for memo in found if memo is not None), None)
 
-    def note_served(self, data_dir: Path, lineage: str) -> None:
-        """Note which lineage serves a data directory: the last resort where its embeddings have gone."""
-        entries.note_served(self.folders, data_dir, lineage)
+    def recall_all(self, question: Question) -> list[tuple[Root, Memo]]:
+        """
+        Return the answers that were noted for a question in all folders, first what this user was served.
 
-    def last_served(self, data_dir: Path) -> str | None:
-        """Return the lineage that last served a data directory."""
-        return entries.last_served(self.folders, data_dir)
+        Whoever can write a folder notes there what he was served; what others noted where he cannot write is what they
+        were served.
+        """
+        found = ((root, Memo.recall([root], question, renew=self.may_write)) for root in self.own_first())
+        return [(root, memo) for root, memo in found if memo is not None]
+
+    def own_first(self) -> list[Root]:
+        """Return the folders in the order in which their notes bind this user."""
+        return served.own_first(self.folders)
+
+    def note_served(self, data_dir: Path, kind: str, table: SemanticIdTable) -> None:
+        """Note which table serves a data directory: what it is asked for next must have grown from it."""
+        served.note_served(self.folders, data_dir, kind, Memo(table.lineage, table.generation, table.digest))
+
+    def served_before(self, data_dir: Path, kind: str = "") -> tuple[Root, Memo] | None:
+        """Return which table this user was last served for a data directory, and where that is noted."""
+        return served.served_before(self.folders, data_dir, kind)
 
     # --- others ---
 

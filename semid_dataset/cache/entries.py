@@ -1,12 +1,10 @@
 """
-What is noted in a cache: which table answered a question, and which lineage last served a data directory.
+What is noted in a cache: which table answered a question.
 
 A note that cannot be read is as good as none: it saves work, and decides nothing that the tables do not say.
 """
 
-import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +16,11 @@ from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
 from semid_dataset.cache.folders import LINEAGE_NAME, Root
 from semid_dataset.cache.notes import flag, items, optional, read_note, record, text, whole
 
-__all__ = ["Memo", "exported_as", "has_exports", "last_served", "note_export", "note_served"]
+__all__ = ["Memo", "exported_as", "has_exports", "note_export"]
 
 MOST_BYTES = 1 << 24  # of a memo: some 300 for each of 50,000 files
-MOST_SERVED = 1 << 16
+MOST_REASON = 1_000  # characters
+MOST_EXPORT = 1 << 16  # bytes
 KNOWN_PLACES = 8  # (device, inode, ctime) of one file that a memo remembers: as many kinds of container share it
 
 # What can stand in a note. Names of lineages become parts of paths.
@@ -35,6 +34,7 @@ MEMO = record(
         "generation": GENERATION,
         "digest": DIGEST,
         "identity": optional(DIGEST, ""),
+        "stale": optional(text(f"(?s:.{{0,{MOST_REASON}}})"), ""),
         "files": items(
             record(
                 {
@@ -58,7 +58,6 @@ EXPORT = record(
         "identity": optional(DIGEST, ""),
     }
 )
-SERVED = record({"lineage": LINEAGE, "folder": optional(text("(?s:.{0,4096})"), "")})
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,7 @@ class Memo:
     generation: int
     digest: str
     identity: str = ""  # digest of the table's identity, for questions that do not say it (an exported JSON)
+    stale: str = ""  # why the table lacks items that were asked for, if it does
 
     @staticmethod
     def recall(roots: Iterable[Root], question: Question, *, renew: bool) -> "Memo | None":
@@ -93,7 +93,7 @@ class Memo:
                     for file in noted["files"]:
                         file["fresh"] = False
                 _write(root, "memo", question.name, noted)
-            return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"])
+            return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"], noted["stale"])
         return None
 
     def note(self, roots: Iterable[Root], question: Question, digests: Mapping[Path, str]) -> None:
@@ -104,6 +104,7 @@ class Memo:
                 "generation": self.generation,
                 "digest": self.digest,
                 "identity": self.identity,
+                "stale": self.stale,
                 "files": [_note_file(stamp, digests.get(stamp.path)) for stamp in question.stamps],
             }
         except OSError as error:
@@ -146,7 +147,7 @@ def _compare(noted: list[dict[str, Any]], stamps: Sequence[FileStamp]) -> tuple[
         known = stamp.place in file["places"]
         if known and not file["fresh"]:
             continue
-        here = any(place[0] == stamp.device for place in file["places"])  # it, or a copy of it, was changed or replaced
+        here = any(place[:1] == [stamp.device] for place in file["places"])  # it was changed or replaced
         try:
             same = (
                 stamp.digest() == file["sha256"] if file["fresh"] or here else stamp.sampled_digest() == file["sampled"]
@@ -191,35 +192,10 @@ def has_exports(root: Root) -> bool:
 
 def _export(root: Root, sha256: str) -> Memo | None:
     path = _path_of(root, "exports", sha256[:32])
-    noted = None if path is None else read_note(path, EXPORT, limit=MOST_SERVED)
+    noted = None if path is None else read_note(path, EXPORT, limit=MOST_EXPORT)
     if noted is None or noted["sha256"] != sha256:
         return None
     return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"])
-
-
-def note_served(roots: Iterable[Root], data_dir: Path, lineage: str) -> None:
-    """Note which lineage serves a data directory: the last resort where its embeddings have gone."""
-    name = _folder_name(data_dir)
-    noted = {"folder": str(data_dir), "lineage": lineage}
-    for root in roots:
-        if _served(root, name) == lineage or _write(root, "served", name, noted):
-            return
-
-
-def last_served(roots: Iterable[Root], data_dir: Path) -> str | None:
-    """Return the lineage that last served a data directory."""
-    name = _folder_name(data_dir)
-    return next((lineage for root in roots if (lineage := _served(root, name)) is not None), None)
-
-
-def _served(root: Root, name: str) -> str | None:
-    path = _path_of(root, "served", name)
-    noted = None if path is None else read_note(path, SERVED, limit=MOST_SERVED)
-    return None if noted is None else str(noted["lineage"])
-
-
-def _folder_name(folder: Path) -> str:
-    return hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
 
 
 def _path_of(root: Root, kind: str, name: str) -> Path | None:

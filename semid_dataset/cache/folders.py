@@ -16,6 +16,7 @@ write is written. Below a root:
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -69,8 +70,8 @@ class Roots:
     """
     The cache folders in reading order.
 
-    The user's own cache comes last and is looked up only when it is reached: a warm start has found
-    its table by then, and platformdirs takes as long to import as the whole of it.
+    The user's own cache comes last. What he was served may be noted there, so that every start looks into it; on Linux
+    its path is put together here, because platformdirs takes as long to import as a whole warm start.
     """
 
     def __init__(self, data_dir: Path | None, cache_dir: Path | None, environment: Environment) -> None:
@@ -84,10 +85,11 @@ class Roots:
         if environment.user_cache_path is not None and (path := _at_home(environment.user_cache_path)) is not None:
             named.append(Root(path / "semantic_ids", path))
         self._named = named
+        self._caches = environment.caches
 
     def __iter__(self) -> Iterator[Root]:
         yield from self._named
-        if (own := _own_folder()) is not None:
+        if (own := _own_folder(self._caches)) is not None:
             yield Root(own, own.parent)
 
 
@@ -100,12 +102,15 @@ def _at_home(named: str) -> Path | None:
         return None
 
 
-def _own_folder() -> Path | None:
+def _own_folder(caches: str | None) -> Path | None:
     """Return the user's own cache folder; None for users without a home, as a container may run them."""
-    import platformdirs
-
     try:
-        own = Path(platformdirs.user_cache_dir("semid_dataset", appauthor=False))
+        if sys.platform == "linux":  # as platformdirs does, which takes as long to import as a whole warm start
+            own = Path(caches or os.path.expanduser("~/.cache")) / "semid_dataset"  # noqa: PTH111 - "~" may stay
+        else:
+            import platformdirs
+
+            own = Path(platformdirs.user_cache_dir("semid_dataset", appauthor=False))
     except (RuntimeError, KeyError, OSError) as error:  # no HOME, no passwd entry
         logger.debug("there is no cache folder of the user's own: %s", error)
         return None

@@ -184,8 +184,8 @@ def _opened(path: Path, sizes: int | tuple[int, ...] | None, items: str | None) 
         if holds_table(path):
             return lineage.open_parent(path, mmap=environment.mmap)
         cache = Cache.of(environment, path)
-        name = cache.last_served(path)
-        table = None if name is None else cache.newest(name)
+        served = cache.served_before(path)
+        table = None if served is None else cache.newest(served[1].lineage, since=served[1].digest)
         if table is not None:
             return table
         if not (path / JSON).exists():

@@ -106,9 +106,10 @@ class TableData:
             text.update(chunk)
         return text.hexdigest()
 
-    def named(self, lineage: str, *, replaces: str = "") -> "TableData":
-        """Return the same table, as table 0 of a lineage."""
-        data = replace(self, header=replace(self.header, lineage=lineage, replaces=replaces))
+    def named(self, lineage: str, *, branched_off: str = "") -> "TableData":
+        """Return the same table under the name of a lineage, which may be a branch of another one."""
+        origins = (branched_off, *self.header.origins) if branched_off else self.header.origins
+        data = replace(self, header=replace(self.header, lineage=lineage, origins=origins))
         for name in ("arrays", "digest", "json_sha256"):  # neither depends on the name
             if name in self.__dict__:
                 data.__dict__[name] = self.__dict__[name]

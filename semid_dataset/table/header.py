@@ -40,11 +40,11 @@ class Sketch:
     """
     A sample of a table's (item, vector) pairs, by which a data set is recognised.
 
-    It holds the items whose hashes are the smallest, so that two sketches of overlapping catalogues hold the same of
+    It holds those whose hashes are the smallest, so that two sketches of overlapping catalogues hold the same of
     their common items, however the rest differs.
 
     Attributes:
-        items: (n,) uint64 hashes of items, ascending, each once.
+        items: (n,) uint64 hashes of an item and a feature, ascending, each once.
         vectors: (n,) uint64 digests of their vectors; 0 where a vector says nothing (all of its numbers are equal).
     """
 
@@ -105,7 +105,8 @@ class TableHeader:
         behaviour: digest of the sequences that took part in the IDs; "" where vectors alone did.
         history: a step for every generation; each but the first names the digest of the table that it grew from.
         origins: lineages that this one branched off, the latest first.
-        replaces: the lineage that a retraining took the place of; "" otherwise.
+        replaces: lineages that retrainings took the place of, the latest first; their order follows from this, and not
+            from clocks.
         sketch: of the (item, vector) pairs that it was made from.
         digest: what it states its digest to be; `SemanticIdTable.computed_digest` says what it is.
         scheme: of the digest; 1 covers keys, codes and weights, 2 whatever decides a code as well.
@@ -124,7 +125,7 @@ class TableHeader:
     behaviour: str = ""
     history: tuple[Mapping[str, Any], ...] = ()
     origins: tuple[str, ...] = ()
-    replaces: str = ""
+    replaces: tuple[str, ...] = ()
     sketch: Sketch = field(default_factory=Sketch)
     digest: str = ""
     scheme: int = 2
@@ -207,7 +208,7 @@ class TableHeader:
             "behaviour": self.behaviour,
             "history": [dict(step) for step in self.history],
             "origins": list(self.origins),
-            "replaces": self.replaces,
+            "replaces": list(self.replaces),
             "sketch": self.sketch.to_json() if len(self.sketch) else None,
             "json_sha256": self.json_sha256,
             "digest": self.digest,
@@ -269,8 +270,8 @@ class _Reader:
             provenance=provenance,
             behaviour=behaviour,
             history=self._history(info.get("history")),
-            origins=tuple(self._name("origins", one) for one in self._list("origins", info.get("origins"), 1_000)),
-            replaces=self._name("replaces", info.get("replaces") or ""),
+            origins=self._names("origins", info.get("origins")),
+            replaces=self._names("replaces", info.get("replaces")),
             sketch=self._sketch(info.get("sketch")),
             digest=digest,
             scheme=2 if isinstance(scheme, list) and scheme == [2, digest] else 1,
@@ -313,6 +314,9 @@ class _Reader:
 
     def _name(self, name: str, value: object) -> str:
         return self._text(name, value, LINEAGE_NAME, "name of a lineage")
+
+    def _names(self, name: str, value: object) -> tuple[str, ...]:
+        return tuple(self._name(name, one) for one in self._list(name, value, 10_000))
 
     def _digest(self, name: str, value: object) -> str:
         return self._text(name, value, DIGEST, "digest of 64 hexadecimal digits")

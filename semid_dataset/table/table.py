@@ -617,6 +617,11 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     # --- what it is ---------------------------------------------------------------------------
 
     @property
+    def buffer(self) -> Buffer:
+        """The bytes of its file."""
+        return self._buffer
+
+    @property
     def default_id(self) -> list[int]:
         """The ID of an unknown item: zeros, a new list each time."""
         return [0] * self.levels

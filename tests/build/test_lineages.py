@@ -20,6 +20,7 @@ from semid_dataset import (
     generate_semantic_ids,
 )
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build.evidence import Evidence
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.config import Identity
@@ -149,12 +150,14 @@ def test_a_parent_that_was_continued_elsewhere_parts_here(tmp_path: Path, monkey
         tables.append(resolve_quietly(tmp_path / f"data{k}", parent=tmp_path / "born.safetensors"))
         tables[k].save(tmp_path / f"table{k}.safetensors")
     first, second = tables
-    assert first.lineage == second.lineage == born.lineage
+    assert first.lineage != second.lineage
+    assert first.header.origins == second.header.origins == (born.lineage,)
     assert first.generation == second.generation == 1
     write_items(tmp_path / "more", [*range(200), *range(500, 540)])
     table = resolve_quietly(tmp_path / "more", parent=tmp_path / "table0.safetensors")  # in the cache of the second
     assert all(table[item] == codes for item, codes in first.items())
-    assert table.lineage.startswith(f"{born.lineage}-")
+    assert table.lineage not in {first.lineage, second.lineage}
+    assert table.header.origins == (first.lineage, born.lineage)
     again = resolve_quietly(tmp_path / "data1")
     assert again.digest == second.digest
 
@@ -219,8 +222,8 @@ def test_a_parent_is_named_by_file_or_folder(tmp_path: Path, layout: str) -> Non
     assert lineage.open_parent(parent, mmap=True).digest == newest.digest
 
 
-def test_half_of_the_items_with_their_vectors_make_a_lineage_theirs(tmp_path: Path) -> None:
-    """Fewer, or other vectors, do not."""
+def test_common_pairs_make_a_lineage_theirs_however_few(tmp_path: Path) -> None:
+    """The same items with other vectors do not; nearly the same ones do."""
     vectors = vectors_of(1000)
     data = make_data(tmp_path / "data")
     born = resolve_quietly(data)
@@ -230,12 +233,13 @@ def test_half_of_the_items_with_their_vectors_make_a_lineage_theirs(tmp_path: Pa
     def found(items: range, matrix: np.ndarray) -> lineage.Lineage | None:
         keys = np.array([ITEM0 + item for item in items])
         feature = FeatureMatrix("81", np.arange(len(keys)), matrix)
-        return lineage.find_lineage(cache, identity, keys, [feature])
+        return next(iter(lineage.find_lineages(cache, identity, Evidence(keys, [feature]))), None)
 
     mine = found(range(100, 300), np.concatenate([vectors_of(200)[100:], vectors[200:300]]))
     assert mine is not None
     assert mine.name == born.lineage
-    assert found(range(101, 301), np.concatenate([vectors_of(200)[101:], vectors[200:301]])) is None
+    assert found(range(190, 1000), np.concatenate([vectors_of(200)[190:], vectors[200:]])) is not None
+    assert found(range(200, 1000), vectors[200:]) is None
     assert found(range(200), vectors_of(200, seed=8)) is None
     assert found(range(200), vectors_of(200) + 0.01) is not None
 
@@ -262,14 +266,15 @@ def test_ids_of_both_kinds_can_meet_in_one_table(tmp_path: Path) -> None:
 def test_names_of_lineages_depend_on_what_they_were_born_from() -> None:
     """So that concurrent first trainings meet, and others do not."""
     identity = Identity.of(SMALL, [("81", 8)])
-    names = {
-        lineage.lineage_name(identity, "e"),
-        lineage.lineage_name(identity, "f"),
-        lineage.lineage_name(identity, "e", 1),
-        lineage.lineage_name(Identity.of(SMALL, [("81", 9)]), "e"),
+    keys = {
+        lineage.birth_key(identity, "e"),
+        lineage.birth_key(identity, "f"),
+        lineage.birth_key(identity, "e", "an-older-one"),
+        lineage.birth_key(Identity.of(SMALL, [("81", 9)]), "e"),
     }
-    assert len(names) == 4
-    assert lineage.lineage_name(identity, "e") in names
+    assert len(keys) == 4
+    names = {lineage.lineage_name(key, digest) for key in keys for digest in ("a" * 64, "b" * 64)}
+    assert len(names) == 8
     assert all(folders.LINEAGE_NAME.fullmatch(name) for name in names)
 
 

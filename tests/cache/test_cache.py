@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semid_dataset.cache import cache, entries, fingerprint, folders, lock
+from semid_dataset.cache import cache, entries, fingerprint, folders, lock, served
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Environment
 from semid_dataset.errors import CorruptTableError, LockTimeoutError, SemanticIdWarning, StoreError
@@ -324,9 +324,12 @@ def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: folde
     """Links to it are the same directory."""
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
-    assert entries.last_served([root], tmp_path / "data") is None
-    entries.note_served([root], tmp_path / "data", LINEAGE)
-    assert entries.last_served([root], tmp_path / "link") == LINEAGE
+    assert served.served_before([root], tmp_path / "data") is None
+    memo = entries.Memo(LINEAGE, 3, "0" * 64)
+    served.note_served([root], tmp_path / "data", "ab", memo)
+    assert served.served_before([root], tmp_path / "link") == (root, memo)
+    assert served.served_before([root], tmp_path / "link", "ab") == (root, memo)
+    assert served.served_before([root], tmp_path / "link", "cd") is None
 
 
 # --- the lock ---

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semid_dataset.build.streaming.tasks import Plan
-from semid_dataset.cache import entries, fingerprint, folders, notes
+from semid_dataset.cache import entries, fingerprint, folders, notes, served
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import StoreError
 from semid_dataset.protocols import Partition
@@ -115,7 +115,7 @@ def test_what_is_no_small_file_is_refused_before_it_is_read(
 ) -> None:
     """3 GiB of nothing cost no read, a FIFO no wait, a link leads nowhere."""
     question, data = asked(tmp_path), tmp_path / "data"
-    name = {"memo": question.name, "served": entries._folder_name(data), "plan": "plan"}[kind]
+    name = {"memo": question.name, "served": served._names(root, data)[0], "plan": "plan"}[kind]
     path = root.folder("jobs" if kind == "plan" else kind, create=True) / f"{name}.json"
     if what == "sparse":
         sparse(path, 3 << 30)
@@ -134,7 +134,7 @@ def test_what_is_no_small_file_is_refused_before_it_is_read(
     if kind == "memo":
         assert entries.Memo.recall([root], question, renew=False) is None
     elif kind == "served":
-        assert entries.last_served([root], data) is None
+        assert served.served_before([root], data) is None
     else:
         with pytest.raises(StoreError, match=r"plan\.json"):
             Plan.read(path.parent)

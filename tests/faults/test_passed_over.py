@@ -288,6 +288,8 @@ def test_platformdirs_that_returns_a_tilde_makes_no_such_folder(
     import platformdirs
 
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda *_, **__: "~/.cache/semid_dataset")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # which is what it does, and we do on Linux
+    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.chdir(tmp_path)
     assert [root.path for root in folders.Roots(data, None, Environment.read({}))] == [data / ".semantic_ids"]
     with read_only(data):

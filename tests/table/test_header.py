@@ -33,7 +33,7 @@ HEADER = TableHeader(
     behaviour=SHA,
     history=({"generation": 0, "items": 2, "new": 2}, {"generation": 2, "parent": SHA, "parent_json": SHA}),
     origins=("origin-of-it",),
-    replaces="an-older-one",
+    replaces=("an-older-one",),
     sketch=Sketch(np.array([3, 9], np.uint64), np.array([7, 0], np.uint64)),
     more={"later": [1, {"x": "y"}]},
 )
@@ -66,7 +66,8 @@ WRONG: dict[str, dict[str, Any]] = {
     "lineage that is absolute": {"lineage": "/etc/passwd"},
     "lineage without end": {"lineage": "a" * 5000},
     "origins": {"origins": ["../x"]},
-    "replaces": {"replaces": "../x"},
+    "replaces": {"replaces": ["../x"]},
+    "replaces of another kind": {"replaces": "abcdefgh"},
     "generation": {"generation": "x"},
     "generation below zero": {"generation": -1},
     "generation that is huge": {"generation": 10**12},
