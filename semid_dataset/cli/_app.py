@@ -21,6 +21,7 @@ import click
 from semid_dataset import __version__
 from semid_dataset.cli._answer import FAILED, INTERRUPTED, USAGE
 from semid_dataset.cli.cache import cache
+from semid_dataset.cli.compare import compare
 from semid_dataset.cli.demo import demo
 from semid_dataset.cli.diff import diff
 from semid_dataset.cli.encode import encode
@@ -100,5 +101,5 @@ def cli() -> None:
     """
 
 
-for _one in (demo, generate, info, verify, encode, export, diff, cache, prune, report):
+for _one in (demo, generate, info, verify, encode, export, diff, compare, cache, prune, report):
     cli.add_command(_one)

@@ -12,7 +12,7 @@ from semid_dataset.cli._answer import Answer, command, context, count
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FEATURES, IDS, SIZES, open_ids, options, read_embeddings
 from semid_dataset.errors import EmbeddingError, SemidError
 
-__all__ = ["report"]
+__all__ = ["read_titles", "report"]
 
 
 @command
@@ -63,7 +63,7 @@ def report(
     from semid_dataset.report.page import write_report
 
     table = open_ids(path, sizes)
-    named = None if titles is None else _read_titles(titles)
+    named = None if titles is None else read_titles(titles)
     found = None
     if embeddings is not None:
         read = read_embeddings(embeddings, ids, features, vectors)
@@ -87,7 +87,8 @@ def report(
     )
 
 
-def _read_titles(path: Path) -> dict[str, str]:
+def read_titles(path: Path) -> dict[str, str]:
+    """Return titles by item out of .json, .jsonl, .csv or .tsv."""
     import csv
 
     try:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 __all__ = ["topics", "words_of"]
 
 WORDS = 5  # that are said of a prefix
+WEAKEST = 0.1  # of the score of the strongest word: what is weaker only fills up
 LIFT = 2.0  # times as frequent as anywhere, at least: a word that is everywhere says nothing
 RUNS = re.compile(r"[^\W\d_][\w']*")
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
@@ -65,5 +66,6 @@ def topics(titles: Sequence[str], groups: Sequence[int]) -> list[list[str]]:
             if len(inside) > 1 and count * total < LIFT * own * everywhere[word]:
                 continue
             scored.append((-count / own * math.log1p(average / everywhere[word]), word))
-        found.append([word for _, word in sorted(scored)[:WORDS]])
+        scored.sort()
+        found.append([word for score, word in scored[:WORDS] if score <= WEAKEST * scored[0][0]])
     return found

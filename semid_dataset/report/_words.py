@@ -243,6 +243,10 @@ TEXTS: dict[str, tuple[str, str]] = {
         "保留了 k-means 码本：rqvae 的 {epochs!i} 轮训练在留出物品上均无明显改进，"
         "其结果已被丢弃，这些ID即 rqkmeans 的ID。",
     ),
+    "note.sizes": (
+        "Nobody stated how many codes a level has; {sizes} are taken, the powers of two that hold the largest codes.",
+        "没有说明每级的编码数；此处取能容纳最大编码的 2 的幂：{sizes}。",
+    ),
     "note.grown": (
         "Raw figures are of the {measured!i} items at training; the table now has {items!i}.",
         "去重前的数字来自训练时的 {measured!i} 个物品；此表现有 {items!i} 个。",
@@ -469,6 +473,29 @@ TEXTS: dict[str, tuple[str, str]] = {
     "provenance.bad_rows": ("Rows skipped", "跳过的行"),
     "provenance.settings": ("Settings", "设置"),
     "provenance.possible": ("Possible IDs", "可能的ID数"),
+    # --- two tables
+    "compare.title": ("Semantic IDs: {a} and {b}", "语义ID：{a} 与 {b}"),
+    "compare.lead": (
+        "{common!i} items are in both, {only_a!i} only in {a}, {only_b!i} only in {b}. "
+        "{same!i} of those in both have the same ID.",
+        "{common!i} 个物品两表都有，{only_a!i} 个仅在 {a}，{only_b!i} 个仅在 {b}。两表都有的物品中 {same!i} 个ID相同。",
+    ),
+    "compare.checks": ("Side by side", "并排比较"),
+    "compare.missing": ("does not apply", "不适用"),
+    "compare.together": ("Do they put the same items together?", "它们是否把相同的物品放在一起？"),
+    "compare.together.lead": (
+        "Codes of two trainings are numbers without a common meaning. So pairs are counted: of the pairs of items that "
+        "share their first codes in one table, how many do so in the other.",
+        "两次训练的编码数字没有共同含义。因此统计物品对：在一张表中共用前几级编码的物品对，有多少在另一张表中也共用。",
+    ),
+    "compare.depth": ("first codes in common", "相同的前几级编码"),
+    "compare.pairs": ("pairs in {name}", "{name} 中的物品对"),
+    "compare.kept": ("of these, together in {name}", "其中在 {name} 中也在一起"),
+    "compare.none": ("no pairs", "没有物品对"),
+    "compare.followed": ("Where the largest first codes of {a} are in {b}", "{a} 的最大首级编码在 {b} 中的位置"),
+    "compare.code": ("code in {name}", "{name} 中的编码"),
+    "compare.items": ("items", "物品"),
+    "compare.parts": ("most of them are in {name} under", "在 {name} 中多数位于"),
     # --- of the script
     "js.all": ("all", "全部"),
     "js.back": ("back", "返回"),

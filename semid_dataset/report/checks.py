@@ -250,6 +250,8 @@ def _notes(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     if not facts["items"]:
         return notes
+    if not facts["sizes_stated"]:
+        note("sizes", sizes=" x ".join(f"{size:,}" for size in facts["sizes"]))
     if facts["training"]["thrown_away"]:
         note("thrown_away", epochs=len(facts["training"]["loss"]))
     measured = facts["collisions"]["measured_items"]

@@ -155,6 +155,7 @@ def facts_of(material: Material) -> dict[str, Any]:
         "items": len(table),
         "levels": table.levels,
         "sizes": list(table.codebook_sizes),
+        "sizes_stated": table.sizes_stated,
         "capacity": max(math.prod(table.codebook_sizes) - 1, 0),
         "status": table.status,
         "reason": table.reason,

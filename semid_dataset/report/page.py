@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAP_ITEMS", "SAMPLE_ITEMS", "STAGES", "write_report"]
 
+PAGE = "page.html.j2"
 PREFIXES = 65_536  # of two codes, the largest ones
 DRAWN = 40  # generations, the last ones
 NAMES_BYTES = 1_450_000  # of items and titles; with all that is packed the page stays below 3 MB
@@ -75,16 +76,27 @@ def write_report(
     """
     if lang not in LANGUAGES:
         raise ConfigError(f"There is no report in the language {lang!r}. Choose one of: {', '.join(LANGUAGES)}.")
-    template = _template()  # what is missing is said before a minute of measuring
+    _template(PAGE)  # what is missing is said before a minute of measuring
     material = Material.of(table, vectors=vectors, titles=titles, candidates=candidates, name=name)
-    page = _page(template, material, Words(lang), lang)
+    page = _page(material, Words(lang), lang)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace_file(path, [page.encode("utf-8", "replace")])
     return path
 
 
-def _template() -> "jinja2.Template":
+def render(name: str, say: Words, **given: Any) -> str:
+    """
+    Return a page of `static/`: its template with the words as `t`, the style and the time beside what is given.
+
+    Raises:
+        ConfigError: jinja2 is not installed.
+    """
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime())
+    return _template(name).render(t=say, style=_safe(_asset("style.css")), made=made, **given)
+
+
+def _template(name: str) -> "jinja2.Template":
     try:
         import jinja2
     except ImportError:
@@ -94,14 +106,14 @@ def _template() -> "jinja2.Template":
     )
     environment.filters |= {"percent": percent, "number": number, "whole": lambda value: f"{value:,.0f}"}
     environment.filters |= {"seconds": _seconds, "bytes": _bytes}
-    return environment.from_string(_asset("page.html.j2"))
+    return environment.from_string(_asset(name))
 
 
 def _asset(name: str) -> str:
     return (resources.files("semid_dataset.report") / "static" / name).read_text(encoding="utf-8").strip()
 
 
-def _page(template: "jinja2.Template", material: Material, say: Words, lang: str) -> str:
+def _page(material: Material, say: Words, lang: str) -> str:
     facts = facts_of(material)
     placed = _placed(material)
     where = {
@@ -111,8 +123,9 @@ def _page(template: "jinja2.Template", material: Material, say: Words, lang: str
         "items": len(material.sample.mapped),
         "whole": material.sample.whole,
     }
-    return template.render(
-        t=say,
+    return render(
+        PAGE,
+        say,
         facts=facts,
         answer=_answer(facts["answer"], say),
         notes=[say(f"note.{note['note']}", **note["values"]) for note in facts["answer"]["notes"]],
@@ -120,10 +133,8 @@ def _page(template: "jinja2.Template", material: Material, say: Words, lang: str
         map=where,
         nearest=NEAREST,
         first=FIRST,
-        style=_safe(_asset("style.css")),
         script=_safe(_asset("page.js")),
         data=_safe(_json({**_data(material, placed), "words": script_words(lang), "lang": say("lang")})),
-        made=time.strftime("%Y-%m-%d %H:%M", time.localtime()),
     )
 
 
@@ -158,8 +169,13 @@ def _answer(answer: Mapping[str, Any], say: Words) -> dict[str, Any]:
         "made": len(made),
         "good": sum(check["verdict"] == "good" for check in made),
         "unmade": len(checks) - len(made),
-        "rows": [_row(check, say) for check in checks],
+        "rows": checks_of(answer, say),
     }
+
+
+def checks_of(answer: Mapping[str, Any], say: Words) -> list[dict[str, Any]]:
+    """Return name, verdict, figure, rule and advice of every check, in words."""
+    return [_row(check, say) for check in answer["checks"]]
 
 
 def _short(check: Mapping[str, Any], say: Words) -> str:

@@ -323,6 +323,17 @@ def test_a_data_directory_stands_for_the_ids_that_served_it(semid: Any, tmp_path
     assert "1 item" in semid("verify", other).out
 
 
+def test_two_tables_are_set_side_by_side(semid: Any, world: Path, made: Path) -> None:
+    """In text, as JSON, and as a page where one is asked for."""
+    done = semid("compare", made, made)
+    assert done.code == 0
+    assert "Shared IDs before uniqueness" in done.out
+    assert re.search(r"first 1 +100 % +100 %", done.out)
+    done = semid("compare", made, made, "-o", "c.html", "--lang", "zh", "--json")
+    assert json.loads(done.out)["items"]["only_a"] == 0
+    assert "zh-CN" in Path("c.html").read_text("utf-8")
+
+
 def test_a_report_is_written(semid: Any, world: Path, made: Path) -> None:
     """With vectors and titles in any of their forms."""
     pytest.importorskip("semid_dataset.report")
@@ -567,7 +578,7 @@ def test_a_failure_is_json_too_where_json_was_asked_for(semid: Any) -> None:
 def test_a_fault_of_ours_is_one_line(semid: Any, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The traceback is shown to who asks for it."""
 
-    def fault(path: object) -> None:
+    def fault(*given: object) -> None:
         raise ZeroDivisionError("of all things")
 
     monkeypatch.setattr("semid_dataset.cli.info.open_ids", fault)

@@ -184,6 +184,14 @@ def test_limits_are_not_called_validated(tmp_path: Path) -> None:
     assert LIMITS["held_out"][1] == 1.0  # a held-out error alone is never bad, short of saying nothing
 
 
+def test_sizes_that_nobody_stated_are_called_so(tmp_path: Path) -> None:
+    """How evenly codes are used is then held against a guess."""
+    table = table_of(identity=None)
+    assert {"note": "sizes", "values": {"sizes": "32 x 32"}} in report_facts(table)["answer"]["notes"]
+    assert "Nobody stated how many codes a level has; 32 x 32" in page_of(table, tmp_path)
+    assert not [note for note in report_facts(table_of())["answer"]["notes"] if note["note"] == "sizes"]
+
+
 def test_coverage_and_titles_are_counted() -> None:
     """Of the items asked for; titles of other items are told."""
     titles = dict.fromkeys([*range(360), *range(1000, 1040)], "a lamp")

@@ -236,7 +236,7 @@ def test_items_added_since_training_are_measured_with_the_others(tmp_path: Path)
     assert "Raw figures are of the 2 items at training" in words
     assert "1 is the mean; of the 2 items at training" in words
     assert "the table now has 3" in words
-    assert "3/5" in words
+    assert "3/8" in words
 
 
 def test_vectors_that_do_not_fit_are_refused(table: SemanticIdTable, vectors: np.ndarray, tmp_path: Path) -> None:

@@ -131,9 +131,9 @@
       scored.push([(times / own) * Math.log1p(average / everywhere.get(word)), word]);
     }
     scored.sort((a, b) => b[0] - a[0] || (a[1] < b[1] ? -1 : 1));
-    const all = scored.map((pair) => pair[1]);
-    const fresh = all.filter((word) => !known.has(word)); // what its parent says need not be said again
-    node.words = (fresh.length ? fresh : all).slice(0, 5);
+    const fresh = scored.filter((pair) => !known.has(pair[1])); // what its parent says need not be said again
+    const best = fresh.length ? fresh : scored;
+    node.words = best.slice(0, 5).filter((pair) => pair[0] >= 0.1 * best[0][0]).map((pair) => pair[1]);
     return node.words.slice(0, most);
   }
   const describe = (node) => {
@@ -339,14 +339,16 @@
   sun.addEventListener("keydown", (event) => {
     const here = arcs.find((arc) => arc.node === aimed);
     const aim = (arc) => { if (arc) { aimed = arc.node; drawSun(); $("sun-tip").textContent = named(aimed); } };
+    const open = (arc) => !hits || hitsIn(arc.node); // of a search, sectors with what was found
+    const begin = () => aim(arcs.find((arc) => arc.ring === 0 && open(arc)));
     const side = (way) => {
-      const same = arcs.filter((arc) => arc.ring === here.ring).sort((a, b) => a.from - b.from);
+      const same = arcs.filter((arc) => arc.ring === here.ring && (arc === here || open(arc))).sort((a, b) => a.from - b.from);
       aim(same[(same.indexOf(here) + way + same.length) % same.length]);
     };
     const keys = {
-      ArrowRight: () => (here ? side(1) : aim(arcs.find((arc) => arc.ring === 0))),
-      ArrowLeft: () => (here ? side(-1) : aim(arcs.find((arc) => arc.ring === 0))),
-      ArrowUp: () => (here ? aim(arcs.find((arc) => arc.ring === here.ring + 1 && arc.from >= here.from - 1e-9 && arc.from < here.to)) : aim(arcs.find((arc) => arc.ring === 0))),
+      ArrowRight: () => (here ? side(1) : begin()),
+      ArrowLeft: () => (here ? side(-1) : begin()),
+      ArrowUp: () => (here ? aim(arcs.find((arc) => arc.ring === here.ring + 1 && arc.from >= here.from - 1e-9 && arc.from < here.to && open(arc))) : begin()),
       ArrowDown: () => here && aim(arcs.find((arc) => arc.ring === here.ring - 1 && arc.from <= here.from + 1e-9 && here.from < arc.to)),
       Enter: () => aimed && (aimed.high - aimed.low === 1 && aimed.count === 1 ? show(aimed.low) : go(aimed)),
       " ": () => keys.Enter(),
