@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from faultkit import need, need_root, read_only
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -347,3 +349,45 @@ def test_real_items_get_ids_with_nothing_trained_before(beauty: Path, tmp_path: 
     first, second = (infer(tmp_path, EVAL_DATA_PATH=tmp_path / "eval") for _ in range(2))
     assert (answered(first), answered(second)) == ("trained", "cached")
     assert coverage(first) == coverage(second) >= 0.95
+
+
+def test_inference_runs_for_a_user_without_name_or_home_on_read_only_data(sample: Path) -> None:
+    """As `docker --user` starts it: real IDs, and on the second start they come from the cache that is named."""
+    need_root()
+    need("setpriv")
+    with tempfile.TemporaryDirectory(prefix="semid-test-") as made:  # pytest's own folders belong to its user alone
+        public = Path(made)
+        data = Path(shutil.copytree(sample / "eval", public / "eval"))
+        for folder in ("work", "cache"):
+            (public / folder).mkdir()
+            os.chown(public / folder, 54321, 54321)
+        public.chmod(0o755)
+        with read_only(data):
+            starts = []
+            for _ in range(2):
+                command = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
+                done = subprocess.run(
+                    [*command, sys.executable, str(EXAMPLES / "evalu/infer.py"), *SMALL],
+                    cwd=public / "work",
+                    env={  # and nothing else: no HOME, no USER
+                        "PATH": os.environ["PATH"],
+                        "PYTHONPATH": str(ROOT),
+                        "OMP_NUM_THREADS": "1",
+                        "SEMID_LANG": "en",
+                        "SEMID_CACHE_DIR": str(public / "cache"),
+                        "EVAL_DATA_PATH": str(data),
+                        "EVAL_RESULT_PATH": str(public / "work" / "result"),
+                        "MODEL_OUTPUT_PATH": str(public / "work" / "ckpt"),
+                    },
+                    capture_output=True,
+                    text=True,
+                    timeout=240,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stdout + done.stderr
+                starts.append(done.stdout)
+            assert not (data / "semantic_id_dict.json").exists()
+        assert [answered(output) for output in starts] == ["trained", "cached"]
+        assert coverage(starts[0]) == coverage(starts[1]) > 0.9
+        assert list((public / "cache").glob("v1/*/0.safetensors"))
+        assert not list(public.rglob("~*"))
