@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 MOST_DEPTH = 8  # levels of lists and objects in any note of ours
+MOST_BRACKETS = 1 << 20  # an empty object takes 3 bytes in a file and 64 in memory
 STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"')
 BRACKETS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 OTHERS = bytes(set(range(256)) - set(BRACKETS))
@@ -65,6 +66,8 @@ def parse_note(content: bytes, check: Check) -> Any:
         ValueError: it is no JSON, nested too deeply, or holds what no note of this kind holds.
     """
     structure = STRINGS.sub(b"", content).translate(None, OTHERS)
+    if len(structure) > MOST_BRACKETS:
+        raise ValueError(f"it has more than {MOST_BRACKETS:,} brackets")
     if max(accumulate(BRACKETS[byte] for byte in structure), default=0) > MOST_DEPTH:
         raise ValueError(f"it is nested more than {MOST_DEPTH} levels deep")
     return check(json.loads(content, parse_constant=_refuse_constant))

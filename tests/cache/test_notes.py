@@ -70,6 +70,7 @@ FORGED = {
     "no object": [GOOD],
     "200,000 brackets": b"[" * 200_000,
     "brackets behind brackets in strings": b'["]",' * 50_000 + b"1" + b"]" * 50_000,
+    "a million objects": b'{"files": [' + b"{}," * 1_000_000 + b"{}]}",
     "not a number": json.dumps(GOOD).replace('"generation": 0', '"generation": NaN').encode(),
     "digits without end": b'{"generation": ' + b"9" * 100_000 + b"}",
     "no UTF-8": b'{"lineage": "\xff\xfe"}',

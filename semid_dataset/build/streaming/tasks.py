@@ -52,7 +52,7 @@ LAYOUT = 3  # of the files in a work folder
 READ = 4 << 20  # bytes at once
 MOST_BASES = 2  # that a process keeps
 PLAN_FILE = "plan.json"
-MOST_PLAN = 1 << 28  # bytes: some 250 for each of a million parts
+MOST_PLAN = 1 << 25  # bytes: some 200 for each of 150,000 parts
 COUNT = whole(0, 1 << 62)
 PATH = text("(?s:.{1,4096})")
 PLAN = record(
@@ -75,7 +75,7 @@ PLAN = record(
                     "ids": text("(?s:.{0,4096})"),
                 }
             ),
-            most=1_000_000,
+            most=200_000,
         ),
     }
 )
