@@ -387,11 +387,11 @@ def generate_semantic_ids_on_demand(
         mm_emb_ids: ids of the features.
         args: of it only `device` is read; lr, batch_size and num_epochs are the recommender's.
     """
-    device = getattr(args, "device", None)
-    config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
-    ask = Ask(Path(data_path), tuple(map(str, mm_emb_ids)), config=config)
     try:
-        return resolve(ask, Context.at_door())
-    except SemidError as error:
+        device = getattr(args, "device", None)
+        config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
+        features = (mm_emb_ids,) if isinstance(mm_emb_ids, str | int) else mm_emb_ids
+        return resolve(Ask(Path(data_path), tuple(map(str, features)), config=config), Context.at_door())
+    except Exception as error:  # noqa: BLE001 - its callers, of the original function, expect no exception of any kind
         degrade("default", reason=error)
-        return SemanticIdTable.default(config.num_quantizers, reason=str(error))
+        return SemanticIdTable.default(reason=str(error))

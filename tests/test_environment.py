@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from world import SmallDataset, make_data
@@ -188,3 +189,14 @@ def test_a_look_up_reads_no_environment(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SemanticIdWarning)
         look(table)
+
+
+@pytest.mark.parametrize(
+    "arguments", [(None, ["81"]), (5, ["81"]), ("/nowhere", None), ("/nowhere", 5.0), ("\0", "81")]
+)
+def test_the_original_function_never_raises(arguments: tuple[Any, Any]) -> None:
+    """Whatever it is called with: default IDs, and the reason."""
+    with pytest.warns(SemanticIdWarning):
+        table = generate_semantic_ids_on_demand(*arguments)
+    assert table.status == "default"
+    assert table.reason

@@ -27,7 +27,7 @@ KNOWN_PLACES = 8  # (device, inode, ctime) of one file that a memo remembers: as
 LINEAGE = text(LINEAGE_NAME.pattern)
 GENERATION = whole(0, 999_999_999)
 DIGEST = text("[!-~]{0,200}")
-PLACE = items(whole(-(1 << 63), (1 << 64) - 1), most=3)
+PLACE = items(whole(-(1 << 63), (1 << 64) - 1), least=3, most=3)
 MEMO = record(
     {
         "lineage": LINEAGE,

@@ -94,12 +94,12 @@ def record(fields: Mapping[str, Check]) -> Check:
     return check
 
 
-def items(check: Check, *, most: int) -> Check:
-    """A list of at most so many values, each of which passes."""
+def items(check: Check, *, most: int, least: int = 0) -> Check:
+    """A list of so many values, each of which passes."""
 
     def check_all(value: Any) -> list[Any]:
-        if not isinstance(value, list) or len(value) > most:
-            raise ValueError(f"a list of at most {most} is expected, not {value!r:.40}")
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            raise ValueError(f"a list of {least} to {most} is expected, not {value!r:.40}")
         return [check(one) for one in value]
 
     return check_all
