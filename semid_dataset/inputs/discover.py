@@ -108,14 +108,14 @@ def _find(folder: Path, feature: str) -> FeatureSource | None:
 
 
 def _search(folder: Path, feature: str) -> FeatureSource | None:
-    named = re.compile(rf"emb_{re.escape(feature)}_([0-9]{{1,9}})(\.pkl|_parquet)?")
+    named = re.compile(rf"emb_{re.escape(feature)}_([0-9]{{1,9}})(\.pkl(?:\.gz|\.bz2|\.xz|\.zst)?|_parquet)?")
     forms: dict[str, list[tuple[int, Path]]] = {"pickle": [], "parquet": [], "jsonl": []}
     for path in sorted(folder.iterdir()):
         match = named.fullmatch(path.name)
         if match is None:
             continue
         ending = match[2] or ""
-        if ending == ".pkl":
+        if ending.startswith(".pkl"):
             form = "pickle"
         elif not path.is_dir():
             continue

@@ -80,8 +80,18 @@ def split_source(source: FeatureSource, rows_per_part: int) -> list[Partition]:
     Raises:
         EmbeddingError: a file cannot be read.
     """
-    parts = [whole_file(path, source.form) for path in source.files]
-    return [piece for part in parts for piece in _format(part).partitions(part, rows_per_part)]
+    pieces: list[Partition] = []
+    for path in source.files if source.form != "pickle" else ():
+        part = whole_file(path, source.form)
+        found = _format(part).partitions(part, rows_per_part)
+        if not found:
+            raise EmbeddingError(
+                f"'{path}' is of the format {part.format}, which cannot be read in parts here. Nothing was read. "
+                f"Write it as {source.form}, or raise memory_limit (SEMID_MEMORY_LIMIT, --memory-limit) beyond the "
+                "size of the vectors."
+            )
+        pieces += found
+    return pieces
 
 
 def array_shape(path: Path) -> tuple[int, int] | None:

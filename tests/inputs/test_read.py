@@ -662,6 +662,18 @@ def test_a_pickle_may_be_compressed(tmp_path: Path) -> None:
     path = write_pickle(tmp_path, "81", ids, vectors)
     path.write_bytes(gzip.compress(path.read_bytes()))
     same(read(tmp_path, 81), ids, vectors)
+    path.rename(path.with_suffix(".pkl.gz"))
+    same(read(tmp_path, 81), ids, vectors)
+
+
+def test_a_part_that_cannot_be_streamed_is_an_error(tmp_path: Path) -> None:
+    """In memory it is read; in partitions its rows would be missing in silence."""
+    ids, vectors = shuffled(30), matrix(30, 4)
+    folder = write_jsonl(tmp_path, "82", ids[:20], vectors[:20], ["part-0", "part-1"])
+    np.savez(folder / "part-2", anonymous_cid=np.array(ids[20:]), emb=vectors[20:])
+    same(read(tmp_path, 82), ids, vectors)
+    with pytest.raises(EmbeddingError, match=r"part-2\.npz' is of the format npz, which cannot be read in parts"):
+        split_source(find_sources(tmp_path, [82])[0], 100)
 
 
 def test_parquet_in_folders_of_a_column(tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ class Job:
                 found = parts.split_array(self._source.path, str(self.folder / "ids.part"), self._rows_per_part)
             pieces = found or parts.split_source(self._source, self._rows_per_part)
             rows = sum(part.last - part.first for part in pieces)
-            if self._source.form == "jsonl":
+            if any(part.last < 0 for part in pieces):
                 rows = parts.estimate(self._source)[0]
             plan = Plan(self._source.id, self._source.dim, self._seed, rows, tuple(pieces))
             path = self.folder / PLAN_FILE

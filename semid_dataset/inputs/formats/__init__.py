@@ -65,6 +65,11 @@ def format_of(path: Path, expected: str = "") -> Format:
             return _get(other.name)
     if not head and expected != "jsonl" and not path.name.endswith((".jsonl", ".ndjson")):
         raise EmbeddingError(f"'{path}' is empty: 0 bytes. Copy or write it again.")
+    if path.suffix in {".csv", ".tsv", ".txt"}:
+        raise EmbeddingError(
+            f"'{path}' is a table of text, which is not read as embeddings. Write it as parquet with a column of items "
+            "and one of lists, or its numbers with np.save and its items as text, one a line."
+        )
     ending = Path(COMPRESSED.sub("", path.name)).suffix
     name = expected or next((name for name, endings, _ in KINDS if ending in endings), "")
     if not name:
