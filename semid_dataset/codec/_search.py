@@ -13,6 +13,7 @@ because two searches would give one item two IDs. Training does without the seco
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
@@ -37,12 +38,15 @@ SORTED_BY_HEAP = (
 NARROWEST = 4  # partial sums that the first levels keep at least
 PREFIX_DECAY = 1 / 3  # the error of every further level counts a third of the one before
 
-SUMMED = 128  # dims that are multiplied at once where rounding is bounded: a bound grows with the terms of a sum
+SUMMED = (64, 128, 256)  # terms of a product that are added up at once, of a level: a bound grows with their number
 ROUNDING = 2.0**-24  # of one float32 operation, as a share of its result
 FINE_ROUNDING = 2.0**-53  # the same of float64
 SPARE = 1.1  # on bounds: second-order terms, and the rounding of the bounds themselves
 MOST_RIVALS = 8  # candidates that nearly were kept of which it is looked up whether they could have won
 UNDERFLOW = 2.0**-72  # shares of a codeword's length below which numbers may have vanished
+OPERATIONS = 14  # at most that round a score from one level to the next
+LARGEST = 1e36  # of scores; float32 ends at 3.4e38
+AGAIN = 1024  # candidates that are added up again at once
 EXACT_PARTS = 3  # 60 bits and more of every number: all of a float32
 EXACT_BLOCK = 1 << 19  # scores held at once by `ExactSearch`: 4 MB
 
@@ -79,6 +83,9 @@ class BeamSearch:
         self.widths = [max(beam >> (len(sizes) - 2 - level), min(beam, NARROWEST)) for level in range(len(sizes) - 1)]
         self.offsets = torch.tensor([0, *sizes[:-1]], device=self.codebooks[0].device).cumsum(0)
         self.words = torch.cat(self.codebooks)
+        dim = self.words.shape[1]
+        summed = [SUMMED[min(level, len(SUMMED) - 1)] for level in range(len(sizes))]
+        self.steps = [-(-dim // -(-dim // most)) for most in summed]
         self.half_norms = [book.double().square().sum(1).div(2).float() for book in self.codebooks]
         floats = sum(size * sum(sizes[:level]) for level, size in enumerate(sizes))
         self.tables: list[Tensor] | None = None
@@ -91,11 +98,21 @@ class BeamSearch:
                 )
                 for level, book in enumerate(self.codebooks)
             ]
-        self.bound = _Bound(self.codebooks, self._prefix_weights(), tables=self.tables is not None)
+        self.bound = _Bound(self.codebooks, self._prefix_weights(), self.steps, tables=self.tables is not None)
         block, most = (BLOCK_CPU, 1024) if self.words.device.type == "cpu" else (BLOCK_GPU, 65_536)
         # A multiple of 16, so that no row meets the ragged edge of a matrix product. Single items are padded to as
         # many rows, so there are not too many.
         self.rows = min(max(block // (beam * max(sizes)) // 16 * 16, 16), most)
+
+    @cached_property
+    def host_words(self) -> NDArray[np.float32]:
+        """All codewords, (codes of all levels, dim), on the CPU."""
+        return _host(self.words)
+
+    @cached_property
+    def host_offsets(self) -> NDArray[np.int64]:
+        """Where each level's codewords begin, on the CPU."""
+        return _host(self.offsets)
 
     def _prefix_weights(self) -> list[float]:
         """Return how much the error of the first 1, 2, ... codes alone counts, of all levels but the last."""
@@ -115,10 +132,14 @@ class BeamSearch:
         return self._run(latents, keep, None)
 
     def judged(self, latents: Tensor, keep: int = 1) -> tuple[Tensor, Tensor]:
-        """Return what a call does, and (n,) bool: which of these another rounding could change."""
-        judge = _Judge(self, latents, keep)
-        codes = self._run(latents, keep, judge)
-        return codes, judge.doubt
+        """Return what a call does, for any number of latents, and (n,) bool: which another rounding could change."""
+        judge = _Judge(self, len(latents), keep)
+        found = []
+        for begin in range(0, max(len(latents), 1), self.rows):
+            block = latents[begin : begin + self.rows]
+            judge.begin(begin, block)
+            found.append(self._run(block, keep, judge))
+        return torch.cat(found), torch.from_numpy(judge.end(latents)).to(latents.device)
 
     def _run(self, latents: Tensor, keep: int, judge: "_Judge | None") -> Tensor:
         codes = torch.empty(len(latents), 1, 0, dtype=torch.int64, device=latents.device)
@@ -135,25 +156,23 @@ class BeamSearch:
             if level > 0:
                 total = self._extended(codes, scores, level).add_(total)  # (n, width before, codes)
             if judge is not None:
-                judge.enter(level, linear, scores)
+                judge.enter(level, linear, scores, surcharge)
             scores, parent, code, beyond = _smallest(total, width, ordered=level == last)
             if judge is not None:
-                judge.look(total, scores, parent, code, beyond, codes=codes, surcharge=surcharge)
+                judge.look(level, total, scores, parent, code, beyond, codes=codes, surcharge=surcharge)
             if level < last and weights[level]:
                 before = surcharge.gather(1, parent)
                 surcharge = before + weights[level] * (scores - before)
                 scores = scores + (surcharge - before)
-                if judge is not None:
-                    judge.charge(scores, surcharge)
             codes = torch.cat([codes.gather(1, parent[:, :, None].expand(-1, -1, level)), code[:, :, None]], 2)
         return codes
 
     def _linear(self, latents: Tensor, level: int) -> Tensor:
-        """Return ½‖c‖² − z·c for every codeword of a level, (n, codes); sums of at most `SUMMED` terms at once."""
-        book = self.codebooks[level]
-        found = torch.mm(latents[:, :SUMMED], book.T[:SUMMED])
-        for begin in range(SUMMED, latents.shape[1], SUMMED):
-            found += torch.mm(latents[:, begin : begin + SUMMED], book.T[begin : begin + SUMMED])
+        """Return ½‖c‖² − z·c for every codeword of a level, (n, codes); sums of `steps` terms at once."""
+        transposed, dim, step = self.codebooks[level].T, latents.shape[1], self.steps[level]
+        found = torch.mm(latents[:, :step], transposed[:step])
+        for begin in range(step, dim, step):
+            found += torch.mm(latents[:, begin : begin + step], transposed[begin : begin + step])
         return torch.sub(self.half_norms[level], found, out=found)
 
     def rounds_finely(self) -> bool:
@@ -164,7 +183,7 @@ class BeamSearch:
         rounding no bound here covers. Two numbers that need all bits are multiplied by one.
         """
         book = self.codebooks[0]
-        dim = min(book.shape[1], SUMMED)
+        dim = self.steps[0]
         probe, ones = book.new_zeros(min(self.rows, BLOCK_CPU // dim), dim), book.new_zeros(dim, len(book))
         fine = 1 + 2.0**-9 + 2.0**-11 + 2.0**-17 + 2.0**-23
         probe[:, 0], probe[:, -1] = 1.0, fine
@@ -184,7 +203,11 @@ class BeamSearch:
         weights = scores.new_ones(n * width, level + 1)
         weights[:, level] = scores.flatten()
         chosen = torch.cat([chosen, chosen.new_full((n * width, 1), len(table) - 1)], 1)
-        return embedding_bag(chosen, table, mode="sum", per_sample_weights=weights).view(n, width, -1)
+        starts = torch.arange(0, chosen.numel(), level + 1, device=chosen.device)
+        # Without the checks of its Python function, which take as long as a tenth of the work.
+        return torch.embedding_bag(table, chosen.flatten(), starts, False, 0, False, weights.flatten())[0].view(
+            n, width, -1
+        )
 
     def blocks(self, latents: Tensor, keep: int = 1) -> Tensor:
         """Return what a call does for any number of latents, in blocks of one fixed shape."""
@@ -284,59 +307,113 @@ class _Bound:
     Args:
         codebooks: of the search.
         weights: of prefixes.
+        steps: terms that are added up at once.
         tables: whether products of codewords are looked up; else they are rounded as sums are.
     """
 
-    def __init__(self, codebooks: Sequence[Tensor], weights: Sequence[float], *, tables: bool) -> None:
+    def __init__(
+        self, codebooks: Sequence[Tensor], weights: Sequence[float], steps: Sequence[int], *, tables: bool
+    ) -> None:
         dim = codebooks[0].shape[1]
-        summed = min(dim, SUMMED) + -(-dim // SUMMED)
         lengths = [float(book.double().square().sum(1).amax().sqrt()) for book in codebooks]
-        self.weights = list(weights)
-        # Errors of a level: fixed + linear |z| + carried (largest score before it).
+        self.weights = [*weights, 0.0]
+        # Twice the error of a level's scores: fixed + linear |z| + share of what `_Judge` adds up for large scores.
         self.fixed: list[float] = []
         self.linear: list[float] = []
-        self.carried: list[float] = []
+        self.share = 2 * SPARE * ROUNDING * (1 + sum(weights))
+        unweighed, weighed = np.zeros(2), np.zeros(2)  # of the sum alone, and with what prefixes add
         for level, length in enumerate(lengths):
             crossed = sum(lengths[:level]) * length  # Σ|c_m · c|, and so any part of the sum
             largest = length * length / 2  # with |z| length: any ½‖c‖² − z·c
             looked_up = level + 4 if tables else dim + 2 * level + 4
-            self.fixed.append(ROUNDING * SPARE * (3 * largest + looked_up * crossed) + UNDERFLOW * length)
-            self.linear.append(ROUNDING * SPARE * (summed + 3) * length)
-            self.carried.append(ROUNDING * SPARE * (level + 3))
+            summed = steps[level] + -(-dim // steps[level])
+            added = np.array([3 * largest + looked_up * crossed, (summed + 3) * length]) * ROUNDING * SPARE
+            added[0] += UNDERFLOW * length
+            unweighed, weighed = unweighed + added, weighed + added
+            self.fixed.append(float(2 * weighed[0]))
+            self.linear.append(float(2 * weighed[1]))
+            weighed = weighed + self.weights[level] * unweighed
+        self.total = sum(lengths)
+        self.longest = LARGEST / max(self.total, 1.0) if self.total < LARGEST**0.5 else 0.0
+        self.terms = dim + 16 * len(codebooks) + 64
+
+    def fine(self, length: Any) -> Any:
+        """Return twice the error of float64, for latents of such lengths."""
+        largest = self.total + length
+        return 8 * FINE_ROUNDING * self.terms * (1 + sum(self.weights)) ** 2 * largest * largest
+
+
+@dataclass(frozen=True)
+class _Close:
+    """
+    Rows at a level for which something kept and something not kept are nearer than the bound.
+
+    Attributes:
+        rows: (m,), among all that are judged.
+        most: (m,) what is scored higher is surely not kept,
+        least: (m,) what is scored lower surely is.
+        places: (m, width) of what was kept among the candidates, and
+        kept: (m, width) its scores.
+        scores: (m, candidates), of all.
+        codes: (m, parents, level), of the parents, and
+        surcharge: (m, parents or 1) what these have of prefixes.
+    """
+
+    rows: NDArray[np.int64]
+    most: NDArray[np.float32]
+    least: NDArray[np.float32]
+    places: NDArray[np.int64]
+    kept: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    codes: NDArray[np.int64]
+    surcharge: NDArray[np.float32]
 
 
 class _Judge:
     """
-    Follows a search, and notes whose codes another rounding could change.
+    Follows a search over several blocks, and says in the end whose codes another rounding could change.
 
-    What is not among the kept sums of a level, but nearly, matters only if it could have won in the end. That is looked
-    up for the last level that keeps several, where it happens most.
+    Where a kept sum and one that is not kept are nearer than the bound, the two are added up again, in float64. At the
+    last level that keeps several, where it happens most, it is looked up instead whether it matters for the best sum.
+
+    In NumPy, and for several blocks at once: there are few such rows in a block, and a call takes longer than they do.
     """
 
-    def __init__(self, search: BeamSearch, latents: Tensor, keep: int) -> None:
+    def __init__(self, search: BeamSearch, items: int, keep: int) -> None:
         self.search = search
-        self.latents = latents
         self.keep = keep
-        self.doubt = torch.zeros(len(latents), dtype=torch.bool, device=latents.device)
-        self.length = torch.linalg.vector_norm(latents, dim=1) * SPARE
-        self.error = torch.zeros_like(self.length)
-        self.before = self.error  # largest part that prefixes add
-        self.level = 0
         self.last = len(search.codebooks) - 1
-        self.unsure: Tensor | None = None  # (n, width): of the kept sums those that nearly were not
-        self.rivals: tuple[Tensor, Tensor, Tensor] | None = None  # rows, codes and scores of what nearly was kept
-        self.linear = latents
+        self.doubt = np.zeros(items, bool)
+        self.lengths = np.zeros(items, np.float32)
+        self.best = np.zeros(items, np.float32)  # score of the best sum, and
+        self.margin = np.zeros(items, np.float32)  # how much better than others it must be
+        self.close: list[list[_Close]] = [[] for _ in search.codebooks]
+        self.linear: list[
+            NDArray[np.float32]
+        ] = []  # products with the last codewords, of rows close at the level before
 
-    def enter(self, level: int, linear: Tensor, scores: Tensor) -> None:
-        """Add the rounding of a level's scores to the error; `scores` are those of its parents."""
-        bound = self.search.bound
-        self.level, self.linear = level, linear
-        self.error = self.error + (bound.fixed[level] + bound.linear[level] * self.length)
+    def begin(self, first: int, latents: Tensor) -> None:
+        """Begin a block, of rows from `first` on."""
+        self.rows = slice(first, first + len(latents))
+        self.length = _host(torch.linalg.vector_norm(latents, dim=1)) * np.float32(1 + 2.0**-10)
+        self.lengths[self.rows] = self.length
+        self.doubt[self.rows] = ~(self.length < self.search.bound.longest)  # sums may leave the range of float32
+        self.large = np.zeros_like(self.length)  # scores, times the operations that round them
+        self.unsure: NDArray[np.bool_] | None = None  # (n, width): of the kept sums those that nearly were not
+
+    def enter(self, level: int, linear: Tensor, scores: Tensor, surcharge: Tensor) -> None:
+        """Note what goes into a level: products with latents, scores of the parents and their part for prefixes."""
         if level > 0:
-            self.error = self.error + bound.carried[level] * scores.abs().amax(1)
+            self.large += np.float32(level + OPERATIONS) * np.abs(_host(scores)).max(1)
+            if surcharge is not scores:
+                self.large += np.float32(OPERATIONS) * np.abs(_host(surcharge)).max(1)
+        if level == self.last > 0 and self.keep == 1:
+            rows = self.close[level - 1][-1].rows - self.rows.start
+            self.linear.append(_host(linear[torch.from_numpy(rows).to(linear.device)]))
 
     def look(
         self,
+        level: int,
         total: Tensor,
         scores: Tensor,
         parent: Tensor,
@@ -347,56 +424,111 @@ class _Judge:
         surcharge: Tensor,
     ) -> None:
         """Compare what was kept with what was not; `codes` and `surcharge` are those of the parents."""
-        margin = 2 * self.error
-        if self.level == self.last:
-            self._end(scores, parent, beyond, margin)
+        bound = self.search.bound
+        kept, following = _host(scores), _host(beyond)
+        margin = bound.linear[level] * self.length + bound.share * self.large + bound.fixed[level]
+        worst = kept[:, 0] if kept.shape[1] == 1 else kept.max(1)
+        close = ~(following - worst > margin)  # also where there is a nan
+        if self.keep > 1:
+            if level == self.last and kept.shape[1] > 1:
+                close |= ~(np.diff(kept, axis=1).min(1) > margin)
+            self.doubt[self.rows] |= close
             return
-        close = ~(beyond - scores.amax(1) > margin)  # also where there is a nan
-        if self.level < self.last - 1 or self.keep > 1:
-            self.doubt |= close
-            return
-        self.unsure = ~(scores < (beyond - margin)[:, None])
-        rows = close.nonzero()[:, 0]
-        if not len(rows):
-            return
-        some = total[rows].flatten(1)
-        near = some <= (scores.amax(1) + margin)[rows, None]
-        near.scatter_(1, parent[rows] * total.shape[2] + code[rows], value=False)
-        which, at = near.nonzero().unbind(1)
-        crowded = torch.bincount(which, minlength=len(rows)) > MOST_RIVALS
-        self.doubt[rows] |= crowded
+        rows = np.flatnonzero(close)
+        picked = torch.from_numpy(rows).to(total.device)
+        least = following - margin
+        self.close[level].append(
+            _Close(
+                rows + self.rows.start,
+                worst[rows] + margin[rows],
+                least[rows],
+                _host(parent)[rows] * total.shape[2] + _host(code)[rows],
+                kept[rows],
+                _host(total[picked].flatten(1)),
+                _host(codes)[rows],
+                _host(surcharge)[rows],
+            )
+        )
+        if level == self.last - 1:
+            self.unsure = ~(kept < least[:, None])
+        elif level == self.last:
+            self.best[self.rows], self.margin[self.rows] = worst, margin
+            if self.unsure is not None:
+                self.doubt[self.rows] |= self.unsure[np.arange(len(worst)), _host(parent)[:, 0]]
+
+    def end(self, latents: Tensor) -> NDArray[np.bool_]:
+        """Return whose codes another rounding could change, (n,)."""
+        for level, found in enumerate(self.close):
+            if sum(len(one.rows) for one in found):
+                names = [one.name for one in fields(_Close)]
+                close = _Close(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
+                which, at = self._nearly(close)
+                if level == self.last - 1:
+                    self._challenge(close, which, at)
+                else:
+                    self._again(close, which, at, latents)
+        return self.doubt
+
+    def _nearly(self, close: _Close) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return what was nearly kept: which row, and its place. Of crowded rows none, but doubt."""
+        near = close.scores <= close.most[:, None]
+        near[np.arange(len(near))[:, None], close.places] = False
+        which, at = np.divmod(np.flatnonzero(near), near.shape[1])
+        crowded = np.bincount(which, minlength=len(near)) > MOST_RIVALS
+        self.doubt[close.rows[crowded]] = True
         few = ~crowded[which]
-        which, at = which[few], at[few]
-        row, from_, score = rows[which], at // total.shape[2], some[which, at]
-        weight = self.search.bound.weights[self.level]
-        if weight:
-            score = score + weight * (score - surcharge[row, from_])
-        self.rivals = (row, torch.cat([codes[row, from_], (at % total.shape[2])[:, None]], 1), score)
+        return which[few], at[few]
 
-    def charge(self, scores: Tensor, surcharge: Tensor) -> None:
-        """Add what is rounded where prefixes are weighed."""
-        weight = self.search.bound.weights[self.level]
-        self.before = torch.maximum(self.before, surcharge.abs().amax(1))
-        size = scores.abs().amax(1) + self.before
-        self.error = self.error * (1 + 2 * weight) + 8 * SPARE * ROUNDING * size
+    def _again(self, close: _Close, which: NDArray[np.int64], at: NDArray[np.int64], latents: Tensor) -> None:
+        """Doubt where float64 does not say, too, that all that were kept are better than what nearly was."""
+        row, slot = np.nonzero(~(close.kept < close.least[:, None]))
+        count = len(row)
+        of, place = np.concatenate([row, which]), np.concatenate([close.places[row, slot], at])
+        size = close.scores.shape[1] // close.codes.shape[1]
+        chosen = np.concatenate([close.codes[of, place // size], (place % size)[:, None]], axis=1)
+        score = np.empty(len(of))
+        for begin in range(0, len(of), AGAIN):
+            some = slice(begin, begin + AGAIN)
+            rows = torch.from_numpy(close.rows[of[some]]).to(latents.device)
+            score[some] = self._fine(chosen[some], _host(latents[rows]))
+        nearest, farthest = np.full(len(close.rows), np.inf), np.full(len(close.rows), -np.inf)
+        np.minimum.at(nearest, which, score[count:])
+        np.maximum.at(farthest, row, score[:count])
+        length = np.sqrt(
+            np.square(_host(latents[torch.from_numpy(close.rows).to(latents.device)]).astype(np.float64)).sum(1)
+        )
+        self.doubt[close.rows] |= ~(nearest - farthest > self.search.bound.fine(length))
 
-    def _end(self, scores: Tensor, parent: Tensor, beyond: Tensor, margin: Tensor) -> None:
-        ends = torch.cat([scores, beyond[:, None]], 1)
-        self.doubt |= ~((ends[:, 1:] - ends[:, :-1]).amin(1) > margin)
-        if self.unsure is not None:
-            self.doubt |= self.unsure.gather(1, parent)[:, 0]
-        if self.rivals is not None:
-            self._challenge(scores[:, 0], margin)
+    def _fine(self, codes: NDArray[np.int64], latents: NDArray[np.float32]) -> Float64:
+        """Return what sums of codewords are ranked by, (n,), in float64."""
+        depth = codes.shape[1]
+        sums = self.search.host_words[codes + self.search.host_offsets[:depth]].astype(np.float64)
+        for level in range(1, depth):
+            sums[:, level] += sums[:, level - 1]
+        errors = np.einsum("ijk,ijk->ij", sums, sums - 2 * latents[:, None].astype(np.float64)) / 2
+        weights = self.search.bound.weights
+        return np.asarray(errors[:, -1] + sum(weights[level] * errors[:, level] for level in range(depth - 1)))
 
-    def _challenge(self, best: Tensor, margin: Tensor) -> None:
-        """Doubt what a sum that nearly was kept could have beaten."""
-        assert self.rivals is not None
-        rows, codes, scores = self.rivals
-        if not len(rows):
+    def _challenge(self, close: _Close, which: NDArray[np.int64], at: NDArray[np.int64]) -> None:
+        """Doubt where the best sum might be beaten by one that goes on from what nearly was kept."""
+        if not len(which):
             return
-        totals = self.search._extended(codes[:, None, :], scores[:, None], self.last)[:, 0] + self.linear[rows]
-        least = torch.full_like(best, math.inf).scatter_reduce(0, rows, totals.amin(1), "amin")
-        self.doubt |= ~(least - best > margin)
+        size = close.scores.shape[1] // close.codes.shape[1]
+        codes = np.concatenate([close.codes[which, at // size], (at % size)[:, None]], axis=1)
+        score, weight = close.scores[which, at], self.search.bound.weights[self.last - 1]
+        if weight:
+            score = score + np.float32(weight) * (score - close.surcharge[which, at // size])
+        device = self.search.words.device
+        totals = self.search._extended(
+            torch.from_numpy(codes).to(device)[:, None, :], torch.from_numpy(score).to(device)[:, None], self.last
+        )
+        found = (_host(totals)[:, 0] + np.concatenate(self.linear)[which]).min(1)
+        rows = close.rows[which]
+        self.doubt[rows[~(found - self.best[rows] > self.margin[rows])]] = True
+
+
+def _host(tensor: Tensor) -> NDArray[Any]:
+    return tensor.cpu().numpy()
 
 
 class ExactSearch:
@@ -413,6 +545,7 @@ class ExactSearch:
 
     def __init__(self, search: BeamSearch) -> None:
         self.books = [book.cpu().numpy() for book in search.codebooks]
+        self.bound = search.bound
         self.widths = search.widths
         self.tabled = search.tables is not None
         # By division, one at a time: powers differ between C libraries.
@@ -453,7 +586,7 @@ class ExactSearch:
         codes = np.zeros((n, 1, 0), np.int64)
         scores = surcharge = np.zeros((n, 1))
         doubt = np.zeros(n, bool)
-        margin = 2 * products.error(latents, sum(self.weights))
+        margin = self.bound.fine(np.sqrt(np.square(latents, dtype=np.float64).sum(1)))
         for level in range(last + 1):
             total = products.linear(latents, level)[:, None, :]
             if level > 0:
@@ -521,7 +654,6 @@ class _Products:
             parts(book.T, self.bits, self.parts, axis=0) if self.parts else np.ascontiguousarray(book.T)
             for book in self.books
         ]
-        self.lengths = [float(np.sqrt(2 * norms.max())) for norms in self.half_norms]
         self.tables: list[list[Float64]] | None = None
         if tabled:
             self.tables = [[self._times(book, level) for book in self.books[:level]] for level in range(len(books))]
@@ -531,13 +663,6 @@ class _Products:
         if self.parts:
             return product(left, self.factors[level], times)
         return times(np.asarray(left, np.float64), self.factors[level])
-
-    def error(self, latents: NDArray[np.float32], weight: float) -> Float64:
-        """Return by how much scores that are left whole may be off from those of parts, (n,)."""
-        length = np.sqrt(np.square(latents, dtype=np.float64).sum(1)) * SPARE
-        largest = sum(self.lengths) + length
-        terms = latents.shape[1] + 16 * len(self.books) + 64
-        return np.asarray(4 * FINE_ROUNDING * terms * (1 + weight) ** 2 * largest**2)
 
     def linear(self, latents: NDArray[np.float32], level: int) -> Float64:
         """Return ½‖c‖² − z·c for every codeword of a level, (n, codes)."""

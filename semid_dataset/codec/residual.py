@@ -43,6 +43,7 @@ PREFIX = "quantizer."  # of its arrays' names, there and in a table
 
 T = TypeVar("T")
 
+JUDGED = 8  # blocks of a search that are judged together
 FLOATS = (np.float16, np.float32, np.float64)
 
 
@@ -136,7 +137,7 @@ class ResidualQuantizer:
         width = min(keep, math.prod(self.codebook_sizes))
         codes = torch.empty(len(vectors), width, len(self.codebooks), dtype=torch.int64, device=self.device)
         doubt = torch.ones(len(vectors), dtype=torch.bool, device=self.device)
-        rows = self.search.rows
+        rows = JUDGED * self.search.rows
 
         def one(begin: int) -> None:
             block = slice(begin, begin + rows)
