@@ -29,6 +29,7 @@ from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
 from semid_dataset.inputs.discover import FeatureSource, find_sources
+from semid_dataset.objects import as_path
 from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
@@ -92,7 +93,7 @@ def generate_semantic_ids(
         raise ConfigError("sequences take part in a training in memory: give output_dir, one feature and no engine.")
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
     if output_dir is not None:
-        return _generate_into(Path(output_dir), resolution, found, question, sequences)
+        return _generate_into(as_path(output_dir), resolution, found, question, sequences)
     if retrain and resolution.parent is not None:
         raise ConfigError("retrain trains anew and parent extends: give one of them.")
     if not retrain:
@@ -171,10 +172,10 @@ def _asked(
     if engine is not None and engine not in ENGINES:
         raise ConfigError(f"There is no engine {engine!r}; there are {' and '.join(ENGINES)}.")
     ask = Ask(
-        Path(data_dir),
+        as_path(data_dir),
         tuple(map(str, feature_ids)),
         config=config or SemanticIdConfig(),
-        parent=Path(parent) if isinstance(parent, str) else parent,
+        parent=as_path(parent) if isinstance(parent, str | Path) else parent,
     )
     resolution = Resolution(ask, Context.at_door(explicit=True), may_generate=True)
     resolution.engine = engine
@@ -185,7 +186,7 @@ def _asked(
             f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
             f"Give the {TABLE_FILE} of a training."
         )
-    found = find_sources(Path(data_dir), ask.feature_ids)
+    found = find_sources(as_path(data_dir), ask.feature_ids)
     return resolution, found, resolution.question(found)[0]
 
 
@@ -267,7 +268,7 @@ def generate_from_vectors(
     if sequences is not None:
         embeddings = with_sequences(embeddings, sequences)
     identity = Identity.of(config, embeddings.dims)
-    return _train_into(Path(output_dir), embeddings, config, identity, started, environment.mmap)
+    return _train_into(as_path(output_dir), embeddings, config, identity, started, environment.mmap)
 
 
 def generate_from_array(
@@ -291,10 +292,10 @@ def generate_from_array(
     from semid_dataset.build.streaming import run as scale
 
     started = time.perf_counter()
-    config, output = config or SemanticIdConfig(), Path(output_dir)
+    config, output = config or SemanticIdConfig(), as_path(output_dir)
     root = Root(output / WORK, output)
     environment = Context.at_door(explicit=True).environment
-    job = scale.open_array_job(root, Path(path), ids, config, limit=environment.memory_for(config))
+    job = scale.open_array_job(root, as_path(path), ids, config, limit=environment.memory_for(config))
     if job is None:
         return None
     embeddings = job.read()
@@ -391,7 +392,7 @@ def generate_semantic_ids_on_demand(
         device = getattr(args, "device", None)
         config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
         features = (mm_emb_ids,) if isinstance(mm_emb_ids, str | int) else mm_emb_ids
-        return resolve(Ask(Path(data_path), tuple(map(str, features)), config=config), Context.at_door())
+        return resolve(Ask(as_path(data_path), tuple(map(str, features)), config=config), Context.at_door())
     except Exception as error:  # noqa: BLE001 - its callers, of the original function, expect no exception of any kind
         degrade("default", reason=error)
         return SemanticIdTable.default(reason=str(error))

@@ -14,6 +14,7 @@ from semid_dataset._process import forks, outside_compiler
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, RecursiveAccessError, SemidError, TableError
+from semid_dataset.objects import as_path
 from semid_dataset.resolve import Ask, look, resolve
 from semid_dataset.table.table import SemanticIdTable, Unopened
 
@@ -62,7 +63,7 @@ class LazySemanticIds:
         self._embeddings = embeddings
         self._config = config or SemanticIdConfig()
         self._parent = parent
-        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._cache_dir = None if cache_dir is None else as_path(cache_dir)
         self._name = "semantic_id_dict"
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -190,7 +191,7 @@ class LazySemanticIds:
             feature_ids=_feature_ids(feature_ids),
             embeddings=embeddings,
             config=config or self._config,
-            parent=Path(parent) if isinstance(parent, str) else parent,
+            parent=as_path(parent) if isinstance(parent, str | Path) else parent,
             cache_dir=self._cache_dir,
         )
 

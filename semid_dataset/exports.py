@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.format.id_json import parse_id_json
+from semid_dataset.objects import as_path
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def export(
         TableError: the table does not fit the format.
         OSError: it could not be written; what was there before is as it was.
     """
-    path = Path(path)
+    path = as_path(path)
     wanted = format_of(path, form)
     path.parent.mkdir(parents=True, exist_ok=True)
     return wanted.write(table, path, style, first)
@@ -286,7 +287,7 @@ def read_export(
         TableError: the file is not what its name says.
         OSError: it cannot be read.
     """
-    path = Path(path)
+    path = as_path(path)
     wanted = format_of(path, form)
     if wanted.read is None:
         raise ConfigError(f"'{path}': the format {wanted.name} holds {wanted.what}, no IDs of items.")
@@ -718,7 +719,7 @@ class PrefixTrie:
     @classmethod
     def open(cls, path: str | Path) -> "PrefixTrie":
         """Read a trie that `export(table, path, "trie")` wrote; raises TableError where it is none."""
-        path = Path(path)
+        path = as_path(path)
         archive = _load(path)
         names = ("levels", "indptr", "codes", "rows", "row_indptr")
         levels, indptr, codes, rows, row_indptr = (_member(archive, name, path) for name in names)

@@ -11,16 +11,19 @@ import array
 import importlib
 import itertools
 import operator
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.errors import EmbeddingError, ItemsError, SemidError
+from semid_dataset.errors import ConfigError, EmbeddingError, ItemsError, SemidError
 
 __all__ = [
     "INT64_MAX",
@@ -29,6 +32,7 @@ __all__ = [
     "Items",
     "as_items",
     "as_matrix",
+    "as_path",
     "as_query",
     "as_vector",
     "item_of",
@@ -44,6 +48,7 @@ LONGEST_INT64 = 20  # characters
 # Whole numbers up to here are exact in a float of so many bytes; of larger ones several are the same float.
 EXACT = {2: 1 << 11, 4: 1 << 24}
 EXACT_DOUBLE = 1 << 53
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes s3:/bucket of s3://bucket
 BUFFERS = (memoryview, array.array)
 LISTS = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 
@@ -56,6 +61,31 @@ class _Missing:
 
 
 MISSING = _Missing()  # None, NaN, pandas.NA, NaT: the place is there and nothing stands in it
+
+
+# --- paths ---
+
+
+def as_path(given: Any, error: type[SemidError] = ConfigError) -> Path:
+    """
+    Return what a caller named as a path of this machine's file system.
+
+    Raises:
+        ConfigError, or what `error` says: it is no path, or a URL (pathlib would make a local folder "s3:" of one).
+    """
+    try:
+        path = Path(given)
+        os.fsencode(path)
+    except (TypeError, ValueError) as reason:
+        raise error(f"A path must be a string or a Path, not {shown(given)} ({reason}).") from None
+    if "\0" in str(path):
+        raise error(f"{shown(str(path))} is no path: it holds a null character.")
+    if URL.match(str(given)):
+        raise error(
+            f"'{given}' is a URL; only paths of this machine's file system are read and written. Nothing was written. "
+            "Copy the files here, or mount the store and give the path below its mount point."
+        )
+    return path
 
 
 # --- one item -----------------------------------------------------------------------------------

@@ -46,6 +46,7 @@ from semid_dataset.errors import (
 )
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
+from semid_dataset.objects import as_path
 from semid_dataset.table.build import TableData, content_digests
 from semid_dataset.table.header import TableHeader
 from semid_dataset.table.sizes import fitting_sizes, say_guessed
@@ -195,7 +196,7 @@ class Resolution:
         """Open the parent that was named, if any; not needed, and not missed, where a hand-made file answers."""
         named = self._named_parent
         if named is not None:
-            path = Path(named) if isinstance(named, str) else named
+            path = as_path(named) if isinstance(named, str) else named
             self.parent = lineage.open_parent(path, mmap=self.cache.mmap, unique=self.config.unique)
 
     def run(self) -> SemanticIdTable:

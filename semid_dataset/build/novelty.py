@@ -40,6 +40,8 @@ WAY = 2 / 3  # of that from the error of held-out items to 1: items of a new kin
 FEW = 2.0  # over the root of the number of items: by how much more than many a few may be off
 USELESS = 1.0  # the mean of all items would be as near
 LONG, ENDLESS = 2.0, 4.0  # times as long, or as short, as the vectors of known items
+# New items of which that many are short are refused; fewer may be such as have no text, say: a vector of zeros.
+SHORT_ITEMS = 8
 SAMPLE_ITEMS = 4096  # known items whose lengths are looked at
 
 
@@ -108,7 +110,8 @@ def judge(base: SemanticIdTable, encoded: Encoded) -> Novelty | None:
     foreign = (
         error > max(FOREIGN * slack * expected, expected + WAY * (1 - expected))
         or (far and error > USELESS)
-        or not 1 / ENDLESS / room < length < ENDLESS * room
+        or length >= ENDLESS * room
+        or (length <= 1 / ENDLESS / room and count >= SHORT_ITEMS)
     )
     return Novelty(error, expected, length, "foreign" if foreign else "far" if far else "near")
 

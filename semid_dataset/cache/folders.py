@@ -25,6 +25,8 @@ from pathlib import Path
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.environment import Environment
+from semid_dataset.errors import ConfigError
+from semid_dataset.objects import as_path
 
 __all__ = ["Found", "Root", "Roots", "generations", "last_generation", "lineages", "writable_root"]
 
@@ -94,10 +96,10 @@ class Roots:
 
 
 def _at_home(named: str) -> Path | None:
-    """Return a folder that a variable names; None where it begins with "~" and nobody knows whose home that is."""
+    """Return a folder that a variable names; None where it is a URL, or nobody knows whose home "~" is."""
     try:
-        return Path(named).expanduser()
-    except RuntimeError as error:
+        return as_path(named).expanduser()
+    except (RuntimeError, ConfigError) as error:
         logger.warning("cache folder '%s' is passed over: %s", named, error)
         return None
 

@@ -22,6 +22,7 @@ from semid_dataset.cli._answer import JSON, TABLE, Function, context, how_to_mak
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import parse_bytes
 from semid_dataset.errors import ConfigError, ParentError, TableError
+from semid_dataset.objects import as_path
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
@@ -60,8 +61,20 @@ def options(*decorators: Callable[[Function], Function]) -> Callable[[Function],
     return apply
 
 
-EXISTING = click.Path(exists=True, path_type=Path)
-ANY_PATH = click.Path(path_type=Path)
+class LocalPath(click.Path):
+    """A path of this machine's file system; URLs are refused, of which a local folder "s3:" would be made."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path, or end the command as called wrongly."""
+        try:
+            as_path(value)
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return super().convert(value, param, ctx)
+
+
+EXISTING = LocalPath(exists=True, path_type=Path)
+ANY_PATH = LocalPath(path_type=Path)
 IDS = options(
     click.option(
         "--items",

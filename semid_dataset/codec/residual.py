@@ -30,7 +30,7 @@ from semid_dataset.codec._search import BLOCK_CPU, BLOCK_GPU, BeamSearch, ExactS
 from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.format import tensors as container
-from semid_dataset.objects import as_matrix
+from semid_dataset.objects import as_matrix, as_path
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
@@ -317,7 +317,7 @@ class ResidualQuantizer:
         Raises:
             OSError: it could not be written.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         arrays, description = self.to_arrays()
         named = {f"{PREFIX}{name}": array for name, array in arrays.items()}
@@ -338,7 +338,7 @@ class ResidualQuantizer:
             TableError: there is no quantizer in it, or it is damaged.
             FileNotFoundError, OSError: it cannot be opened.
         """
-        path = Path(path)
+        path = as_path(path, TableError)
         if path.is_dir():
             path = path / QUANTIZER_FILE
         read = container.parse(files.map_file(path, mmap=False, follow=True)[0], str(path))

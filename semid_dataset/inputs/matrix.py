@@ -24,7 +24,7 @@ from semid_dataset.inputs._rows import BAD_NUMBER, OwnRows, usable
 from semid_dataset.inputs.discover import data_files, passed_over
 from semid_dataset.inputs.formats import FORMATS, whole_file
 from semid_dataset.inputs.formats.npy import load_array
-from semid_dataset.objects import Items, as_items, as_matrix
+from semid_dataset.objects import Items, as_items, as_matrix, as_path
 from semid_dataset.protocols import Format
 
 __all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
@@ -55,7 +55,7 @@ def read_vectors(
         EmbeddingError: anything else that is wrong with them; file, row, found and wanted are named.
         FileNotFoundError, OSError: as the system says.
     """
-    path = Path(path)
+    path = as_path(path)
     path.stat()  # a missing file is said in the system's words
     listed = None if items is None or str(items) == ROWS else _listed_in(Path(items))
     rows = OwnRows(str(path))
@@ -142,7 +142,7 @@ def read_items(path: str | Path) -> Items:
         EmbeddingError: it is none of these.
         FileNotFoundError, OSError: as the system says.
     """
-    path = Path(path)
+    path = as_path(path)
     path.stat()
     with ForwardFile(path, hashed=False) as file:
         head = file.head()

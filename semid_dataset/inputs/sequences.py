@@ -8,7 +8,7 @@ from semid_dataset.inputs._columns import Column, listed
 from semid_dataset.inputs._file import ForwardFile, something_else
 from semid_dataset.inputs.formats.jsonl import json_loads, lines
 from semid_dataset.inputs.formats.parquet import read_table
-from semid_dataset.objects import item_of
+from semid_dataset.objects import as_path, item_of
 
 __all__ = ["read_sequences"]
 
@@ -27,7 +27,7 @@ def read_sequences(path: str | Path) -> list[list[Any]]:
         EmbeddingError: a line is no list, an item is none, or there is no such column.
         FileNotFoundError, OSError: as the system says.
     """
-    path = Path(path)
+    path = as_path(path)
     path.stat()
     with ForwardFile(path, hashed=False) as file:
         head = file.head()

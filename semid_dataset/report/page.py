@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset.errors import ConfigError
+from semid_dataset.objects import as_path
 from semid_dataset.report import _svg as svg
 from semid_dataset.report._map import NEAREST, Map, map_of
 from semid_dataset.report._prefixes import MAP_ITEMS, SAMPLE_ITEMS
@@ -79,7 +80,7 @@ def write_report(
     _template(PAGE)  # what is missing is said before a minute of measuring
     material = Material.of(table, vectors=vectors, titles=titles, candidates=candidates, name=name)
     page = _page(material, Words(lang), lang)
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace_file(path, [page.encode("utf-8", "replace")])
     return path

@@ -35,7 +35,7 @@ from semid_dataset.format.tensors import (
     packed_rows,
     parse,
 )
-from semid_dataset.objects import as_query, item_of, shown
+from semid_dataset.objects import as_path, as_query, item_of, shown
 from semid_dataset.table.build import WEIGHTS, TableData, build_table_buffers, content_digests, json_keys
 from semid_dataset.table.figures import Quality, extensions, figures
 from semid_dataset.table.header import TableHeader
@@ -601,7 +601,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             TableError: the path is none, or a folder's.
             OSError: it could not be written; what was there before is as it was.
         """
-        path = _path(path)
+        path = as_path(path, TableError)
         if path.is_dir():
             raise TableError(f"'{path}' is a folder. Name the file, such as '{path / TABLE_FILE}'.")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -936,21 +936,9 @@ def _prefix_codes(prefix: Any) -> list[int]:
     return [code if isinstance(code, int) else -1 for code in codes]
 
 
-def _path(given: Any) -> Path:
-    """Return what a caller named as a path."""
-    try:
-        path = Path(given)
-        os.fsencode(path)
-    except (TypeError, ValueError) as error:
-        raise TableError(f"A path must be a string or a Path, not {shown(given)} ({error}).") from None
-    if "\0" in str(path):
-        raise TableError(f"{shown(str(path))} is no path: it holds a null character.")
-    return path
-
-
 def _table_file(given: Any) -> Path:
     """Return the file of a table that a person named, by itself or by its folder."""
-    path = _path(given)
+    path = as_path(given, TableError)
     if not path.is_dir():
         if path.exists() and not path.is_file():
             raise TableError(f"'{path}' is not a regular file. Give a {TABLE_FILE} or its folder.")
