@@ -1,16 +1,17 @@
 """`semid report`: write the page about IDs."""
 
-import json
+from itertools import islice
 from pathlib import Path
 
 import click
 import numpy as np
 
-from semid_dataset import _files as files
 from semid_dataset.check import vectors_for
 from semid_dataset.cli._answer import Answer, command, context, count
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FEATURES, IDS, SIZES, open_ids, options, read_embeddings
-from semid_dataset.errors import EmbeddingError, SemidError
+from semid_dataset.errors import EmbeddingError
+from semid_dataset.inputs.titles import read_titles
+from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["read_titles", "report"]
 
@@ -82,29 +83,22 @@ def report(
     size = output.stat().st_size
     return Answer(
         {"path": output, "bytes": size, "items": len(table)},
-        [f"Wrote {output} ({size / 2**20:.1f} MB), {count(len(table), 'item')}."],
+        [
+            f"Wrote {output} ({size / 2**20:.1f} MB), {count(len(table), 'item')}.",
+            *([] if named is None else _about_titles(table, named)),
+        ],
         [f"open {output} in a browser"],
     )
 
 
-def read_titles(path: Path) -> dict[str, str]:
-    """Return titles by item out of .json, .jsonl, .csv or .tsv."""
-    import csv
-
-    try:
-        text = bytes(files.map_file(path, mmap=False, follow=True)[0]).decode("utf-8-sig")
-        if path.suffix == ".json":
-            titles = json.loads(text)
-            if not isinstance(titles, dict):
-                raise EmbeddingError(f"'{path}' holds a {type(titles).__name__}; wanted: an object of titles by item.")
-            return {str(item): str(title) for item, title in titles.items()}
-        if path.suffix in {".jsonl", ".ndjson"}:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            names = ("item_id", "item", "id")
-            return {str(next(row[name] for name in names if name in row)): str(row["title"]) for row in rows}
-        separator = "\t" if path.suffix == ".tsv" else ","
-        return {row[0]: row[1] for row in csv.reader(text.splitlines(), delimiter=separator) if len(row) >= 2}
-    except (ValueError, KeyError, TypeError, StopIteration, csv.Error) as error:
-        if isinstance(error, SemidError):
-            raise
-        raise EmbeddingError(f"'{path}' cannot be read as titles: {type(error).__name__} {error}.") from None
+def _about_titles(table: SemanticIdTable, titles: dict[str, str]) -> list[str]:
+    """Say how many titles are of items of the table; where none is, what both look like."""
+    rows = table.rows_of(list(titles)) if titles else np.empty(0, np.int64)
+    rows = rows[rows >= 0]
+    matching, titled = len(rows), len(np.unique(rows))
+    line = f"{matching:,} of {len(titles):,} titles match an item; {titled:,} of {count(len(table), 'item')} have one."
+    if matching or not len(table):
+        return [line]
+    items = ", ".join(str(item) for item in islice(table, 3))
+    others = ", ".join(list(titles)[:3]) or "nothing"
+    return [line, f"Titles are of {others}; items are {items}. Are they the same kind of id?"]
