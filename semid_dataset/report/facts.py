@@ -145,6 +145,7 @@ def facts_of(material: Material) -> dict[str, Any]:
     """Return the facts; see `report_facts`."""
     table = material.table
     provenance = material.part("provenance")
+    titled = _titled(material)
     history = _history(material)
     born = finite(provenance.get("born"))
     if born is None and history:
@@ -162,8 +163,8 @@ def facts_of(material: Material) -> dict[str, Any]:
         "path": None if table.path is None else str(table.path),
         "vectors": material.vectors is not None,
         "sampled": None if material.sample.whole else len(material.sample.places),
-        "titles": _titled(material),
-        "coverage": _coverage(material),
+        "titles": titled,
+        "coverage": _coverage(material, titled),
         "collisions": _collisions(material),
         "errors": _errors(material),
         "per_level": _levels(material),
@@ -244,14 +245,13 @@ def _titled(material: Material) -> dict[str, int] | None:
     return {"given": len(material.titles), "known": sum(item in material.table for item in material.titles)}
 
 
-def _coverage(material: Material) -> dict[str, Any] | None:
+def _coverage(material: Material, titled: dict[str, int] | None) -> dict[str, Any] | None:
     """Return the share of the items asked for that have an ID, their number and what they are."""
     if material.candidates is not None:
         rows = material.table.rows_of(material.candidates)
         if not rows.size:
             return None
         return {"share": float((rows >= 0).mean()), "asked": int(rows.size), "kind": "candidates"}
-    titled = _titled(material)
     if titled is None:
         return None
     return {"share": titled["known"] / titled["given"], "asked": titled["given"], "kind": "titles"}

@@ -440,7 +440,7 @@
     open.setAttribute("aria-expanded", "false");
     const code = make("span", "code", node.prefix.length > 1 ? `…-${node.prefix.at(-1)}` : node.prefix[0]);
     code.style.setProperty("--tint", tint(node.prefix[0]));
-    const counted = make("span", "count", hits ? `${count(hitsIn(node))}/${count(node.count)}` : (node.exact ? "" : "≥ ") + count(node.count));
+    const counted = make("span", "count", hits ? `${count(hitsIn(node))}/${count(node.high - node.low)}` : (node.exact ? "" : "≥ ") + count(node.count));
     const about = make("span", "words");
     about.append(make("bdi", "", describe(node)));
     const twist = make("span", "twist", "▸");
