@@ -21,12 +21,19 @@ from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.entries import LINEAGE, MOST_BYTES
 from semid_dataset.cache.folders import Found, Root
 from semid_dataset.cache.index import ENTRY, INDEX, peek_header
-from semid_dataset.cache.notes import optional, read_note, record, text
+from semid_dataset.cache.notes import items, optional, read_note, record, text
+from semid_dataset.cache.served import MOST_KINDS
 from semid_dataset.errors import SemidError
 
 __all__ = ["Contents", "Row", "Waste", "find_waste", "look_through", "within"]
 
-NAMED = record({"lineage": LINEAGE, "folder": optional(text("(?s:.{0,4096})"), "")})
+NAMED = record(
+    {
+        "lineage": LINEAGE,
+        "folder": optional(text("(?s:.{0,4096})"), ""),
+        "kinds": optional(items(record({"lineage": LINEAGE}), most=MOST_KINDS), []),
+    }
+)
 DAY = 86_400.0  # seconds
 WORK_SECONDS = DAY  # a run that has finished no part for a day will not go on; if it does, it does them again
 LEFTOVER_DAYS, TABLE_DAYS = 1.0, 30.0  # since the last change, or use, of files that nobody needs
@@ -120,7 +127,8 @@ def _contents(root: Root, live: Live) -> Contents:
             with suppress(OSError):
                 notes, note_bytes = notes + 1, note_bytes + path.lstat().st_size
             if kind == "served" and (noted := _noted(path)) is not None:
-                served.setdefault(noted["lineage"], []).append(noted["folder"])
+                for lineage in {one["lineage"] for one in (noted, *noted["kinds"])}:
+                    served.setdefault(lineage, []).append(noted["folder"])
     rows = [_row(root, name, live, tuple(served.get(name, ()))) for name in folders.lineages([root])]
     jobs = _listed(root.versioned / folders.JOBS)
     job_bytes = sum(_size(path) for job in jobs for path in _listed(job))
@@ -176,7 +184,8 @@ def find_waste(
     live = Live()
     ages = (DAY * LEFTOVER_DAYS, DAY * TABLE_DAYS) if min_age is None else (min_age, min_age)
     now = {root.path: _now(root) for root in roots}
-    named = {noted["lineage"] for root in roots for kind in ("memo", "served") for noted in _notes(root, kind)}
+    notes = [noted for root in roots for kind in ("memo", "served") for noted in _notes(root, kind)]
+    named = {one["lineage"] for noted in notes for one in (noted, *noted["kinds"])}
     found: list[Waste] = []
     for name in cache.lineages():
         unused = lineages and name not in named and not _is_in(parent, [root.versioned / name for root in roots])

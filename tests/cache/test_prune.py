@@ -13,7 +13,7 @@ import pytest
 from faultkit import TESTS
 from world import SmallDataset, make_data, vectors_of, write_embeddings
 
-from semid_dataset.cache import entries, folders, use
+from semid_dataset.cache import entries, folders, served, use
 from semid_dataset.cache.cache import Cache, publish_table
 from semid_dataset.cache.prune import find_waste, look_through, within
 from semid_dataset.environment import Environment
@@ -221,7 +221,7 @@ def test_the_cache_says_what_lies_in_it(tmp_path: Path) -> None:
 
 def test_notes_of_a_copied_cache_keep_their_lineage(root: folders.Root) -> None:
     """A lineage that a note names is nobody's waste."""
-    entries.note_served([root], Path("/some/where"), LINEAGE)
-    assert doomed(root, lineages=True, min_age=0) == ["0.safetensors"]
-    entries.note_served([root], Path("/some/where"), "another-lineage")
     assert doomed(root, lineages=True, min_age=0) == ["0.safetensors", "1.safetensors"]
+    for kind, lineage in (("a1", LINEAGE), ("b2", "another-lineage")):  # of two kinds of ID, the last one is another
+        served.note_served([root], Path("/some/where"), kind, entries.Memo(lineage, 0, "5" * 64))
+        assert doomed(root, lineages=True, min_age=0) == ["0.safetensors"]
