@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.objects import Items, as_items, item_of, shown
+from semid_dataset.objects import Items, as_items, item_of, quick_integers, shown
 
 __all__ = ["EXACT", "INT64", "Ids", "as_listed", "canonical_int", "of_array", "whole_number"]
 
@@ -26,6 +26,8 @@ DIGITS = 20  # characters of the longest int64, sign included
 EXACT = 2**53  # whole numbers below it are themselves as a double; beyond, a neighbour may have become them
 OTHERWISE = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]*(?:[eE][+-]?[0-9]{1,3})?|[eE][+-][0-9]{1,3})?")
 UNTIDY = re.compile(r"^[\s\"']|[\s\"']$|[\t\r\x00]")  # of a line that is a name
+# Whatever may be one of the two above; most lists hold none, and one search a text is quick.
+SUSPECT = re.compile(r"^[\s\"'+]|[\s\"']$|[\t\r\x00]|^-?[0-9]+(?:\.|[eE][+-])|^-0$")
 LONGEST = 64  # characters of a number that is written otherwise
 
 
@@ -145,12 +147,24 @@ def as_listed(
     Raises:
         EmbeddingError: a value is no id, or some are whole numbers in another spelling and some are not.
     """
-    ids = Ids()
     if isinstance(values, np.ndarray):
+        ids = Ids()
         if example is not None:
             ids.note(example, int(values[0]), f"'{where}'")
         ids.numbers()
         return values
+    if isinstance(values, list) and set(map(type, values)) == {str}:
+        quick = quick_integers(values)
+        if quick is not None:
+            return quick
+        if "" not in values and not any(map(SUSPECT.search, values)):
+            return values
+    return _one_by_one(values, where, places, lines)
+
+
+def _one_by_one(values: Sequence[Any], where: str, places: Sequence[str], lines: bool) -> Items:
+    """Return ids of which some may be no texts, no ids, or numbers in another spelling; see `as_listed`."""
+    ids = Ids()
     found: list[int | str] = []
     untidy = ""
     for row, value in enumerate(values):

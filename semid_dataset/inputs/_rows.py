@@ -83,6 +83,8 @@ class Rows:
     def begin(self, dim: int, rows: int = 0) -> None:
         """Take note of the width of the vectors that come, where it was not known, and of how many come, about."""
         if not self.dim:
+            if dim < 1:
+                raise EmbeddingError("The first vector has no numbers.")
             self.dim = dim
             self._matrix = np.empty((0, dim), np.float32)
         if rows:

@@ -166,7 +166,9 @@ def read_items(path: str | Path) -> Items:
         return as_listed(entries, str(path), _Numbered("row"))
     if entries and not entries[-1]:
         entries.pop()
-    return as_listed([line.removesuffix("\r") for line in entries], str(path), _Numbered("line", 1), lines=True)
+    if "\r" in text:
+        entries = [line.removesuffix("\r") for line in entries]
+    return as_listed(entries, str(path), _Numbered("line", 1), lines=True)
 
 
 class _Numbered(Sequence[str]):

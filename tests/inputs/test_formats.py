@@ -483,6 +483,8 @@ def test_vectors_that_are_none_are_refused_by_name(tmp_path: Path) -> None:
         (pa.array([b"\0" * 16] * 3), "vectors of type binary in embedding"),
         (pa.array([[[1.0], [2.0]]] * 3), "row 0: 2 lists of numbers instead of one"),
         (pa.array([[1.0], None, [2.0]]), "row 1: 0 numbers instead of 1"),
+        (pa.array([[], [1.0], [2.0]], pa.list_(pa.float32())), "row 0: no numbers under embedding"),
+        (pa.array([None, None, None], pa.list_(pa.float32())), "row 0: no numbers under embedding"),
     ]:
         with pytest.raises(EmbeddingError, match=said):
             read_vectors(parquet(tmp_path / "x.parquet", item_id=IDS, embedding=column))

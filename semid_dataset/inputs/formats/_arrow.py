@@ -22,7 +22,7 @@ from semid_dataset.inputs._rows import Places
 from semid_dataset.objects import item_of
 from semid_dataset.protocols import Partition, Sink
 
-__all__ = ["Chosen", "arrow_errors", "arrow_module", "choose", "columns_of", "take_batch", "width_of"]
+__all__ = ["Chosen", "arrow_errors", "arrow_module", "begin", "choose", "columns_of", "take_batch"]
 
 
 def arrow_module(name: str, path: Path, what: str) -> Any:
@@ -113,12 +113,25 @@ def choose(schema: Any, part: Partition, sink: Sink) -> Chosen:
     return Chosen(items, vectors)
 
 
-def width_of(batch: Any, name: str) -> int:
-    """Return how many numbers the first vector of a batch has; 0 where there is none."""
-    lists, _ = _lists_of(_column(batch, name), np.arange(batch.num_rows), lambda *_: None)
+def begin(batch: Any, name: str, sink: Sink, path: Path) -> None:
+    """
+    Tell a sink that does not know it how wide the vectors are: as the first one of a batch.
+
+    Raises:
+        EmbeddingError: it has no numbers.
+    """
+    if sink.dim or not batch.num_rows:
+        return
+
+    def reject(bad: NDArray[np.int64], what: str) -> None:
+        raise EmbeddingError(f"'{path}', row {bad[0]}: {what}.")
+
+    lists, _ = _lists_of(_column(batch, name), np.arange(batch.num_rows), reject, path, name)
     compute = importlib.import_module("pyarrow.compute")
     lengths = compute.drop_null(compute.list_value_length(lists))
-    return int(lengths[0].as_py()) if len(lengths) else 0
+    if not len(lengths) or not lengths[0].as_py():
+        raise EmbeddingError(f"'{path}', row 0: no numbers under {name}; wanted: a vector in every row.")
+    sink.begin(int(lengths[0].as_py()))
 
 
 def take_batch(batch: Any, taken: Chosen, sink: Sink, path: Path, number: int) -> None:

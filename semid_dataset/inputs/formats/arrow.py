@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from semid_dataset.inputs._file import ForwardFile
-from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, choose, take_batch, width_of
+from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, begin, choose, take_batch
 from semid_dataset.protocols import Partition, Sink
 
 __all__ = ["ArrowFile"]
@@ -40,8 +40,7 @@ class ArrowFile:
                 taken = choose(schema, part, sink)
                 number = 0
                 for batch in batches:
-                    if not sink.dim:
-                        sink.begin(width_of(batch, taken.vectors))
+                    begin(batch, taken.vectors, sink, path)
                     for first in range(0, batch.num_rows, sink.batch):
                         some = batch.slice(first, sink.batch)
                         take_batch(some, taken, sink, path, number)

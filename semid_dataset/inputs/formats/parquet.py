@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._file import HEAD, ForwardFile, something_else
-from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, choose, take_batch, width_of
+from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, begin, choose, take_batch
 from semid_dataset.protocols import Partition, Sink
 
 __all__ = ["Parquet", "read_table"]
@@ -50,7 +50,7 @@ class Parquet:
                 taken = choose(table.schema_arrow, part, sink)
                 if not sink.dim:
                     for batch in table.iter_batches(FIRST_ROWS, columns=[taken.vectors], use_threads=False):
-                        sink.begin(width_of(batch, taken.vectors))
+                        begin(batch, taken.vectors, sink, path)
                         break
                 last = table.metadata.num_rows if part.last < 0 else part.last
                 share = (part.bytes or file.size) / max(1, last - part.first)
