@@ -8,13 +8,14 @@ import importlib
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from semid_dataset.errors import ForkError
 
-__all__ = ["check_imports", "fellow_ranks", "forks", "in_loader_worker", "outside_compiler"]
+__all__ = ["check_imports", "fellow_ranks", "forks", "in_loader_worker", "outside_compiler", "unforked"]
 
 _forks = 0
 
@@ -30,6 +31,61 @@ os.register_at_fork(after_in_child=_count)
 def forks() -> int:
     """Return how many forks lie between the program that was started and this process; a lock is of one of them."""
     return _forks
+
+
+class _Gate:
+    """What forks wait for: the threads that are within `unforked`."""
+
+    def __init__(self) -> None:
+        self.here = threading.local()  # .depth: contexts that this thread is in
+        self.changed = threading.Condition(threading.RLock())
+        self.inside = 0  # threads
+
+    def own(self) -> int:
+        return int(getattr(self.here, "depth", 0) > 0)
+
+    def close(self) -> None:
+        """Let nobody else in, and wait until all others are out; the lock stays held until the fork is done."""
+        self.changed.acquire()
+        while self.inside > self.own():
+            self.changed.wait()
+
+    def open(self) -> None:
+        self.changed.release()
+
+    def renew(self) -> None:
+        """Begin anew in a child, which has the forking thread alone."""
+        self.changed = threading.Condition(threading.RLock())
+        self.inside = self.own()
+
+
+_gate = _Gate()
+os.register_at_fork(before=_gate.close, after_in_parent=_gate.open, after_in_child=_gate.renew)
+
+
+@contextmanager
+def unforked() -> Iterator[None]:
+    """
+    Have a fork of this process, by another thread, wait until this is over; may be nested.
+
+    OpenBLAS ends its threads before a fork. Where a product of NumPy's is on its way in another thread, both wait for
+    the other for ever, and the program with them. Entered around single products, therefore, and never around what
+    waits for other threads: those could not enter while a fork waits.
+    """
+    gate = _gate
+    depth = getattr(gate.here, "depth", 0)
+    if depth == 0:
+        with gate.changed:
+            gate.inside += 1
+    gate.here.depth = depth + 1
+    try:
+        yield
+    finally:
+        gate.here.depth = depth
+        if depth == 0:
+            with gate.changed:
+                gate.inside -= 1
+                gate.changed.notify_all()
 
 
 def in_loader_worker() -> bool:

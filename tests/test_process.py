@@ -16,7 +16,7 @@ from parents import METHODS, STATES
 from world import ITEM0, SmallDataset, SmallMixinDataset, make_data
 
 from semid_dataset import _process
-from semid_dataset._process import check_imports, fellow_ranks
+from semid_dataset._process import check_imports, fellow_ranks, unforked
 from semid_dataset.codec import train as training
 from semid_dataset.errors import ConfigError, ForkError, GenerationError, SemanticIdWarning
 
@@ -438,3 +438,70 @@ def test_forks_are_counted() -> None:
 
     assert forked(in_child) == 0
     assert _process.forks() == before
+
+
+def test_a_fork_waits_for_products_of_other_threads() -> None:
+    """OpenBLAS, which ends its threads first, would wait for ever; nested products and the forker's own pass."""
+    inside, leave, forked_then = threading.Event(), threading.Event(), threading.Event()
+
+    def multiply() -> None:
+        with unforked(), unforked():
+            inside.set()
+            leave.wait(30)
+
+    def fork() -> None:
+        with unforked():
+            assert forked(lambda: None) == 0
+        forked_then.set()
+
+    threads = [threading.Thread(target=multiply), threading.Thread(target=fork)]
+    threads[0].start()
+    assert inside.wait(30)
+    threads[1].start()
+    assert not forked_then.wait(0.3)
+    leave.set()
+    assert forked_then.wait(60)
+    for thread in threads:
+        thread.join(30)
+
+    def in_child() -> None:
+        with unforked():
+            assert forked(lambda: None) == 0
+
+    assert forked(in_child) == 0
+
+
+FORKING = """
+import itertools, json, os, pathlib, random, sys, threading, time, warnings
+warnings.simplefilter("ignore")
+import world
+folder, done = pathlib.Path(sys.argv[1]), [0]
+
+def train():
+    for number in itertools.count():
+        data, first = folder / str(number), 10**9 * (number + 1)
+        world.write_embeddings(data, world.vectors_of(3000, 200, seed=number), first=first)
+        world.write_embeddings(data, world.vectors_of(3000, 300, seed=number), "82", first=first)
+        assert world.SmallDataset(data, ("81", "82")).semantic_id_dict.status == "trained"
+        done[0] += 1
+
+threading.Thread(target=train, daemon=True).start()
+while not done[0]:
+    time.sleep(0.1)
+dice = random.Random(0)
+for number in range(60):
+    time.sleep(dice.random() * 0.1)
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+print(json.dumps(["forked", number + 1]), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(400)
+def test_forks_beside_a_training_never_block(tmp_path: Path) -> None:
+    """Two features, whose products are NumPy's; before, the first few forks stopped the program."""
+    assert program("-c", FORKING, tmp_path, timeout=390) == [["forked", 60]]

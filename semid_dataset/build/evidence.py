@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset._process import unforked
 from semid_dataset.build import novelty
 from semid_dataset.codec.bulk import distances
 from semid_dataset.inputs._items import canonical_int
@@ -215,7 +216,8 @@ class Evidence:
         for order in orders:
             there = now[np.ix_(order, order)][pairs]
             there = there - there.mean()
-            found.append(float(wanted @ there / np.sqrt((wanted @ wanted) * (there @ there))))
+            with unforked():
+                found.append(float(wanted @ there / np.sqrt((wanted @ wanted) * (there @ there))))
         return found[0] > max(LEAST_CORRELATION, *found[1:])
 
 
@@ -287,6 +289,7 @@ def _item_hashes(items: Keys) -> NDArray[np.uint64]:
     return hashes
 
 
+@unforked()
 def _cosines(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
     lengths = np.linalg.norm(centred, axis=1, keepdims=True)

@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset._process import unforked
+
 __all__ = ["Float64", "bits_for", "lengths", "parts", "product", "solve", "sums_of_squares"]
 
 Float64 = NDArray[np.float64]
@@ -77,7 +79,8 @@ def product(left: NDArray[Any], right: Sequence[Float64], multiply: Multiply = n
     total: Float64 | None = None
     for depth in reversed(range(count)):  # the smallest first; pairs below the last part's bits are dropped
         for at in range(depth + 1):
-            some = multiply(mine[at], right[depth - at])
+            with unforked():
+                some = multiply(mine[at], right[depth - at])
             if total is None:
                 total = some
             else:

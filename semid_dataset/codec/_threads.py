@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semid_dataset._process import outside_compiler
+from semid_dataset._process import outside_compiler, unforked
 
 __all__ = ["OutOfMemory", "in_blocks", "isolated", "sent", "times"]
 
@@ -230,7 +230,7 @@ def in_blocks(one: Callable[[int], None], begins: Sequence[int], device: torch.d
         crew.here.works = True
         crew.here.depth = getattr(crew.here, "depth", 0) + 1  # a thread of the crew is new and has set nothing
         try:
-            with torch.no_grad():
+            with torch.no_grad(), unforked():
                 one(begin)
         finally:
             crew.here.depth -= 1

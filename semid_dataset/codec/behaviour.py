@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset._process import unforked
 from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.codec.fusion import Fusion, unit_length
 from semid_dataset.errors import ConfigError, NoEmbeddingsError
@@ -125,7 +126,9 @@ def behaviour_aware(
         vectors[beyond] = vectors[~beyond].mean(0, dtype=np.float64)
         taken = [sequence[~beyond[sequence]] for sequence in taken]
     mean, matrix = learned_metric(vectors, taken)
-    pulled = pulled_together((vectors - mean) @ matrix, taken)
+    with unforked():
+        turned = (vectors - mean) @ matrix
+    pulled = pulled_together(turned, taken)
     centre = pulled.mean(0, dtype=np.float64)
     # Items alone are seen from the same centre: (x - mean) A - centre = (x - mean - centre A^-1) A, and A is symmetric.
     alone = Fusion.of_metric(feature.id, mean + np.linalg.solve(matrix, centre), matrix)
@@ -136,6 +139,7 @@ def behaviour_aware(
     return alone, fused
 
 
+@unforked()
 def learned_metric(
     vectors: NDArray[np.floating],
     sequences: Iterable[Sequence[int] | NDArray[np.integer]],
@@ -303,6 +307,7 @@ def _counted(
     return pairs // items, pairs % items, np.bincount(place.reshape(-1), weights).astype(np.float64)
 
 
+@unforked()
 def _leading(
     rows: NDArray[np.int64],
     columns: NDArray[np.int64],

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset._process import unforked
 from semid_dataset.codec._exact import Float64, bits_for, lengths, parts, product, solve
 from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
@@ -405,8 +406,9 @@ def _fit_aligned(features: Sequence[FeatureMatrix], seed: int) -> Fusion:
         rows, columns = _span_of(maps[first]), _span_of(maps[second])
         covariance[rows, columns], covariance[columns, rows] = cross, cross.T
     # Each block was taken over the items that have it, so together they may be no covariance: make them one.
-    values, vectors = np.linalg.eigh(covariance)
-    covariance = (vectors * np.maximum(values, 0)) @ vectors.T
+    with unforked():
+        values, vectors = np.linalg.eigh(covariance)
+        covariance = (vectors * np.maximum(values, 0)) @ vectors.T
     shared = _fixed_signs(vectors[:, ::-1][:, :WIDTH])
     joint = _Joint(_float32(covariance), _float32(shared))
     return Fusion("aligned", shared.shape[1], tuple(maps), joint)
@@ -428,7 +430,8 @@ def _principal(feature: FeatureMatrix, offset: int, seed: int) -> tuple[_Map, ND
     covariance = np.zeros((feature.dim, feature.dim), np.float64)
     for block in _blocks(feature.matrix, chosen):
         centred = block - mean
-        covariance += centred.T @ centred
+        with unforked():
+            covariance += centred.T @ centred
     covariance /= max(1, len(chosen))
     values, axes = _top_eigenvectors(covariance, min(WIDTH, feature.dim), seed)
     unit = _unit(variance)
@@ -444,9 +447,10 @@ def _cross_covariance(
     chosen = _sample(len(mine), seed)
     for start in range(0, len(chosen), FIT_BLOCK):
         some = chosen[start : start + FIT_BLOCK]
-        left = (first.matrix[mine[some]] - first_map.mean) @ first_map.map
-        right = (second.matrix[theirs[some]] - second_map.mean) @ second_map.map
-        cross += left.T @ right
+        with unforked():
+            left = (first.matrix[mine[some]] - first_map.mean) @ first_map.map
+            right = (second.matrix[theirs[some]] - second_map.mean) @ second_map.map
+            cross += left.T @ right
     # Few items show correlations that are not there: as many as there are axes halve what they say.
     return cross / max(1, len(chosen) + sum(cross.shape))
 
@@ -482,6 +486,7 @@ def _unit(variance: float) -> float:
     return 1.0 / float(np.sqrt(variance)) if variance > 0 else 1.0
 
 
+@unforked()
 def _top_eigenvectors(
     covariance: NDArray[np.float64], width: int, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
