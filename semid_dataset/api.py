@@ -9,6 +9,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +28,9 @@ from semid_dataset.cache.folders import Root
 from semid_dataset.cache.lock import Turn
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
-from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError
-from semid_dataset.inputs.discover import FeatureSource, find_sources
-from semid_dataset.objects import as_path
+from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError, TableError
+from semid_dataset.inputs.discover import FeatureSource, feature_names, find_sources
+from semid_dataset.objects import as_choice, as_count, as_path, expect
 from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
@@ -93,7 +94,7 @@ def generate_semantic_ids(
         raise ConfigError("sequences take part in a training in memory: give output_dir, one feature and no engine.")
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
     if output_dir is not None:
-        return _generate_into(as_path(output_dir), resolution, found, question, sequences)
+        return _generate_into(as_path(output_dir, what="output_dir"), resolution, found, question, sequences)
     if retrain and resolution.parent is not None:
         raise ConfigError("retrain trains anew and parent extends: give one of them.")
     if not retrain:
@@ -132,6 +133,7 @@ def generate_shard(
         ForeignVectorsError: as there.
         SemidError, OSError: as the steps say.
     """
+    as_count(shards, "shards", 1, 1 << 20), as_count(shard, "shard", 0, 1 << 20)
     if not 0 <= shard < shards:
         raise ConfigError(f"There is no shard {shard} of {shards}: the numbers are 0 to {shards - 1}.")
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
@@ -169,13 +171,13 @@ def _asked(
     force: bool,
 ) -> tuple[Resolution, list[FeatureSource], Question]:
     """Return who resolves, the embeddings' files, and the question about them."""
-    if engine is not None and engine not in ENGINES:
-        raise ConfigError(f"There is no engine {engine!r}; there are {' and '.join(ENGINES)}.")
+    if engine is not None:
+        as_choice(engine, ENGINES, "engine")
     ask = Ask(
-        as_path(data_dir),
-        tuple(map(str, feature_ids)),
-        config=config or SemanticIdConfig(),
-        parent=as_path(parent) if isinstance(parent, str | Path) else parent,
+        as_path(data_dir, what="data_dir"),
+        feature_names(feature_ids),
+        config=_settings(config),
+        parent=lineage.parent_of(parent),
     )
     resolution = Resolution(ask, Context.at_door(explicit=True), may_generate=True)
     resolution.engine = engine
@@ -186,7 +188,8 @@ def _asked(
             f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
             f"Give the {TABLE_FILE} of a training."
         )
-    found = find_sources(as_path(data_dir), ask.feature_ids)
+    assert ask.data_dir is not None
+    found = find_sources(ask.data_dir, ask.feature_ids)
     return resolution, found, resolution.question(found)[0]
 
 
@@ -263,12 +266,12 @@ def generate_from_vectors(
     """
     started = time.perf_counter()
     environment = Context.at_door(explicit=True).environment
+    output, config = as_path(output_dir, what="output_dir"), _settings(config)
     embeddings = own_embeddings(items, vectors)
-    config = config or SemanticIdConfig()
     if sequences is not None:
         embeddings = with_sequences(embeddings, sequences)
     identity = Identity.of(config, embeddings.dims)
-    return _train_into(as_path(output_dir), embeddings, config, identity, started, environment.mmap)
+    return _train_into(output, embeddings, config, identity, started, environment.mmap)
 
 
 def generate_from_array(
@@ -292,7 +295,7 @@ def generate_from_array(
     from semid_dataset.build.streaming import run as scale
 
     started = time.perf_counter()
-    config, output = config or SemanticIdConfig(), as_path(output_dir)
+    config, output = _settings(config), as_path(output_dir, what="output_dir")
     root = Root(output / WORK, output)
     environment = Context.at_door(explicit=True).environment
     job = scale.open_array_job(root, as_path(path), ids, config, limit=environment.memory_for(config))
@@ -322,7 +325,7 @@ def extend_with_vectors(
         ForeignVectorsError: new items have vectors of another encoder, or not normalized as at birth.
         EmbeddingError: the vectors are not such as it was made from.
     """
-    quantizer = table.quantizer
+    quantizer = expect(table, SemanticIdTable, "table", TableError).quantizer
     embeddings = own_embeddings(items, vectors)
     dim = embeddings.features[0].dim
     if quantizer.fusion is not None and OWN_FEATURE not in quantizer.fusion.dims:
@@ -374,6 +377,19 @@ def own_embeddings(items: Any, vectors: Any) -> "Embeddings":
     return Embeddings(keys, (feature,), digest.hexdigest(), {}, bad_rows=0)
 
 
+def _settings(config: SemanticIdConfig | None) -> SemanticIdConfig:
+    return SemanticIdConfig() if config is None else expect(config, SemanticIdConfig, "config")
+
+
+def _with_device(config: SemanticIdConfig, args: object) -> SemanticIdConfig:
+    """Return the configuration with the device that a program's arguments name; what is no name is passed over."""
+    try:
+        device = str(getattr(args, "device", None) or "")
+    except Exception as error:
+        raise ConfigError(f"The device in args cannot be read: {type(error).__name__}: {error!s:.200}") from error
+    return replace(config, device=device) if device else config
+
+
 def generate_semantic_ids_on_demand(
     data_path: Path | str, mm_emb_ids: Sequence[str | int], args: object | None = None
 ) -> SemanticIdTable:
@@ -388,11 +404,11 @@ def generate_semantic_ids_on_demand(
         mm_emb_ids: ids of the features.
         args: of it only `device` is read; lr, batch_size and num_epochs are the recommender's.
     """
+    config = SemanticIdConfig()
     try:
-        device = getattr(args, "device", None)
-        config = SemanticIdConfig(device=str(device)) if device else SemanticIdConfig()
-        features = (mm_emb_ids,) if isinstance(mm_emb_ids, str | int) else mm_emb_ids
-        return resolve(Ask(as_path(data_path), tuple(map(str, features)), config=config), Context.at_door())
+        config = _with_device(config, args)
+        ask = Ask(as_path(data_path, what="data_path"), feature_names(mm_emb_ids), config=config)
+        return resolve(ask, Context.at_door())
     except Exception as error:  # noqa: BLE001 - its callers, of the original function, expect no exception of any kind
         degrade("default", reason=error)
         return SemanticIdTable.default(reason=str(error))

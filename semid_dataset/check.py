@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.build import lineages as lineage
-from semid_dataset.errors import ConfigError, EmbeddingError
+from semid_dataset.errors import ConfigError, EmbeddingError, TableError
+from semid_dataset.objects import expect, shown
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
@@ -134,6 +135,12 @@ def verify_table(
         EmbeddingError: the vectors are not such as its quantizer takes, or sequences are given and an item of the
             table has no vector.
     """
+    expect(table, SemanticIdTable, "table", TableError)
+    if embeddings is not None and not hasattr(type(embeddings), "dims"):
+        raise ConfigError(
+            f"Embeddings are what api.own_embeddings(items, vectors) or inputs.read.read_sources give, not "
+            f"{shown(embeddings)}."
+        )
     if sequences is not None and embeddings is None:
         raise ConfigError("Sequences are checked together with embeddings: give both.")
     if sequences is not None and not lineage.made_with_sequences(table):
@@ -260,6 +267,8 @@ def diff_tables(old: SemanticIdTable, new: SemanticIdTable) -> Difference:
 
     Tables of different numbers of levels have no ID in common: every item that both hold has moved.
     """
+    for table in (old, new):
+        expect(table, SemanticIdTable, "table", TableError)
     rows = new.rows_of(old.keys_array)
     common, gone = np.flatnonzero(rows >= 0), np.flatnonzero(rows < 0)
     came = np.flatnonzero(old.rows_of(new.keys_array) < 0)

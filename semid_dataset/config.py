@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from semid_dataset.errors import ConfigError
+from semid_dataset.objects import as_choice, shown
 
 __all__ = ["Identity", "SemanticIdConfig"]
 
 MAX_LEVELS = 16
 MAX_CODES = 65_536  # codes are stored as uint16 at most
+LARGEST_FLOAT = 1.7976931348623157e308
 LEAST_MEMORY = 1 << 20  # bytes
 
 
@@ -78,9 +80,9 @@ class SemanticIdConfig:
         _check_choice("algorithm", self.algorithm, ("rqvae", "rqkmeans"))
         _check_choice("fusion", self.fusion, ("aligned", "mean", "concat"))
         if not isinstance(self.unique, bool):
-            raise ConfigError(f"unique must be True or False, not {self.unique!r}.")
+            raise ConfigError(f"unique must be True or False, not {shown(self.unique)}.")
         if not isinstance(self.device, str) or not self.device:
-            raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:<n>", not {self.device!r}.')
+            raise ConfigError(f'device must be "auto", "cpu", "cuda" or "cuda:<n>", not {shown(self.device)}.')
         _check_int("seed", self.seed, 0, 2**63 - 1)
         _check_float("lock_timeout", self.lock_timeout, low=0.0, above=True)
         _check_int("memory_limit", self.memory_limit, LEAST_MEMORY, 1 << 60)
@@ -106,18 +108,17 @@ class SemanticIdConfig:
 
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {value!r}.")
+        raise ConfigError(f"{name} must be a whole number from {low} to {high}, not {shown(value)}.")
 
 
 def _check_float(name: str, value: object, *, low: float, above: bool = False) -> None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST_FLOAT
     if not fits or value < low or (above and value == low):  # type: ignore[operator]
-        raise ConfigError(f"{name} must be a finite number {'>' if above else '>='} {low:g}, not {value!r}.")
+        raise ConfigError(f"{name} must be a finite number {'>' if above else '>='} {low:g}, not {shown(value)}.")
 
 
 def _check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {value!r}.")
+    as_choice(value, choices, name)
 
 
 @dataclass(frozen=True)

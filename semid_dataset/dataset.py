@@ -6,15 +6,17 @@ return that one. A dataset that is sent to a worker carries the table's path, no
 """
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from semid_dataset._process import forks, outside_compiler
+from semid_dataset.build.lineages import parent_of
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, RecursiveAccessError, SemidError, TableError
-from semid_dataset.objects import as_path
+from semid_dataset.inputs.discover import feature_names
+from semid_dataset.objects import as_path, expect, shown
 from semid_dataset.resolve import Ask, look, resolve
 from semid_dataset.table.table import SemanticIdTable, Unopened
 
@@ -58,12 +60,15 @@ class LazySemanticIds:
         parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
         cache_dir: Path | str | None = None,
     ) -> None:
+        for what, named in (("data_dir", data_dir), ("feature_ids", feature_ids), ("embeddings", embeddings)):
+            if not isinstance(named, str) and (named is not None or what == "feature_ids"):
+                raise ConfigError(f"{what} is the name of an attribute of the dataset, a string, not {shown(named)}.")
         self._data_dir = data_dir
         self._feature_ids = feature_ids
         self._embeddings = embeddings
-        self._config = config or SemanticIdConfig()
-        self._parent = parent
-        self._cache_dir = None if cache_dir is None else as_path(cache_dir)
+        self._config = SemanticIdConfig() if config is None else expect(config, SemanticIdConfig, "config")
+        self._parent = parent_of(parent)
+        self._cache_dir = None if cache_dir is None else as_path(cache_dir, what="cache_dir")
         self._name = "semantic_id_dict"
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -187,11 +192,11 @@ class LazySemanticIds:
             raise RuntimeError(f"{type(instance).__name__}.{self._embeddings} could not be read: {error}") from error
         parent = self._parent if parent is None else parent
         return Ask(
-            data_dir=None if data_dir is None else Path(data_dir),
-            feature_ids=_feature_ids(feature_ids),
+            data_dir=None if data_dir is None else as_path(data_dir, what=f"The dataset's {self._data_dir}"),
+            feature_ids=feature_names(feature_ids),
             embeddings=embeddings,
-            config=config or self._config,
-            parent=as_path(parent) if isinstance(parent, str | Path) else parent,
+            config=self._config if config is None else expect(config, SemanticIdConfig, "config"),
+            parent=parent_of(parent),
             cache_dir=self._cache_dir,
         )
 
@@ -211,14 +216,6 @@ class LazySemanticIds:
         if slot.owner != id(instance):
             slot = slot.handed_to(instance, attributes, key)
         return slot
-
-
-def _feature_ids(given: object) -> tuple[str, ...]:
-    if isinstance(given, str | int):
-        return (str(given),)
-    if isinstance(given, Iterable):
-        return tuple(str(feature) for feature in given)
-    raise ConfigError(f"Feature ids must be a list such as ['81', '82'], not {given!r}.")
 
 
 class _Slot:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.format.id_json import parse_id_json
-from semid_dataset.objects import as_path
+from semid_dataset.objects import as_choice, as_codes, as_count, as_items, as_path, expect, shown
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ TOKEN = re.compile(r"<(?:s_)?([a-z])_([0-9]{1,5})>|<item_L([0-9]{1,2})_C([0-9]{1
 BLOCK_ITEMS = 1 << 16
 CODES = ("codes", "semantic_id", "semantic_ids", "sid", "codebook")  # names of a column of codes, in this order
 MAX_PACKED_BITS = 64
+MAX_SIZE = 1 << 31  # codes of a level
+LETTERS = 26
 STATED = b"semid_dataset.codebook_sizes"  # in the metadata of a parquet file's schema: JSON
 
 ROWS = "rows"
@@ -88,12 +90,14 @@ def flat_ids(codes: NDArray[Any], sizes: Sequence[int], *, first: int = 1) -> ND
     Raises:
         TableError: a code is beyond its level's size.
     """
+    codes, sizes = as_codes(codes, "codes", TableError), _sizes(sizes)
     _check_codes(codes, sizes)
     return codes.astype(np.int64) + _offsets(sizes, first)
 
 
 def unflatten_ids(flat: NDArray[Any], sizes: Sequence[int], *, first: int = 1) -> NDArray[Any]:
     """Return the codes of `flat_ids`; raises TableError where a number belongs to no code of its level."""
+    flat, sizes = as_codes(flat, "flat IDs", TableError), _sizes(sizes)
     if flat.ndim != 2 or flat.shape[1] != len(sizes):
         raise TableError(f"Flat IDs of shape {flat.shape} do not fit {len(sizes)} levels.")
     codes = flat.astype(np.int64) - _offsets(sizes, first)
@@ -108,6 +112,7 @@ def pack_ids(codes: NDArray[Any], sizes: Sequence[int]) -> NDArray[np.uint64]:
     Raises:
         TableError: an ID needs more than 64 bits, or a code is beyond its level's size.
     """
+    codes, sizes = as_codes(codes, "codes", TableError), _sizes(sizes)
     _check_codes(codes, sizes)
     bits = _bits(sizes)
     packed = np.zeros(len(codes), np.uint64)
@@ -118,6 +123,7 @@ def pack_ids(codes: NDArray[Any], sizes: Sequence[int]) -> NDArray[np.uint64]:
 
 def unpack_ids(packed: NDArray[Any], sizes: Sequence[int]) -> NDArray[Any]:
     """Return the codes of `pack_ids`; raises TableError where an integer is no ID."""
+    packed, sizes = as_codes(packed, "packed IDs", TableError).reshape(-1), _sizes(sizes)
     bits = _bits(sizes)
     rest = packed.astype(np.uint64)
     codes = np.empty((len(rest), len(bits)), np.int64)
@@ -133,7 +139,16 @@ def unpack_ids(packed: NDArray[Any], sizes: Sequence[int]) -> NDArray[Any]:
 
 
 def _offsets(sizes: Sequence[int], first: int) -> NDArray[np.int64]:
-    return np.array([first, *sizes[:-1]], np.int64).cumsum()
+    return np.array([as_count(first, "first", 0, 1 << 40), *sizes[:-1]], np.int64).cumsum()
+
+
+def _sizes(given: Any) -> list[int]:
+    """Return the codes of each level as whole numbers of one or more."""
+    found = as_codes(given, "codebook sizes", TableError)
+    if found.ndim != 1 or (found.size and not 0 <= found.min() <= found.max() <= MAX_SIZE):
+        raise TableError(f"Codebook sizes are one whole number a level, at most {MAX_SIZE:,}; not {shown(given)}.")
+    sizes: list[int] = found.tolist()
+    return sizes
 
 
 def _bits(sizes: Sequence[int]) -> list[int]:
@@ -174,14 +189,14 @@ def token_list(sizes: Sequence[int], style: str = "letter") -> list[str]:
         style: "letter" `<a_12>`, "s_letter" `<s_a_12>`, "item" `<item_L0_C12>`. The last has capitals: under a
             tokenizer that lower-cases no text ever holds such a token.
     """
-    spell = _spelling(style)
+    spell, sizes = _spelling(style), _sizes(sizes)
+    if len(sizes) > LETTERS:
+        raise TableError(f"Tokens are spelled for {LETTERS} levels at most, not {len(sizes)}.")
     return [spell(level, code) for level, size in enumerate(sizes) for code in range(size)]
 
 
 def _spelling(style: str) -> Callable[[int, int], str]:
-    if style not in STYLES:
-        raise ConfigError(f"{style!r} is no style of tokens; there are {', '.join(STYLES)}.")
-    return STYLES[style]
+    return STYLES[as_choice(style, STYLES, "style")]
 
 
 def _index_chunks(table: SemanticIdTable, style: str) -> Iterator[bytes]:
@@ -257,8 +272,11 @@ def export(
         TableError: the table does not fit the format.
         OSError: it could not be written; what was there before is as it was.
     """
+    expect(table, SemanticIdTable, "table", TableError)
     path = as_path(path)
     wanted = format_of(path, form)
+    first = as_count(first, "first", 0, 1 << 40)
+    _spelling(style)
     path.parent.mkdir(parents=True, exist_ok=True)
     return wanted.write(table, path, style, first)
 
@@ -311,9 +329,7 @@ def format_of(path: Path, form: str | None) -> Format:
             endings = ", ".join(f"{one.name} ({one.suffix})" for one in FORMATS.values())
             raise ConfigError(f"The ending of '{path}' names no format. Name one, or use an ending of: {endings}.")
         return ending
-    if form not in FORMATS:
-        raise ConfigError(f"{form!r} is no format; there are {', '.join(FORMATS)}.")
-    return FORMATS[form]
+    return FORMATS[as_choice(form, FORMATS, "format")]
 
 
 def _items_file(path: Path) -> Path:
@@ -353,8 +369,9 @@ def _given_items(items: Any, rows: int, path: Path) -> Any:
     """Return the items of the rows of an array that somebody named."""
     if isinstance(items, str):
         if items != ROWS:
-            raise ConfigError(f"items={items!r} of '{path}' is neither \"rows\" nor the items themselves.")
+            raise ConfigError(f"items={shown(items)} of '{path}' is neither \"rows\" nor the items themselves.")
         return np.arange(rows)
+    items = as_items(items, "items", TableError, empty=True)
     if len(items) != rows:
         raise TableError(f"{len(items)} items were given for the {rows} rows of '{path}'. They must be as many.")
     return items
@@ -697,6 +714,9 @@ class PrefixTrie:
     @classmethod
     def of(cls, codes: NDArray[Any]) -> "PrefixTrie":
         """Return the trie of (n, levels) codes; equal rows share a leaf."""
+        codes = as_codes(codes, "codes", TableError)
+        if codes.ndim != 2 or not codes.shape[1]:
+            raise TableError(f"Codes of shape {codes.shape} are no IDs; wanted: (items, levels).")
         count, levels = codes.shape
         order = np.lexsort(codes.T[::-1]) if count else np.empty(0, np.int64)
         ordered = codes[order].astype(np.int64)
@@ -768,12 +788,13 @@ class PrefixTrie:
 
     def children(self, prefix: Sequence[int]) -> list[int]:
         """Return the codes that may follow a prefix, ascending; none where no ID begins so."""
-        node = self.nodes_of(np.array([list(prefix)], np.int64).reshape(1, -1))
+        node = self.nodes_of(as_codes(prefix, "a prefix", TableError).astype(np.int64).reshape(1, -1))
         return cast("list[int]", self.allowed(node)[1].tolist())
 
     def rows_of(self, code: Sequence[int]) -> list[int]:
         """Return the rows of the table that have this ID."""
-        node = int(self.nodes_of(np.array([list(code)], np.int64))[0]) if len(code) == self.levels else -1
+        wanted = as_codes(code, "an ID", TableError).astype(np.int64).reshape(1, -1)
+        node = int(self.nodes_of(wanted)[0]) if wanted.shape[1] == self.levels else -1
         leaf = node - (len(self.indptr) - 1 - len(self))
         return (
             cast("list[int]", self.rows[self.row_indptr[leaf] : self.row_indptr[leaf + 1]].tolist())

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,16 @@ __all__ = [
     "INT64_MIN",
     "MISSING",
     "Items",
+    "as_choice",
+    "as_codes",
+    "as_count",
     "as_items",
     "as_matrix",
     "as_path",
     "as_query",
+    "as_rows",
     "as_vector",
+    "expect",
     "item_of",
     "parse_decimal",
     "quick_integers",
@@ -42,6 +47,7 @@ __all__ = [
 ]
 
 Items = NDArray[np.int64] | list[str]
+T = TypeVar("T")
 
 INT64_MIN, INT64_MAX = -(1 << 63), (1 << 63) - 1
 LONGEST_INT64 = 20  # characters
@@ -49,6 +55,7 @@ LONGEST_INT64 = 20  # characters
 EXACT = {2: 1 << 11, 4: 1 << 24}
 EXACT_DOUBLE = 1 << 53
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # pathlib makes s3:/bucket of s3://bucket
+DEEPEST = 8  # lists in each other
 BUFFERS = (memoryview, array.array)
 LISTS = ("list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 
@@ -66,7 +73,7 @@ MISSING = _Missing()  # None, NaN, pandas.NA, NaT: the place is there and nothin
 # --- paths ---
 
 
-def as_path(given: Any, error: type[SemidError] = ConfigError) -> Path:
+def as_path(given: Any, error: type[SemidError] = ConfigError, *, what: str = "A path") -> Path:
     """
     Return what a caller named as a path of this machine's file system.
 
@@ -76,11 +83,12 @@ def as_path(given: Any, error: type[SemidError] = ConfigError) -> Path:
     try:
         path = Path(given)
         os.fsencode(path)
-    except (TypeError, ValueError) as reason:
-        raise error(f"A path must be a string or a Path, not {shown(given)} ({reason}).") from None
+        url = URL.match(os.fspath(given))
+    except Exception as raised:
+        raise error(f"{what} must be a string or a Path, not {shown(given)} ({type(raised).__name__}).") from raised
     if "\0" in str(path):
-        raise error(f"{shown(str(path))} is no path: it holds a null character.")
-    if URL.match(str(given)):
+        raise error(f"{what} cannot be {shown(str(path))}: it holds a null character.")
+    if url:
         raise error(
             f"'{given}' is a URL; only paths of this machine's file system are read and written. Nothing was written. "
             "Copy the files here, or mount the store and give the path below its mount point."
@@ -163,6 +171,46 @@ def shown(value: object) -> str:
     if isinstance(value, int) and not -(10**80) < value < 10**80:
         return "a number of more than 80 digits"  # Python refuses to spell some of these
     return f"{value!r:.80}"
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+def expect(given: Any, kind: type[T], what: str, error: type[SemidError] = ConfigError) -> T:
+    """
+    Return an argument that must be of a type.
+
+    Raises:
+        ConfigError, or what `error` says: it is of another.
+    """
+    if not isinstance(given, kind):
+        raise error(f"{what} must be a {kind.__name__}, not {shown(given)}.")
+    return given
+
+
+def as_count(given: Any, what: str, low: int, high: int, error: type[SemidError] = ConfigError) -> int:
+    """
+    Return a whole number from `low` to `high`.
+
+    Raises:
+        ConfigError, or what `error` says: it is none.
+    """
+    if not isinstance(given, int | np.integer) or isinstance(given, bool | np.bool_) or not low <= given <= high:
+        raise error(f"{what} must be a whole number from {low} to {high}, not {shown(given)}.")
+    return int(given)
+
+
+def as_choice(given: Any, choices: Iterable[str], what: str, error: type[SemidError] = ConfigError) -> str:
+    """
+    Return one of several words.
+
+    Raises:
+        ConfigError, or what `error` says: it is none of them.
+    """
+    names = list(choices)
+    if not isinstance(given, str) or given not in names:
+        raise error(f"{what} must be one of {', '.join(names)}, not {shown(given)}.")
+    return given
 
 
 # --- items --------------------------------------------------------------------------------------
@@ -289,8 +337,11 @@ def as_query(given: Any, *, ordered: bool = True, error: type[SemidError] = Item
         found = _one_axis(_column(given, where, error, ordered=ordered), given)
         if isinstance(found, list):
             if found and isinstance(found[0], list | tuple):
-                nested = np.array(found, object)
-                if nested.ndim == 1:
+                try:
+                    nested = np.array(found, object)
+                except ValueError:  # lists in each other without end
+                    nested = np.empty(0, object)
+                if not 1 < nested.ndim <= DEEPEST:
                     raise error(f"'{where}' are lists of different lengths; look up one after the other.")
                 return nested
             return found
@@ -334,6 +385,35 @@ def as_matrix(given: Any, where: str = "the matrix", error: type[SemidError] = E
     if found.ndim != 2 or found.dtype.kind not in "fiu":
         raise error(f"'{where}' holds {found.dtype} of shape {found.shape}; wanted: numbers of shape (items, dim).")
     return found
+
+
+def as_rows(given: Any, what: str, error: type[SemidError]) -> list[Any]:
+    """
+    Return what a container holds, one after the other, as a list.
+
+    Raises:
+        What `error` says: it is no container, or one without an order.
+    """
+    with _strangers(what, error):
+        found = _column(given, what, error)
+        if isinstance(found, np.ndarray) and not found.ndim:
+            raise error(f"'{what}' is one value, {shown(found.item())}; wanted: a list.")
+        return list(found)
+
+
+def as_codes(given: Any, what: str, error: type[SemidError]) -> NDArray[Any]:
+    """
+    Return codes as whole numbers in an array of one or two axes.
+
+    Raises:
+        What `error` says: they are no such numbers.
+    """
+    with _strangers(what, error):
+        found = _column(given, what, error)
+        found = np.array(found) if isinstance(found, list) and found else np.asarray(found)
+    if np.ma.is_masked(found) or (found.size and found.dtype.kind not in "iu") or found.ndim not in {1, 2}:
+        raise error(f"'{what}' must be whole numbers, not {found.dtype} of shape {found.shape}.")
+    return found if found.size else found.astype(np.int64)
 
 
 def as_vector(given: Any) -> NDArray[Any] | None:
@@ -475,6 +555,8 @@ def _tensor_array(given: Any, where: str, error: type[SemidError]) -> NDArray[An
     torch = sys.modules["torch"]
     if given.layout != torch.strided:
         raise error(f"'{where}' is a sparse tensor. Give it as .to_dense().")
+    if given.is_quantized:
+        raise error(f"'{where}' is a quantized tensor. Give it as .dequantize().")
     if given.device.type == "meta":
         raise error(f"'{where}' is a tensor without content (device meta).")
     found = given.detach()

@@ -9,6 +9,8 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 
 import hashlib
 import logging
+import os
+import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,7 @@ from semid_dataset.cache.cache import Cache, open_table
 from semid_dataset.codec.bulk import distances
 from semid_dataset.config import Identity
 from semid_dataset.errors import ParentError, StoreError
+from semid_dataset.objects import as_path, shown
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import Sketch, TableHeader
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
@@ -48,6 +51,7 @@ __all__ = [
     "made_with_sequences",
     "moved_items",
     "open_parent",
+    "parent_of",
     "picked_items",
     "row_of_parent",
     "vectors_fit",
@@ -140,6 +144,24 @@ def open_parent(
     else:
         return _table_of_quantizer(parent, unique)
     return table
+
+
+def parent_of(given: object) -> Any:
+    """
+    Return what a caller named as parent: a path, a table or a bare quantizer; None for none.
+
+    Raises:
+        ParentError: it is none of these.
+    """
+    if given is None or isinstance(given, SemanticIdTable):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return as_path(given, ParentError, what="parent")
+    # Who has a quantizer has imported torch; nobody else need.
+    module: Any = sys.modules.get("semid_dataset.codec.residual")
+    if module is not None and isinstance(given, module.ResidualQuantizer):
+        return given
+    raise ParentError(f"parent must be a table, its file or folder, or a quantizer, not {shown(given)}.")
 
 
 def _parent_file(path: Path) -> Path:

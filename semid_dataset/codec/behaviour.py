@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from semid_dataset._process import unforked
 from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.codec.fusion import Fusion, unit_length
-from semid_dataset.errors import ConfigError, NoEmbeddingsError
+from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
 from semid_dataset.features import FeatureMatrix
+from semid_dataset.objects import as_query, as_rows, item_of, shown
 
 __all__ = [
     "behaviour_aware",
@@ -234,13 +235,17 @@ def known_sequences(
 
     Raises:
         NoEmbeddingsError: none of the items occurs.
+        EmbeddingError: they are no lists of items.
     """
     row_of = {str(item): row for row, item in enumerate(items if isinstance(items, list) else items.tolist())}
     total, known = 0, []
-    for sequence in sequences:
-        listed = sequence.tolist() if isinstance(sequence, np.ndarray) else sequence
-        total += len(listed)
-        known.append([row_of[str(item)] for item in listed if str(item) in row_of])
+    for sequence in as_rows(sequences, "the sequences", EmbeddingError):
+        found = as_query(sequence, error=EmbeddingError)
+        events = found.reshape(-1).tolist() if isinstance(found, np.ndarray) else found
+        total += len(events)
+        names = (event if type(event) in {int, str} else item_of(event) for event in events)
+        rows = (row_of.get(shown(name) if isinstance(name, int) else str(name)) for name in names)
+        known.append([row for row in rows if row is not None])
     if not any(known):
         raise NoEmbeddingsError(
             f"None of the {total} events is of one of the {len(row_of)} items with vectors. Items in the sequences "

@@ -30,7 +30,7 @@ from semid_dataset.codec._search import BLOCK_CPU, BLOCK_GPU, BeamSearch, ExactS
 from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.format import tensors as container
-from semid_dataset.objects import as_matrix, as_path
+from semid_dataset.objects import as_matrix, as_path, expect, shown
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
@@ -113,14 +113,7 @@ class ResidualQuantizer:
 
         Memory: bounded, whatever n is, apart from the codes.
         """
-        if isinstance(vectors, Tensor):
-            _check_numbers(vectors, "The vectors")
-        else:
-            if type(vectors) is not np.ndarray or vectors.dtype.kind not in "fiu":
-                vectors = as_matrix(vectors, "the vectors")
-            if vectors.dtype not in FLOATS:  # integers, the other byte order: not every torch takes them
-                with np.errstate(over="ignore"):  # what float32 cannot hold becomes inf, and is then named
-                    vectors = vectors.astype(np.float32)
+        vectors = _numbers_of(vectors)
         codes = self.candidates(vectors, 1)
         if isinstance(vectors, Tensor):
             return codes[:, 0].to(vectors.device)
@@ -276,10 +269,14 @@ class ResidualQuantizer:
         Raises:
             TableError: something is missing or does not fit together.
         """
+        expect(description, Mapping, "A quantizer's description", TableError)  # type: ignore[type-abstract]
         kind = description.get("kind", cls.kind)  # unknown to the first tables
         if kind != cls.kind:
-            raise TableError(f"The quantizer in this table is of the kind {kind!r}, which this version cannot read.")
+            raise TableError(
+                f"The quantizer in this table is of the kind {shown(kind)}, which this version cannot read."
+            )
         try:
+            arrays = dict(arrays)
             words = torch.from_numpy(np.array(arrays["codebooks"], dtype=np.float32))
             sizes = [int(size) for size in description["codebook_sizes"]]
             dim, beam = int(description["dim"]), int(description["beam"])
@@ -302,7 +299,7 @@ class ResidualQuantizer:
                 decoder=_module(arrays, "decoder", dim),
                 fusion=fusion,
             )
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:
             raise TableError(f"The quantizer in this table cannot be read: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -351,8 +348,9 @@ class ResidualQuantizer:
         return cls.from_arrays(arrays, description)
 
     @isolated()
-    def latents(self, vectors: NDArray[Any] | Tensor) -> Tensor:
+    def latents(self, vectors: Any) -> Tensor:
         """Return the latents of vectors, (n, dim) float32 on the quantizer's device; as in `encode`."""
+        vectors = _numbers_of(vectors)
         self._check(vectors)
         return self._where_room_is(lambda quantizer: quantizer._all_latents(vectors))
 
@@ -414,8 +412,24 @@ class ResidualQuantizer:
         return sums * self.scale + self.mean
 
 
+def _numbers_of(vectors: Any) -> NDArray[Any] | Tensor:
+    """Return vectors as a tensor or an array of real numbers that torch knows."""
+    if isinstance(vectors, Tensor):
+        _check_numbers(vectors, "The vectors")
+        return vectors
+    if type(vectors) is not np.ndarray or vectors.dtype.kind not in "fiu":
+        vectors = as_matrix(vectors, "the vectors")
+    found: NDArray[Any] = vectors
+    if found.dtype in FLOATS:
+        return found
+    with np.errstate(over="ignore"):  # integers, the other byte order; what float32 cannot hold becomes inf
+        return found.astype(np.float32)
+
+
 def _check_numbers(tensor: Tensor, what: str) -> None:
-    """Refuse a tensor that has a shape and no numbers."""
+    """Refuse a tensor that has a shape and no real numbers."""
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise EmbeddingError(f"{what} are a sparse, quantized or complex tensor. Give a dense one of real numbers.")
     if tensor.device.type == "meta" or hasattr(tensor, "fake_mode"):
         raise EmbeddingError(
             f"{what} are a {type(tensor).__name__} without numbers (fake, or on 'meta'). Give real ones."

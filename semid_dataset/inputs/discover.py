@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from semid_dataset._messages import tell
 from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.objects import as_items, shown
 
 __all__ = [
     "FeatureSource",
     "check_feature_ids",
     "data_files",
+    "feature_names",
     "features_folder",
     "find_sources",
     "holds_parts",
@@ -81,6 +85,21 @@ def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[Featu
     return sources
 
 
+def feature_names(given: object) -> tuple[str, ...]:
+    """
+    Return feature ids as strings, of one or of several.
+
+    Raises:
+        ConfigError: they are no such ids.
+    """
+    named = given if isinstance(given, str | int | np.integer) and not isinstance(given, bool) else None
+    try:
+        listed = [named] if named is not None else list(as_items(given, "the feature ids", ConfigError, empty=True))
+    except ConfigError as error:
+        raise ConfigError(f"Feature ids must be a list such as ['81', '82'], not {shown(given)}: {error}") from None
+    return tuple(shown(one) if isinstance(one, int) else str(one) for one in listed)
+
+
 def check_feature_ids(feature_ids: Sequence[str | int]) -> list[str]:
     """
     Return feature ids as strings, each once.
@@ -88,15 +107,13 @@ def check_feature_ids(feature_ids: Sequence[str | int]) -> list[str]:
     Raises:
         ConfigError: there is none, or one is no plain word (it becomes part of a path).
     """
-    if isinstance(feature_ids, str):
-        feature_ids = [feature_ids]
-    ids = list(dict.fromkeys(str(feature) for feature in feature_ids))
+    ids = list(dict.fromkeys(feature_names(feature_ids)))
     if not ids:
         raise ConfigError("No feature id is given: name at least one, such as 81.")
     for feature in ids:
         # It becomes part of a path: no dots, no slashes, and no underscore, which separates id and dim.
         if not re.fullmatch(r"[A-Za-z0-9-]{1,32}", feature):
-            raise ConfigError(f"{feature!r} is no feature id. Ids are letters and digits, such as 81.")
+            raise ConfigError(f"{shown(feature)} is no feature id. Ids are letters and digits, such as 81.")
     return ids
 
 

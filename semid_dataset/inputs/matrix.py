@@ -57,6 +57,8 @@ def read_vectors(
     """
     path = as_path(path)
     path.stat()  # a missing file is said in the system's words
+    if items is not None:
+        items = str(as_path(items, EmbeddingError, what="The items"))
     listed = None if items is None or str(items) == ROWS else _listed_in(Path(items))
     rows = OwnRows(str(path))
     found_in = data_files(path) if path.is_dir() else (path,)

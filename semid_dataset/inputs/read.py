@@ -160,7 +160,8 @@ def from_memory(mm_emb_dict: Any, feature_ids: Sequence[str | int]) -> Embedding
             f"Embeddings in memory must be {{feature id: {{item: vector}}}}, not {shown(mm_emb_dict)}."
         )
     named = {str(key): value for key, value in mm_emb_dict.items() if isinstance(key, str | int | np.integer)}
-    for feature in check_feature_ids(feature_ids):
+    asked = check_feature_ids(feature_ids)
+    for feature in asked:
         vectors = _vectors_by_item(named.get(feature), feature)
         if not vectors:
             tell("feature_missing", logging.WARNING, feature=feature, path="mm_emb_dict")
@@ -176,7 +177,7 @@ def from_memory(mm_emb_dict: Any, feature_ids: Sequence[str | int]) -> Embedding
         digest.update(matrix.data)
         read.append((feature, ids, matrix))
     if not read:
-        raise NoEmbeddingsError(f"No usable vector of the features {', '.join(map(str, feature_ids))} is in memory.")
+        raise NoEmbeddingsError(f"No usable vector of the features {', '.join(asked)} is in memory.")
     return _gather(read, digest.hexdigest(), {}, bad)
 
 
@@ -212,7 +213,7 @@ def _vectors_by_item(given: Any, feature: str) -> Mapping[Any, Any]:
         raise EmbeddingError(f"Feature {feature} in memory is {shown(given)}; wanted: {{item: vector}}.")
     try:
         return dict(pairs())
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise EmbeddingError(
             f"Feature {feature} in memory is {shown(given)}; wanted: {{item: vector}} ({error})."
         ) from error

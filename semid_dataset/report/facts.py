@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
+from semid_dataset.objects import as_matrix, shown
 from semid_dataset.report._map import duplicates
 from semid_dataset.report._prefixes import Prefixes, Sample, sample_of
 from semid_dataset.report._topics import topics
@@ -99,7 +100,7 @@ class Material:
     ) -> "Material":
         """Check the vectors, measure what is missing, order the rows."""
         if vectors is not None:
-            vectors = _checked(table, np.asarray(vectors))
+            vectors = _checked(table, as_matrix(vectors, "the vectors"))
         quality = table.quality
         if vectors is not None and table.has_quantizer:
             quality = _measured(table, quality, vectors)
@@ -131,7 +132,10 @@ class Material:
             if isinstance(key, str) and key.lstrip("-").isdecimal():
                 other = int(key)
             found = self.titles.get(other)
-        return "" if found is None else cut(" ".join(str(found).split()), TITLE_BYTES)
+        if not isinstance(found, str | int | float):  # what is no text says nothing
+            return ""
+        text = found if isinstance(found, str) else shown(found)
+        return cut(" ".join(text.split()), TITLE_BYTES)
 
 
 def cut(text: str, most: int) -> str:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
-from semid_dataset.errors import ConfigError
-from semid_dataset.objects import as_path
+from semid_dataset.errors import ConfigError, TableError
+from semid_dataset.objects import as_choice, as_path, expect
 from semid_dataset.report import _svg as svg
 from semid_dataset.report._map import NEAREST, Map, map_of
 from semid_dataset.report._prefixes import MAP_ITEMS, SAMPLE_ITEMS
@@ -75,12 +75,16 @@ def write_report(
         ConfigError: there is no such language, or jinja2 is not installed.
         OSError: the page could not be written; what was there before is as it was.
     """
-    if lang not in LANGUAGES:
-        raise ConfigError(f"There is no report in the language {lang!r}. Choose one of: {', '.join(LANGUAGES)}.")
+    expect(table, SemanticIdTable, "table", TableError)
+    path = as_path(path, what="The report's path")
+    as_choice(lang, LANGUAGES, "lang")
+    if name is not None:
+        expect(name, str, "name")
+    if titles is not None:
+        expect(titles, Mapping, "titles")  # type: ignore[type-abstract]
     _environment()  # what is missing is said before a minute of measuring
     material = Material.of(table, vectors=vectors, titles=titles, candidates=candidates, name=name)
     page = _page(material, Words(lang), lang)
-    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace_file(path, [page.encode("utf-8", "replace")])
     return path

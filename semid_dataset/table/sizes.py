@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from semid_dataset._messages import tell
 from semid_dataset.config import MAX_CODES
 from semid_dataset.errors import ConfigError, TableError
+from semid_dataset.objects import as_rows, shown
 
 __all__ = ["checked_sizes", "fitting_sizes", "rounded_sizes", "say_guessed"]
 
@@ -35,8 +36,9 @@ def checked_sizes(sizes: int | Sequence[int], codes: NDArray[Any], where: str) -
     """
     levels = codes.shape[1]
     if isinstance(sizes, str | bytes) or not isinstance(sizes, int | np.integer | Sequence | np.ndarray):
-        raise ConfigError(f"codebook_sizes must be a number, or one per level, not {sizes!r}.")
-    given: list[Any] = [sizes] * levels if isinstance(sizes, int | np.integer) else list(sizes)
+        raise ConfigError(f"codebook_sizes must be a number, or one per level, not {shown(sizes)}.")
+    one = isinstance(sizes, int | np.integer)
+    given: list[Any] = [sizes] * levels if one else as_rows(sizes, "codebook_sizes", ConfigError)
     if len(given) != levels:
         raise ConfigError(
             f"codebook_sizes has {len(given)} entries; '{where}' has {levels} levels. Give one per level."
@@ -44,7 +46,7 @@ def checked_sizes(sizes: int | Sequence[int], codes: NDArray[Any], where: str) -
     least = 1 if len(codes) else 0  # a table without items may have been written without sizes
     for size in given:
         if not isinstance(size, int | np.integer) or isinstance(size, bool) or not least <= size <= MAX_CODES:
-            raise ConfigError(f"codebook_sizes must be whole numbers from 1 to {MAX_CODES}, not {size!r}.")
+            raise ConfigError(f"codebook_sizes must be whole numbers from 1 to {MAX_CODES}, not {shown(size)}.")
     stated = tuple(int(size) for size in given)
     if len(codes) and (codes >= np.array(stated)).any():
         row, level = map(int, np.argwhere(codes >= np.array(stated))[0])

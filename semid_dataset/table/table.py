@@ -35,7 +35,7 @@ from semid_dataset.format.tensors import (
     packed_rows,
     parse,
 )
-from semid_dataset.objects import as_path, as_query, item_of, shown
+from semid_dataset.objects import as_count, as_path, as_query, expect, item_of, shown
 from semid_dataset.table.build import WEIGHTS, TableData, build_table_buffers, content_digests, json_keys
 from semid_dataset.table.figures import Quality, extensions, figures
 from semid_dataset.table.header import TableHeader
@@ -174,6 +174,10 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         Raises:
             CorruptTableError, TableVersionError: as `container.parse` and `TableHeader.from_json`.
         """
+        try:
+            buffer = memoryview(buffer).cast("B")
+        except (TypeError, ValueError, BufferError) as error:
+            raise TableError(f"The bytes of a table are wanted, not {shown(buffer)} ({error}).") from None
         table = cls.__new__(cls)
         table.status, table.reason, table.path, table.strict = status, reason, path, strict
         table._read(buffer, "a table in memory" if path is None else str(path), verify)
@@ -256,8 +260,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         if not isinstance(mapping, Mapping):
             raise TableError(f"IDs come as a mapping {{item: codes}}, such as a dict, not as {shown(mapping)}.")
-        if not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
-            raise TableError(f"levels must be a whole number from 1 to {MOST_LEVELS}, not {shown(levels)}.")
+        levels = as_count(levels, "levels", 1, MOST_LEVELS, TableError)
         items: list[Any] = list(mapping)
         rows: list[list[int]] = []
         for item in items:
@@ -272,7 +275,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     @classmethod
     def default(cls, levels: int = SemanticIdConfig.num_quantizers, reason: str = "") -> "SemanticIdTable":
         """Return an empty table, in which every item has the default ID of that many zeros."""
-        empty = np.empty((0, levels), np.uint8)
+        empty = np.empty((0, as_count(levels, "levels", 1, MOST_LEVELS)), np.uint8)
         return TableData(np.empty(0, np.int64), empty).in_memory("default", reason)
 
     @classmethod
@@ -520,6 +523,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
         Without an offset (the original's way) code 0 is a real code, and `padding_idx=0` would erase it.
         """
+        offset = as_count(offset, "offset", 0, 1 << 30)
         return tuple(size + offset for size in self.codebook_sizes)
 
     def assert_same_digest(self, expected: str) -> None:
@@ -533,7 +537,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         Raises:
             DigestError: it is another table.
         """
-        if expected not in self._digests:
+        if expect(expected, str, "A digest", DigestError) not in self._digests:
             raise DigestError(
                 f"{self._name()} has the digest {self.computed_digest}, {expected} is expected: items have other IDs "
                 "than the recommender was trained with. Pass the table that lies beside its weights as parent."
@@ -864,6 +868,11 @@ class _Values(ValuesView[list[int]]):
         for start in range(0, len(codes), BLOCK_ITEMS):
             yield from codes[start : start + BLOCK_ITEMS].tolist()
 
+    def __contains__(self, value: object) -> bool:
+        codes = _codes_or_none(value)
+        whole = self._mapping.codes_array
+        return codes is not None and len(codes) == whole.shape[1] and bool((whole == np.array(codes)).all(1).any())
+
 
 class _Items(ItemsView[int | str, list[int]]):
     """Pairs of item and ID, made block by block."""
@@ -875,9 +884,18 @@ class _Items(ItemsView[int | str, list[int]]):
 
     def __contains__(self, pair: object) -> bool:
         # ItemsView's own asks `table[item]`, which answers for unknown items too.
-        return (
-            isinstance(pair, tuple) and len(pair) == 2 and pair[1] is not None and self._mapping.get(pair[0]) == pair[1]
-        )
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            return False
+        codes = _codes_or_none(pair[1])
+        return codes is not None and self._mapping.get(pair[0]) == codes
+
+
+def _codes_or_none(value: object) -> list[int] | None:
+    """Return the codes in a list of such; None for anything that is none."""
+    try:
+        return _checked("", value, 0) if isinstance(value, list) else None
+    except TableError:
+        return None
 
 
 def _named(item: Any) -> str:
@@ -888,12 +906,8 @@ def _named(item: Any) -> str:
 
 def _largest(sizes: Sequence[int], offset: Any) -> int:
     """Return the largest code once `offset` is added."""
-    if not isinstance(offset, int | np.integer) or isinstance(offset, bool) or offset < 0:
-        raise ConfigError(f"offset must be a whole number from 0 on, not {shown(offset)}.")
-    largest = max(sizes, default=0) - 1 + int(offset)
-    if largest > MAX_CODE:
-        raise ConfigError(f"With offset={shown(offset)} codes reach {largest:.6g}; they end at {MAX_CODE:,}.")
-    return largest
+    largest = max(sizes, default=0) - 1
+    return largest + as_count(offset, "offset", 0, MAX_CODE - max(largest, 0))
 
 
 def _flat(query: NDArray[Any] | list[Any]) -> list[Any]:
