@@ -151,12 +151,12 @@ def facts_of(material: Material) -> dict[str, Any]:
     provenance = material.part("provenance")
     titled = _titled(material)
     history = _history(material)
-    born = finite(provenance.get("born"))
-    if born is None and history:
-        born = history[-1]["time"]
+    changed = history[-1]["time"] if history else None  # the last time that items came
+    if changed is None:
+        changed = finite(provenance.get("born"))
     facts: dict[str, Any] = {
         "name": cut(" ".join((material.name or _name(material)).split()), 200),
-        "date": _date(born, "%Y-%m-%d"),
+        "date": _date(changed, "%Y-%m-%d"),
         "items": len(table),
         "levels": table.levels,
         "sizes": list(table.codebook_sizes),

@@ -363,6 +363,10 @@ def test_the_title_names_the_data_and_the_date(tmp_path: Path) -> None:
     assert f"<title>Semantic IDs: emb_81_32.pkl, 400 items, {day}</title>" in page
     assert "<h1>Semantic IDs of emb_81_32.pkl</h1>" in page
     assert "<h1>Semantic IDs of R&amp;D &lt;1&gt;</h1>" in page_of(read, tmp_path, name="R&D <1>")
+    grown = history(0.3)
+    grown[1]["time"] = 1.72e9
+    later = report_facts(table_of(provenance={"born": 1.7e9}, history=grown))["date"]
+    assert re.fullmatch(r"2024-07-0\d", later)  # of its last extension
     (tmp_path / "beauty").mkdir()
     saved = SemanticIdTable.open(table_of().save(tmp_path / "beauty" / "semid_table.safetensors"))
     assert report_facts(saved)["name"] == "beauty"
