@@ -139,7 +139,7 @@ def generate_shard(
     resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
     if (table := resolution.remembered(question)) is not None:
         return table, 0, 0
-    job = resolution.job(found, question, resolution.cache.writable(), lambda: None)
+    job = resolution.job(found, question, resolution.workplace(), lambda: None)
     assert job is not None  # without a folder to work in this was an error
 
     def ready() -> bool:

@@ -18,7 +18,8 @@ Every exception this package raises on purpose.
     ├── UnknownItemError         (KeyError)       a strict table that lacks an item
     ├── StoreError               (OSError)        a cache that refuses
     │   ├── LockTimeoutError     (TimeoutError)   whoever generates makes no progress
-    │   └── WorkGoneError                         the files of a streamed run were taken away meanwhile
+    │   ├── WorkGoneError                         the files of a streamed run were taken away meanwhile
+    │   └── NoRoomError                           a cache folder has no room for the parts of a streamed run
     └── GenerationError          (RuntimeError)   IDs are missing and must not be replaced by defaults
         ├── RecursiveAccessError                  asked for from within its own making
         └── ForkError                             a forked process that cannot do what is asked of it
@@ -38,6 +39,7 @@ __all__ = [
     "ItemsError",
     "LockTimeoutError",
     "NoEmbeddingsError",
+    "NoRoomError",
     "ParentError",
     "RecursiveAccessError",
     "SemanticIdFileError",
@@ -130,6 +132,10 @@ class LockTimeoutError(StoreError, TimeoutError):
 
 class WorkGoneError(StoreError):
     """Files of a streamed run are gone or others by now: somebody else published, or began anew."""
+
+
+class NoRoomError(StoreError):
+    """A cache folder has no room for the parts of a streamed run."""
 
 
 class GenerationError(SemidError, RuntimeError):

@@ -7,6 +7,7 @@ of them and never gets here, see `dataset`.) `ALLOW_SEMANTIC_GENERATION` gates e
 training; under a closed gate nothing is written but the compiled form of a hand-made file.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -37,6 +38,7 @@ from semid_dataset.errors import (
     ForkError,
     GenerationError,
     NoEmbeddingsError,
+    NoRoomError,
     SemanticIdFileError,
     SemanticIdWarning,
     SemidError,
@@ -185,6 +187,7 @@ class Resolution:
         self.memory_limit = environment.memory_for(ask.config)
         self.engine: str | None = None  # who is to stream, however few the items are
         self.streamed = False
+        self._full: set[Path] = set()  # cache folders that had no room for the parts of a streamed run
         # New items with vectors of another encoder: a dataset is served without them, a command fails or was told to.
         self.foreign: Literal["serve", "raise", "take"] = "serve"
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
@@ -564,7 +567,7 @@ class Resolution:
         """
         from semid_dataset.build.streaming import run as scale
 
-        embeddings = self.read_or_stream(sources, question, self.cache.writable(), turn)
+        embeddings = self.read_or_stream(sources, question, self.workplace(), turn)
         row = self._row(self.cache.writing(), self._about_what_was_read(question, embeddings), embeddings)
         if row is not None and row.other_space and self.foreign != "take":
             raise ForeignVectorsError(self._of_another_space(row, embeddings))
@@ -826,13 +829,17 @@ class Resolution:
         Extend the dataset's lineage, or train; publish, export and remember the answer.
 
         Where the lock does not exclude anybody, several stream at once, and the first to publish takes the work folder
-        away. The others then look for what it published, by the question or by the items, and serve that.
+        away. The others then look for what it published, by the question or by the items, and serve that. Where a
+        cache folder has no room for the parts, the next one takes them.
         """
         for left in range(STREAM_TRIES, 0, -1):
             try:
                 return self._generate_once(sources, embeddings, question, turn, retraining)
-            except (WorkGoneError, FileNotFoundError) as error:
-                if not self.streamed or left == 1:
+            except OSError as error:
+                if self.streamed and left > 1 and self._is_full(error):
+                    embeddings = None
+                    continue
+                if not isinstance(error, WorkGoneError | FileNotFoundError) or not self.streamed or left == 1:
                     raise
                 logger.warning("%s", text("streamed_again", error=error))
                 if not retraining and (table := self.remembered(question)) is not None:
@@ -840,6 +847,21 @@ class Resolution:
                     return table
                 embeddings = None
         raise AssertionError("the last try returns or raises")
+
+    def workplace(self) -> Root | None:
+        """Return the folder that takes the parts of a streamed run: the first that takes a write and is not full."""
+        return next((root for root in self.cache.folders if root.path not in self._full and root.takes_writes()), None)
+
+    def _is_full(self, error: OSError) -> bool:
+        """Whether a streamed run ended because its cache folder has no room, and there is another one to go to."""
+        place = self.workplace()
+        if place is None or not (isinstance(error, NoRoomError) or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+            return False
+        self._full.add(place.path)
+        if self.workplace() is None:
+            return False
+        tell("next_folder", level=logging.WARNING, path=place.path, error=error)
+        return True
 
     def _generate_once(
         self,
@@ -855,7 +877,7 @@ class Resolution:
         if self.ask.data_dir is not None:
             files.sweep_placed(self.ask.data_dir / JSON_FILE, self._is_export)
         tell("loading_features")
-        embeddings = embeddings or self.read_or_stream(sources, question, self.cache.writable(), turn)
+        embeddings = embeddings or self.read_or_stream(sources, question, self.workplace(), turn)
         turn.beat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pytest
 from faultkit import TESTS, need, need_root, read_only, tmpfs
-from world import SmallDataset, make_data, vectors_of, write_embeddings
+from world import SMALL, SmallDataset, make_data, vectors_of, write_embeddings
 
+from semid_dataset import generate_semantic_ids
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.environment import Environment
@@ -327,6 +328,21 @@ def test_where_the_first_cache_is_full_the_next_takes_the_table(
         assert more.path is not None
         write_embeddings(data, vectors_of(200))
         os.utime(data / "creative_emb" / "emb_81_8.pkl", (1e9, 1e9))
+    assert "trying the next cache folder" in warned()
+
+
+def test_where_the_first_cache_has_no_room_for_a_streamed_run_the_next_takes_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: Callable[[], str]
+) -> None:
+    """Row 54: its parts are larger than its table."""
+    whole = generate_semantic_ids(data, config=SMALL, engine="local", output_dir=tmp_path / "whole")
+    first = tmp_path / "first"
+    monkeypatch.setenv("SEMID_CACHE_DIR", str(first))
+    with tmpfs(first, "size=12k"):
+        table = generate_semantic_ids(data, config=SMALL, engine="local")
+        assert (table.status, table.to_dict()) == ("trained", whole.to_dict())
+        assert table.path is not None
+        assert table.path.is_relative_to(data / ".semantic_ids")
     assert "trying the next cache folder" in warned()
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.cache.notes import items, one_of, read_note, record, text, whole
-from semid_dataset.errors import CorruptTableError, EmbeddingError, StoreError, WorkGoneError
+from semid_dataset.errors import CorruptTableError, EmbeddingError, NoRoomError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs.formats import FORMATS, whole_file
@@ -393,7 +393,7 @@ def write_file(
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
         needed = sum(array.nbytes for array in arrays.values())
-        raise StoreError(
+        raise NoRoomError(
             f"'{folder}' has no room for {needed:,} bytes more ({error.strerror}). What is finished stays there: free "
             "some space and run again, or let the cache lie elsewhere (SEMID_CACHE_DIR)."
         ) from error
