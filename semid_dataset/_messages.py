@@ -157,8 +157,8 @@ LINES: dict[str, tuple[str, str]] = {
         "无法识别 ALLOW_SEMANTIC_GENERATION={value!r}；视为禁止生成。请使用 true 或 false。",
     ),
     "passed_over_all": (
-        "{count} places of the cache could not be read and were passed over; the first: {path} ({error})",
-        "缓存中有 {count} 处无法读取，已跳过；第一处: {path}（{error}）",
+        "What could not be read in the cache was passed over ({count} in all), the first: {path} ({error})",
+        "已跳过缓存中无法读取的内容（共 {count} 处），第一处: {path}（{error}）",
     ),
     "private_set": (
         "A set of IDs of its own was made here: {path} could not be read ({error}), and whoever can read it may be "

@@ -138,7 +138,7 @@ def test_a_neighbour_that_the_system_refuses_costs_no_ids(
     table = ids_of(data)
     assert (table.status, len(table)) == ("trained", 200), table.reason
     if call != "mmap":
-        assert warned().count("could not be read and were passed over") == 1
+        assert warned().count("What could not be read in the cache was passed over (1 in all)") == 1
 
 
 def test_ones_own_newer_table_is_no_neighbours(
