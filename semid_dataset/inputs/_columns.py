@@ -13,7 +13,7 @@ from pathlib import Path
 from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError
 
-__all__ = ["ITEM_NAMES", "ROWS", "VECTOR_NAMES", "Column", "chosen", "named"]
+__all__ = ["ITEM_NAMES", "ROWS", "VECTOR_NAMES", "Column", "chosen", "listed", "named", "no_items", "refuse_columns"]
 
 # In this order where a file has several: the particular before the general. Case, "_", "-" and blanks do not count.
 ITEM_NAMES = (
@@ -64,7 +64,7 @@ def chosen(
     """
     taken = _vectors_column(columns, path, vectors, own)
     others = [column.name for column in columns if column.name != taken]
-    if items == ROWS and ROWS not in others:
+    if items == ROWS:
         return None, taken
     if items:
         if items not in others:
@@ -88,14 +88,30 @@ def no_items(path: Path, columns: Sequence[Column], own: bool) -> EmbeddingError
     if not own:
         return EmbeddingError(
             f"'{path}' has no column that is named as items are: {', '.join(ITEM_NAMES[:6])} and others "
-            f"(docs/formats.md). {there}Rename the one that holds them."
+            f"(docs/inputs.md). {there}Rename the one that holds them."
         )
     column = "If one of them holds the items, name it: --items COLUMN. Or name " if len(columns) > 1 else "Name "
     return EmbeddingError(
         f"'{path}' holds vectors but no items: nothing in it is named as items are ({', '.join(ITEM_NAMES[:6])}, id "
-        f"and others, docs/formats.md). {there}{column}the file that has the item of every row (--ids ids.txt, one a "
+        f"and others, docs/inputs.md). {there}{column}the file that has the item of every row (--ids ids.txt, one a "
         "line), or say --items rows to number them from 0."
     )
+
+
+def refuse_columns(path: Path, items: str, vectors: str) -> None:
+    """
+    Make sure that no column is named of a file that has none.
+
+    Raises:
+        EmbeddingError: one is.
+    """
+    if items not in {"", ROWS}:
+        raise EmbeddingError(
+            f"'{path}' has no columns, and there is no file '{items}'. Name the file that has the item of every row "
+            "(--ids ids.txt, one a line), or say --items rows to number them from 0."
+        )
+    if vectors:
+        raise EmbeddingError(f"'{path}' has no columns, so there is none called '{vectors}'. Leave --vectors out.")
 
 
 def listed(columns: Sequence[Column]) -> str:

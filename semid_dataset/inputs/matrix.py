@@ -80,7 +80,7 @@ def read_vectors(
         keys, where = listed, str(items)
         if len(keys) != len(matrix):
             raise EmbeddingError(_other_count(where, keys, path, len(matrix)))
-    elif str(items) == ROWS and len(found_in) > 1:
+    elif str(items) == ROWS:  # of the whole, also where files hold items
         keys = np.arange(len(matrix))
     return check_vectors(keys, matrix, str(path), where)
 

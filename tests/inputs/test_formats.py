@@ -78,6 +78,17 @@ def test_a_lone_column_of_another_name_is_no_id(tmp_path: Path) -> None:
             read_vectors(tmp_path / name, "nothing")
 
 
+def test_a_column_that_cannot_be_is_no_option_without_effect(tmp_path: Path) -> None:
+    """A matrix alone and a dict have no columns."""
+    np.save(tmp_path / "x.npy", MATRIX)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(dict(zip(IDS, MATRIX, strict=True)), 4))
+    for name in ("x.npy", "x.pkl"):
+        with pytest.raises(EmbeddingError, match="has no columns, and there is no file 'code'"):
+            read_vectors(tmp_path / name, "code")
+        with pytest.raises(EmbeddingError, match=r"has no columns, .*'emb'\. Leave --vectors out"):
+            read_vectors(tmp_path / name, "rows", "emb")
+
+
 def test_lists_of_another_name_are_vectors_only_where_they_are_floats(tmp_path: Path) -> None:
     """A lone list of integers may be codes, or what somebody bought."""
     codes = pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.int64()))
@@ -220,6 +231,7 @@ def test_pickles_of_ones_own(tmp_path: Path) -> None:
         for protocol in (2, 3, 4, 5):
             (tmp_path / "x.pkl").write_bytes(pickle.dumps(dict(zip(keys, MATRIX, strict=True)), protocol))
             same(read_vectors(tmp_path / "x.pkl"), wanted)
+    assert read_vectors(tmp_path / "x.pkl", "rows")[0].tolist() == [0, 1, 2]  # type: ignore[union-attr]
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({1: MATRIX[0], 2: [1.0, 2.0]}, 4))
     with pytest.raises(EmbeddingError, match=r"x\.pkl', item 2: a list instead of an array"):
         read_vectors(tmp_path / "x.pkl")
@@ -384,7 +396,12 @@ def test_first_bytes_decide_over_endings(tmp_path: Path) -> None:
     same(read_vectors(lines(tmp_path / "x.parquet", id=IDS, emb=MATRIX.tolist())))
 
 
-PACK: dict[str, Callable[[bytes], bytes]] = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
+PACK: dict[str, Callable[[bytes], bytes]] = {
+    "gz": gzip.compress,
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": lambda data: bytes(pa.compress(data, codec="zstd", asbytes=True)),
+}
 
 
 @pytest.mark.parametrize("ending", PACK)

@@ -467,7 +467,8 @@ class _Machine:
         if not self.sink.dim and (size := _longest(array.shape)) and _is_vector(array.shape, size):
             self.sink.begin(size)
         if not _is_vector(array.shape, self.sink.dim):
-            return f"an array of shape {array.shape} where {self.sink.dim} numbers are wanted"
+            where = f"where {self.sink.dim} numbers are wanted" if self.sink.dim else "instead of a vector"
+            return f"an array of shape {array.shape} {where}"
         wanted = dtype.itemsize * self.sink.dim
         raw = self._bytes(array.data) if array.data.size <= ENCODED * wanted else b""
         if len(raw) != wanted:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.inputs._columns import ROWS, no_items
+from semid_dataset.inputs._columns import ROWS, no_items, refuse_columns
 from semid_dataset.inputs._file import ForwardFile
 from semid_dataset.inputs.formats._matrix import Stored, send_arrays, send_matrix
 from semid_dataset.protocols import Partition, Sink
@@ -66,6 +66,7 @@ class Npy:
     def read(self, part: Partition, sink: Sink, progress: Callable[[int], None], *, digest: bool = False) -> str:
         """Send a range of rows to `sink`; items are their numbers."""
         path = Path(part.path)
+        refuse_columns(path, part.items, part.vectors)
         if part.items != ROWS:
             raise no_items(path, [], own=True)
         with ForwardFile(path, hashed=digest, seekable=True) as file:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
+from semid_dataset.inputs._columns import refuse_columns
 from semid_dataset.inputs._file import ForwardFile
 from semid_dataset.inputs.formats._pickle_machine import read_array_pickle
 from semid_dataset.protocols import Partition, Sink
@@ -29,6 +30,7 @@ class Pickle:
 
     def read(self, part: Partition, sink: Sink, progress: Callable[[int], None], *, digest: bool = False) -> str:
         """Send the items of the dict to `sink`."""
+        refuse_columns(Path(part.path), part.items, part.vectors)
         with ForwardFile(Path(part.path), progress, hashed=digest, seekable=True) as file:
             read_array_pickle(file, sink)
             if digest:
