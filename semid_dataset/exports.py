@@ -477,8 +477,11 @@ def _read_npy(path: Path, how: How) -> SemanticIdTable:
 def _write_pt(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
     import torch
 
+    from semid_dataset.codec._threads import isolated
+
     buffer = io.BytesIO()
-    torch.save(torch.from_numpy(np.ascontiguousarray(table.codes_array.T, np.int64)), buffer)
+    with isolated():  # a fake tensor cannot be written
+        torch.save(torch.from_numpy(np.ascontiguousarray(table.codes_array.T, np.int64)), buffer)
     return _write_beside(table, path, [buffer.getvalue()])
 
 
@@ -487,8 +490,11 @@ def _read_pt(path: Path, how: How) -> SemanticIdTable:
 
     import torch
 
+    from semid_dataset.codec._threads import isolated
+
     try:
-        codes = torch.load(io.BytesIO(_bytes(path)), map_location="cpu", weights_only=True)
+        with isolated():
+            codes = torch.load(io.BytesIO(_bytes(path)), map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         # Torch's own words advise to execute the file.
         raise TableError(
@@ -497,7 +503,9 @@ def _read_pt(path: Path, how: How) -> SemanticIdTable:
         ) from None
     if not isinstance(codes, torch.Tensor) or codes.ndim != 2:
         raise TableError(f"'{path}' must hold a tensor (levels, items).")
-    return _read_beside(path, codes.numpy().T, how)
+    with isolated():
+        array = codes.numpy().T
+    return _read_beside(path, array, how)
 
 
 def _write_flat(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from world import ITEM0, SMALL, SmallDataset, make_data, vectors_of, write_embeddings
 
+from semid_dataset import SemanticIdTable
 from semid_dataset.build.recover import fit_to_ids
 from semid_dataset.codec import metrics
 from semid_dataset.codec._threads import isolated
@@ -21,6 +22,7 @@ from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.codec.train import train
 from semid_dataset.codec.unique import resolve_collisions
 from semid_dataset.errors import EmbeddingError
+from semid_dataset.exports import export, read_export
 
 VECTORS = vectors_of(300)
 
@@ -294,6 +296,17 @@ def test_tensors_without_numbers_are_refused() -> None:
             quantizer.encode(nothing)
     with pytest.raises(EmbeddingError, match="without numbers"):
         quantizer.decode(torch.empty(5, 3, dtype=torch.int64, device="meta"))
+
+
+@pytest.mark.parametrize("state", ["inference_mode", "FakeTensorMode", "default device meta", "torch.device('meta')"])
+def test_tensors_in_files_are_real_in_every_state(state: str, tmp_path: Path) -> None:
+    """The export that holds a tensor is written and read."""
+    table = SemanticIdTable.from_mapping({7: [1, 2, 3], 8: [4, 5, 6]})
+    export(table, tmp_path / "plain.pt")
+    with STATES[state]():
+        export(table, tmp_path / "within.pt")
+        assert read_export(tmp_path / "plain.pt").to_dict() == table.to_dict()
+    assert read_export(tmp_path / "within.pt").to_dict() == table.to_dict()
 
 
 def test_what_was_set_is_back_after_an_error() -> None:
