@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
 
 import numpy as np
@@ -86,6 +86,8 @@ def as_path(given: Any, error: type[SemidError] = ConfigError, *, what: str = "A
         url = URL.match(os.fspath(given))
     except Exception as raised:
         raise error(f"{what} must be a string or a Path, not {shown(given)} ({type(raised).__name__}).") from raised
+    if isinstance(given, PureWindowsPath):  # pathlib would make one name of all of it
+        raise error(f"{what} is a path of another system: {shown(str(given))}. Give one of this machine's.")
     if "\0" in str(path):
         raise error(f"{what} cannot be {shown(str(path))}: it holds a null character.")
     if url:

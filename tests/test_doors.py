@@ -227,9 +227,11 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Once for all doors; nothing in it is written to."""
-    return World(tmp_path_factory.mktemp("doors"))
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """Once for all doors; what they write to relative paths lies in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("here"))
+        yield World(tmp_path_factory.mktemp("doors"))
 
 
 def look_ups(w: World, table: SemanticIdTable) -> dict[str, Door]:

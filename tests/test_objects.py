@@ -5,7 +5,7 @@ import importlib
 import subprocess
 import sys
 from decimal import Decimal
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import hypothesis
@@ -480,7 +480,7 @@ def test_a_folder_opens_the_table_in_it(tmp_path: Path) -> None:
     (tmp_path / "out" / "semid_table.safetensors").rename(tmp_path / "out" / "mine.safetensors")
     with pytest.raises(TableError, match=r"There is: mine\.safetensors"):
         SemanticIdTable.open(tmp_path / "out")
-    for odd in (None, 7, b"x", object(), "a\0b", ["x"]):
+    for odd in (None, 7, b"x", object(), "a\0b", ["x"], PureWindowsPath("c:/x")):
         with pytest.raises((TableError, OSError)):
             SemanticIdTable.open(odd)  # type: ignore[arg-type]
     with pytest.raises(TableError, match="is a folder"):
