@@ -144,7 +144,7 @@ def test_ids_that_only_this_process_has_are_a_failure(
         assert last.startswith("semid: error: ")
         assert "No space left on device" in last
         assert "Nothing was stored" in last
-        assert ".safetensors'" in last
+        assert f"'{data}/.semantic_ids/v1/" in last
         assert ".tmp" not in last
 
     refused()
