@@ -63,6 +63,7 @@ __all__ = ["Ask", "Resolution", "first_table", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
+BROKEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR}  # of a folder
 RETRAIN = "To train anew: semid generate DATA_DIR --retrain, or generate_semantic_ids(..., retrain=True)."
 
 _apart: set[tuple[str, str]] = set()  # pairs of tables of which it was said that they differ: once a process
@@ -187,7 +188,7 @@ class Resolution:
         self.memory_limit = environment.memory_for(ask.config)
         self.engine: str | None = None  # who is to stream, however few the items are
         self.streamed = False
-        self._full: set[Path] = set()  # cache folders that had no room for the parts of a streamed run
+        self._full: set[Path] = set()  # cache folders that did not take the parts of a streamed run
         # New items with vectors of another encoder: a dataset is served without them, a command fails or was told to.
         self.foreign: Literal["serve", "raise", "take"] = "serve"
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
@@ -836,7 +837,7 @@ class Resolution:
             try:
                 return self._generate_once(sources, embeddings, question, turn, retraining)
             except OSError as error:
-                if self.streamed and left > 1 and self._is_full(error):
+                if self.streamed and left > 1 and self._moves_on(error):
                     embeddings = None
                     continue
                 if not isinstance(error, WorkGoneError | FileNotFoundError) or not self.streamed or left == 1:
@@ -849,13 +850,16 @@ class Resolution:
         raise AssertionError("the last try returns or raises")
 
     def workplace(self) -> Root | None:
-        """Return the folder that takes the parts of a streamed run: the first that takes a write and is not full."""
+        """Return the folder that takes the parts of a streamed run: the first that takes a write and has not failed."""
         return next((root for root in self.cache.folders if root.path not in self._full and root.takes_writes()), None)
 
-    def _is_full(self, error: OSError) -> bool:
-        """Whether a streamed run ended because its cache folder has no room, and there is another one to go to."""
+    def _moves_on(self, error: OSError) -> bool:
+        """Whether a streamed run ended because of its cache folder, full or broken, and there is another to go to."""
         place = self.workplace()
-        if place is None or not (isinstance(error, NoRoomError) or error.errno in {errno.ENOSPC, errno.EDQUOT}):
+        if place is None:
+            return False
+        of_it = error.errno in BROKEN and str(error.filename or "").startswith(str(place.path))
+        if not (of_it or isinstance(error, NoRoomError) or error.errno in {errno.ENOSPC, errno.EDQUOT}):
             return False
         self._full.add(place.path)
         if self.workplace() is None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.cache.notes import items, one_of, read_note, record, text, whole
-from semid_dataset.errors import CorruptTableError, EmbeddingError, NoRoomError, WorkGoneError
+from semid_dataset.errors import CorruptTableError, EmbeddingError, NoRoomError, StoreError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs.formats import FORMATS, whole_file
@@ -406,7 +406,7 @@ def read_file(folder: Path, name: str, *, verify: bool = True) -> container.Cont
         return container.parse(files.map_file(path)[0], str(path), verify=verify)
     except FileNotFoundError:
         return None
-    except CorruptTableError as error:
+    except (CorruptTableError, StoreError) as error:  # StoreError: somebody put something there that is no file of ours
         logger.debug("made again: %s", error)
         return None
 
