@@ -172,6 +172,23 @@ def test_ids_of_another_type_name_column_and_type(tmp_path: Path, ids: Any, said
         read_vectors(path)
 
 
+def test_indices_that_lead_nowhere_are_an_error(tmp_path: Path) -> None:
+    """Arrow's files are not checked when they are opened: such a one killed the process."""
+    ids = pa.DictionaryArray.from_arrays(pa.array([0, 1 << 20, 1], pa.int32()), pa.array(["a", "b"]), safe=False)
+    offsets = pa.py_buffer(np.array([0, 4, 1 << 28, 12], np.int32))
+    vectors = pa.Array.from_buffers(pa.list_(pa.float32()), 3, [None, offsets], children=[LISTS.values])
+    for number, columns in enumerate(({"item_id": ids, "emb": LISTS}, {"item_id": pa.array(IDS), "emb": vectors})):
+        table = pa.table(columns)
+        path = tmp_path / f"{number}.arrow"
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            try:
+                writer.write_table(table)
+            except (pa.ArrowException, IndexError) as error:
+                pytest.skip(f"pyarrow does not write it: {error}")
+        with pytest.raises(EmbeddingError, match=r"arrow' cannot be read as a file of Arrow"):
+            read_vectors(path)
+
+
 def test_ids_beyond_64_bits_stay_themselves(tmp_path: Path) -> None:
     """As texts, exactly."""
     ids = [1, 2**63, 2**64 - 1]

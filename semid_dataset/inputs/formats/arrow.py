@@ -40,6 +40,8 @@ class ArrowFile:
                 taken = choose(schema, part, sink)
                 number = 0
                 for batch in batches:
+                    # Offsets and indices come as they lie in the file: one that leads out of it kills the process.
+                    batch.validate(full=True)
                     begin(batch, taken.vectors, sink, path)
                     for first in range(0, batch.num_rows, sink.batch):
                         some = batch.slice(first, sink.batch)
