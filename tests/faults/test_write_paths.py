@@ -37,9 +37,9 @@ def traced(action: Callable[[], object], *expressions: str, log: Path = Path("/d
     started, say = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
-        os.read(ready, 1)
         try:
+            os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
+            os.read(ready, 1)  # struck itself, where the first read is to fail
             action()
         except OSError:
             os._exit(7)
