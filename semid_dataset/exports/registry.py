@@ -1,0 +1,139 @@
+"""Which formats there are: a name and an ending each, and who writes and reads it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from semid_dataset.errors import ConfigError, TableError
+from semid_dataset.exports._common import How
+from semid_dataset.exports._json import read_json, write_json
+from semid_dataset.exports.arrays import (
+    read_flat,
+    read_npy,
+    read_packed,
+    read_pt,
+    write_flat,
+    write_npy,
+    write_packed,
+    write_pt,
+)
+from semid_dataset.exports.parquet import read_parquet, write_parquet
+from semid_dataset.exports.tokens import read_index, spelling, write_index, write_tokens
+from semid_dataset.exports.trie import read_trie, write_trie
+from semid_dataset.objects import as_choice, as_count, as_path, expect
+from semid_dataset.table.table import SemanticIdTable
+
+__all__ = ["FORMATS", "Format", "export", "format_of", "read_export"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file is written and read; `read` is None for what holds no items (tokens)."""
+
+    name: str
+    suffix: str
+    what: str
+    write: Callable[[SemanticIdTable, Path, str, int], list[Path]]
+    read: "Callable[[Path, How], SemanticIdTable] | None"
+
+
+def export(
+    table: SemanticIdTable, path: str | Path, form: str | None = None, *, style: str = "letter", first: int = 1
+) -> list[Path]:
+    """
+    Write a table in another tool's format.
+
+    Args:
+        path: the file; folders are made as needed, a file that is there is replaced in one step.
+        form: a name of `FORMATS`; by default the path's ending decides.
+        style: of tokens, see `token_list`.
+        first: of flat ids, see `flat_ids`.
+
+    Returns:
+        The files written: the export itself and, for bare arrays, the list of items beside it.
+
+    Raises:
+        ConfigError: no such format or style.
+        TableError: the table does not fit the format.
+        OSError: it could not be written; what was there before is as it was.
+    """
+    expect(table, SemanticIdTable, "table", TableError)
+    path = as_path(path)
+    wanted = format_of(path, form)
+    first = as_count(first, "first", 0, 1 << 40)
+    spelling(style)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return wanted.write(table, path, style, first)
+
+
+def read_export(
+    path: str | Path,
+    form: str | None = None,
+    *,
+    codebook_sizes: int | Sequence[int] | None = None,
+    items: "str | Sequence[int] | Sequence[str] | NDArray[Any] | None" = None,
+) -> SemanticIdTable:
+    """
+    Read what `export` wrote (or another tool, in its format) into a table in memory, without a quantizer.
+
+    Args:
+        path: the file.
+        form: a name of `FORMATS`; by default the path's ending decides.
+        codebook_sizes: codes per level, one number or one per level, where the file does not say them (flat ids,
+            packed ones and our parquet do). Without, the power of two that holds the largest code is taken for every
+            level, and said.
+        items: of the rows of an array without a file of items beside it: "rows" where row k is item k, or all of them.
+
+    Raises:
+        ConfigError: no such format, or one that holds no items; `items` for a file that names its own;
+            `codebook_sizes` that are none, or not those that the file states.
+        TableError: the file is not what its name says.
+        OSError: it cannot be read.
+    """
+    path = as_path(path)
+    wanted = format_of(path, form)
+    if wanted.read is None:
+        raise ConfigError(f"'{path}': the format {wanted.name} holds {wanted.what}, no IDs of items.")
+    if items is not None and wanted.name not in ARRAYS:
+        raise ConfigError(f"'{path}' names its items itself: leave items out.")
+    return wanted.read(path, How(codebook_sizes, items))
+
+
+def format_of(path: Path, form: str | None) -> Format:
+    """
+    Return the format by name, or by the ending of a path.
+
+    Raises:
+        ConfigError: neither is known.
+    """
+    if form is None:
+        ending = max(
+            (f for f in FORMATS.values() if path.name.endswith(f.suffix)), key=lambda f: len(f.suffix), default=None
+        )
+        if ending is None:
+            endings = ", ".join(f"{one.name} ({one.suffix})" for one in FORMATS.values())
+            raise ConfigError(f"The ending of '{path}' names no format. Name one, or use an ending of: {endings}.")
+        return ending
+    return FORMATS[as_choice(form, FORMATS, "format")]
+
+
+FORMATS: dict[str, Format] = {
+    form.name: form
+    for form in (
+        Format("json", ".json", "{item: codes}, the semantic_id_dict.json", write_json, read_json),
+        Format("index", ".index.json", "{item: tokens}, for LC-Rec and MiniOneRec", write_index, read_index),
+        Format("parquet", ".parquet", "item_id, codes and codes with level offsets", write_parquet, read_parquet),
+        Format("npy", ".npy", "codes (items, levels)", write_npy, read_npy),
+        Format("pt", ".pt", "codes (levels, items) int64, for GRID", write_pt, read_pt),
+        Format("flat", ".flat.npz", "ids of one vocabulary over all levels", write_flat, read_flat),
+        Format("packed", ".packed.npz", "one integer an ID", write_packed, read_packed),
+        Format("tokens", ".tokens.json", "the tokens of all codes, for add_tokens", write_tokens, None),
+        Format("trie", ".trie.npz", "the IDs as a prefix trie, for decoding", write_trie, read_trie),
+    )
+}
+
+
+ARRAYS = frozenset({"npy", "pt", "flat", "packed", "trie"})  # whose items lie beside them
