@@ -35,6 +35,7 @@ BELOW = (
     6.459432605164143e-05,
 )
 ROOT_HALF = 0.7071067811865476
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class ResidualMLP:
@@ -115,7 +116,7 @@ class FrozenMLP:
         found = product(_gelu(hidden), self.last, times)
         found += self.last_bias
         found += vectors
-        return found.astype(np.float32)
+        return np.clip(found, -LARGEST, LARGEST, out=found).astype(np.float32)
 
 
 def _gelu(values: Float64) -> Float64:

@@ -135,11 +135,13 @@ class BeamSearch:
         """Return what a call does, for any number of latents, and (n,) bool: which another rounding could change."""
         judge = _Judge(self, len(latents), keep)
         found = []
-        for begin in range(0, max(len(latents), 1), self.rows):
-            block = latents[begin : begin + self.rows]
-            judge.begin(begin, block)
-            found.append(self._run(block, keep, judge))
-        return torch.cat(found), torch.from_numpy(judge.end(latents)).to(latents.device)
+        with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is in doubt
+            for begin in range(0, max(len(latents), 1), self.rows):
+                block = latents[begin : begin + self.rows]
+                judge.begin(begin, block)
+                found.append(self._run(block, keep, judge))
+            doubt = judge.end(latents)
+        return torch.cat(found), torch.from_numpy(doubt).to(latents.device)
 
     def _run(self, latents: Tensor, keep: int, judge: "_Judge | None") -> Tensor:
         codes = torch.empty(len(latents), 1, 0, dtype=torch.int64, device=latents.device)

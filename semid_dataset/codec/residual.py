@@ -43,7 +43,8 @@ PREFIX = "quantizer."  # of its arrays' names, there and in a table
 
 T = TypeVar("T")
 
-JUDGED = 8  # blocks of a search that are judged together
+JUDGED, JUDGED_FLOATS = 8, 1 << 21  # blocks of a search that are judged together, and numbers in them, at most
+LARGEST = np.finfo(np.float32).max
 FLOATS = (np.float16, np.float32, np.float64)
 
 
@@ -130,7 +131,9 @@ class ResidualQuantizer:
         width = min(keep, math.prod(self.codebook_sizes))
         codes = torch.empty(len(vectors), width, len(self.codebooks), dtype=torch.int64, device=self.device)
         doubt = torch.ones(len(vectors), dtype=torch.bool, device=self.device)
-        rows = JUDGED * self.search.rows
+        rows = self.search.rows
+        if self.device.type == "cpu":
+            rows *= min(max(JUDGED_FLOATS // (self.dim * rows), 1), JUDGED)
 
         def one(begin: int) -> None:
             block = slice(begin, begin + rows)
@@ -395,7 +398,9 @@ class ResidualQuantizer:
 
     def _latents(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the latents of some vectors, the same on every machine: always by the CPU."""
-        normalized = np.divide(np.subtract(block, self._mean), np.float32(self.scale))
+        with np.errstate(over="ignore"):
+            normalized = np.divide(np.subtract(block, self._mean), np.float32(self.scale))
+        np.clip(normalized, -LARGEST, LARGEST, out=normalized)  # what left the range of float32 ends at its end
         return normalized if self._encoder is None else self._encoder(normalized)
 
     @cached_property

@@ -172,6 +172,20 @@ def test_other_types_of_the_same_numbers_get_the_same_codes_on_a_decision(dtype:
     assert np.array_equal(quantizer.encode(vectors.astype(dtype)), quantizer.encode(vectors.astype(np.float32)))
 
 
+@pytest.mark.parametrize("networks", [False, True])
+def test_numbers_at_the_end_of_float32_are_encoded_alike(networks: bool) -> None:
+    """Far from all codewords, and beyond what sums and latents in float32 hold: alone as among others, no error."""
+    draw = np.random.default_rng(3)
+    more = {"encoder": network(6, draw)} if networks else {}
+    quantizer = quantizer_of([draw.standard_normal((16, 6)) for _ in range(3)], 4, scale=0.25, **more)
+    vectors = (draw.standard_normal((60, 6)) * 10.0 ** draw.integers(-40, 39, (60, 1))).astype(np.float32)
+    vectors[:3] = np.float32(3.4e38) * np.sign(vectors[:3])
+    codes = quantizer.encode(vectors)
+    alone = [quantizer.encode(row[None])[0].tolist() for row in vectors]
+    assert codes.tolist() == alone
+    assert np.isfinite(quantizer.latents(vectors).numpy()).all()
+
+
 # --- other machines -----------------------------------------------------------------------------------
 
 
