@@ -34,9 +34,9 @@ VARIABLES: dict[str, dict[str, str]] = {
         "MKL_CBWR": "SSE4_2",
     },
 }
-ALONE = 1_000  # items that are encoded one by one
-FUSED = 100  # of these again from their features
-SEVENS = 10_500  # items that are encoded in sevens
+ALONE = 300  # items that are encoded one by one
+FUSED = 30  # of these again from their features
+SEVENS = 3_500  # items that are encoded in sevens
 
 
 def mixture(items: int, dim: int) -> Any:
