@@ -20,6 +20,7 @@ from semid_dataset.errors import SemanticIdWarning
 
 SAMPLE = Path("sample")
 TABLE_NAME = "semid_table.safetensors"  # the semantic IDs, beside the weights that were trained on them
+DIGEST_NAME = f"{TABLE_NAME}.digest"  # what is to be expected of them, as `table.save` writes it
 
 
 def get_args() -> argparse.Namespace:
@@ -70,6 +71,12 @@ def output_path(variable: str, data: Path, name: str) -> Path:
     if os.environ.get(variable):
         return Path(os.environ[variable])
     return SAMPLE / name if data.parent == SAMPLE else Path(name)
+
+
+def expected_digest(parent: "Path | None") -> "str | None":
+    """Return the digest of the table that weights were trained on; None where they are older than such notes."""
+    note = None if parent is None else parent.parent / DIGEST_NAME
+    return note.read_text().strip() if note is not None and note.exists() else None
 
 
 def find_weights(path: Path) -> Path | None:

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
-from common import TABLE_NAME, data_path, get_args, log_to_stdout, output_path
+from common import TABLE_NAME, data_path, expected_digest, get_args, log_to_stdout, output_path
 from evalu.dataset import MyTrainDataset
 from model import BaselineModel, cut_padding
 from torch.utils.data import DataLoader, random_split
@@ -42,7 +42,7 @@ def main() -> None:
     # go on with their training keep the IDs that lie beside them.
     start = args.state_dict_path
     parent = start.parent / TABLE_NAME if start and (start.parent / TABLE_NAME).exists() else None
-    table = dataset.prepare_semantic_ids(parent=parent)
+    table = dataset.prepare_semantic_ids(parent=parent, expect=expected_digest(parent))
     print(f"Semantic IDs of {len(table):,} items: {table.status} ({table.reason})")
 
     rest = round(SHARE_VALID * len(dataset))

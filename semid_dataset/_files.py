@@ -192,7 +192,7 @@ def publish_first(folder: Path, name: str, buffers: Iterable[Buffer]) -> bool:
         OSError: it could not be written. Nothing was left under the final name.
     """
     final = folder / name
-    temporary = _write_temporary(folder, name, buffers)
+    temporary = _write_temporary(folder, name, buffers, mode=0o444)  # `cp new over it` is refused, or meant
     try:
         now_ns = temporary.lstat().st_mtime_ns
         won = _link_first(temporary, final)
@@ -359,12 +359,14 @@ def _random() -> str:
     return os.urandom(12).hex()
 
 
-def _write_temporary(folder: Path, name: str, buffers: Iterable[Buffer], *, sync: bool = True) -> Path:
+def _write_temporary(
+    folder: Path, name: str, buffers: Iterable[Buffer], *, sync: bool = True, mode: int = 0o666
+) -> Path:
     shown = os.fsdecode(os.fsencode(name)[:SHOWN_NAME])  # a name of 255 bytes leaves no room for more
     temporary = folder / f".{shown}.{_random()}.tmp"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        descriptor = os.open(temporary, flags, 0o666)
+        descriptor = os.open(temporary, flags, mode)
         try:
             _write_all(descriptor, buffers)
             if sync:

@@ -196,8 +196,8 @@ LINES: dict[str, tuple[str, str]] = {
         "{new} 个新物品在重新训练之前没有ID。{how}",
     ),
     "branched": (
-        "Lineage {lineage} cannot be extended where it lies ({where}): new items go into the branch {branch}, a "
-        "lineage of its own. Whoever is on the one is never served the other",
+        "A branch begins: lineage {lineage} cannot be extended where it lies ({where}); new items go into {branch}, "
+        "a lineage of its own. Whoever is on the one is never served the other",
         "谱系 {lineage} 无法在其所在位置（{where}）扩展: 新物品写入分支 {branch}，它是独立的谱系，两者互不替换",
     ),
     "apart": (
@@ -208,9 +208,9 @@ LINES: dict[str, tuple[str, str]] = {
         "此前使用的是后者，继续使用。如需改用前者，请用 SEMID_PIN、semid pin 或 parent= 指定",
     ),
     "moved": (
-        "{moved} of {items} known items have another ID than before: lineage {lineage} served this directory, and its "
-        "embeddings are of other data now; lineage {new} answers. Recommenders trained on the old IDs need the old "
-        "table (parent=, SEMID_PIN) or must be trained again",
+        "IDs have moved: {moved} of {items} known items have another one than before. Lineage {lineage} served this "
+        "directory, and its embeddings are of other data now; lineage {new} answers. Recommenders of the old IDs "
+        "need the old table (parent=, SEMID_PIN) or must be trained again",
         "{items} 个已知物品中有 {moved} 个的ID发生改变: 此目录此前由谱系 {lineage} 提供，而其向量现已属于其他数据；"
         "现由谱系 {new} 提供。基于旧ID训练的推荐模型需要使用旧表（parent=、SEMID_PIN）或重新训练",
     ),

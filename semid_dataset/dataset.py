@@ -16,8 +16,9 @@ from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, RecursiveAccessError, SemidError, TableError
 from semid_dataset.inputs.discover import feature_names
-from semid_dataset.objects import as_path, expect, shown
-from semid_dataset.resolve import Ask, look, resolve
+from semid_dataset.objects import as_path, shown
+from semid_dataset.objects import expect as of_type
+from semid_dataset.resolve import Ask, check_expected, check_pin, is_read_back, look, resolve
 from semid_dataset.table.table import SemanticIdTable, Unopened
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class LazySemanticIds:
         self._data_dir = data_dir
         self._feature_ids = feature_ids
         self._embeddings = embeddings
-        self._config = SemanticIdConfig() if config is None else expect(config, SemanticIdConfig, "config")
+        self._config = SemanticIdConfig() if config is None else of_type(config, SemanticIdConfig, "config")
         self._parent = parent_of(parent)
         self._cache_dir = None if cache_dir is None else as_path(cache_dir, what="cache_dir")
         self._name = "semantic_id_dict"
@@ -105,6 +106,16 @@ class LazySemanticIds:
             )
         with slot.lock():
             slot.table, slot.asked, slot.pickled = value, _PINNED, None
+            self._let_go_of_exports(instance, slot)
+
+    def _let_go_of_exports(self, instance: object, slot: "_Slot") -> None:
+        """Stay lazy where what was assigned is what we exported: the program read it back and asks for no more."""
+        try:
+            ask = self._ask(instance, None, None)
+        except (RuntimeError, ConfigError):  # its directory is not known yet
+            return
+        if slot.table is not None and is_read_back(ask, slot.table, Context.at_door()):
+            slot.table, slot.asked = None, None
 
     def __delete__(self, instance: object) -> None:
         slot = self._slot(instance)
@@ -117,6 +128,7 @@ class LazySemanticIds:
         *,
         parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
         config: SemanticIdConfig | None = None,
+        expect: str | None = None,
     ) -> SemanticIdTable:
         """
         Resolve now, unless this very question was answered; see `SemanticIdMixin.prepare_semantic_ids`.
@@ -127,6 +139,11 @@ class LazySemanticIds:
         slot = self._slot(instance)
         with slot.lock():
             asked = None if parent is None and config is None else (parent, config)
+            if slot.asked == _PINNED and slot.table is not None:
+                self._let_go_of_exports(instance, slot)
+                if parent is not None and slot.table is not None:
+                    check_pin(self._ask(instance, parent, config), slot.table, Context.at_door())
+                    slot.table, slot.asked = None, None  # the parent says all of it, and more
             other = asked is not None and slot.asked not in (_PINNED, asked)
             if slot.table is None or other:
                 if slot.resolving:  # by this very thread: others wait for the lock
@@ -139,11 +156,13 @@ class LazySemanticIds:
                     if slot.pickled is not None and not other:
                         slot.table = self._again(instance, slot.pickled, slot.asked)
                     else:
-                        slot.table = resolve(self._ask(instance, parent, config), Context.at_door())
+                        ask = self._ask(instance, parent, config, expect)
+                        slot.table = resolve(ask, Context.at_door())
                         slot.asked = asked
                     slot.pickled = None
                 finally:
                     slot.resolving = False
+            check_expected(slot.table, expect or "")
             return slot.table
 
     def _again(self, instance: object, pickled: SemanticIdTable, asked: object) -> SemanticIdTable:
@@ -175,7 +194,7 @@ class LazySemanticIds:
             Unopened.become(pickled, table)
         return pickled
 
-    def _ask(self, instance: object, parent: Any, config: SemanticIdConfig | None) -> Ask:
+    def _ask(self, instance: object, parent: Any, config: SemanticIdConfig | None, expect: str | None = None) -> Ask:
         try:
             data_dir = None if self._data_dir is None else getattr(instance, self._data_dir)
             feature_ids = getattr(instance, self._feature_ids)
@@ -195,9 +214,10 @@ class LazySemanticIds:
             data_dir=None if data_dir is None else as_path(data_dir, what=f"The dataset's {self._data_dir}"),
             feature_ids=feature_names(feature_ids),
             embeddings=embeddings,
-            config=self._config if config is None else expect(config, SemanticIdConfig, "config"),
+            config=self._config if config is None else of_type(config, SemanticIdConfig, "config"),
             parent=parent_of(parent),
             cache_dir=self._cache_dir,
+            expect=expect or "",
         )
 
     def _slot(self, instance: object) -> "_Slot":
@@ -303,6 +323,7 @@ class SemanticIdMixin:
         *,
         parent: "Path | str | SemanticIdTable | ResidualQuantizer | None" = None,
         config: SemanticIdConfig | None = None,
+        expect: str | None = None,
     ) -> SemanticIdTable:
         """
         Resolve `semantic_id_dict` now: before a DataLoader copies the dataset to its workers.
@@ -310,11 +331,13 @@ class SemanticIdMixin:
         Args:
             parent: the table that the recommender was trained with, or its folder; new items are added to it.
             config: how IDs are made, if none are there.
+            expect: digest or lineage of the table that the recommender was trained with (`table.save` writes the
+                digest beside the table): another one, that did not grow from it, is an error. Also SEMID_EXPECT.
 
         Returns:
             The table, which the attribute returns from now on. Where the attribute was read before (in
             `__init__`, say) and `parent` or `config` ask for something else now, it is resolved again;
-            a pinned mapping stays.
+            a pinned mapping stays. What the dataset's own loader read back from our export is no pin.
 
         Raises:
             GenerationError: default IDs would have to answer in one rank of several, or in a DataLoader worker.
@@ -322,4 +345,4 @@ class SemanticIdMixin:
         descriptor = type(self).semantic_id_dict
         if not isinstance(descriptor, LazySemanticIds):
             raise ConfigError(f"{type(self).__name__}.semantic_id_dict was replaced by {descriptor!r}.")
-        return descriptor.prepare(self, parent=parent, config=config)
+        return descriptor.prepare(self, parent=parent, config=config, expect=expect)

@@ -66,6 +66,8 @@ class Environment:
     memory_limit: int | None = None  # SEMID_MEMORY_LIMIT, bytes
     lock_deadline: float | None = None  # SEMID_LOCK_DEADLINE, seconds
     caches: str | None = None  # XDG_CACHE_HOME, where a user's caches lie on Linux
+    expect: str | None = None  # SEMID_EXPECT, a digest or a lineage
+    pin: str | None = None  # SEMID_PIN, a lineage or one of its tables
     misread: tuple[Misread, ...] = field(default=(), compare=False)
 
     def memory_for(self, config: SemanticIdConfig) -> int:
@@ -110,6 +112,8 @@ class Environment:
             memory_limit=memory("SEMID_MEMORY_LIMIT"),
             lock_deadline=seconds("SEMID_LOCK_DEADLINE"),
             caches=env.get("XDG_CACHE_HOME", "").strip() or None,
+            expect=env.get("SEMID_EXPECT", "").strip() or None,
+            pin=env.get("SEMID_PIN", "").strip() or None,
             misread=tuple(misread),
         )
 

@@ -14,6 +14,7 @@ Every exception this package raises on purpose.
     │   └── SemanticIdFileError                   a semantic_id_dict.json that lies
     ├── ItemsError               (TypeError)      what is looked up is no list of items
     ├── ParentError              (ValueError)     a parent that does not fit this dataset
+    │   ├── PinError                              what was pinned is not there
     │   └── DigestError                           another table than the one that was expected
     ├── UnknownItemError         (KeyError)       a strict table that lacks an item
     ├── StoreError               (OSError)        a cache that refuses
@@ -41,6 +42,7 @@ __all__ = [
     "NoEmbeddingsError",
     "NoRoomError",
     "ParentError",
+    "PinError",
     "RecursiveAccessError",
     "SemanticIdFileError",
     "SemanticIdWarning",
@@ -112,6 +114,10 @@ class ItemsError(SemidError, TypeError):
 
 class ParentError(SemidError, ValueError):
     """A parent table does not fit the dataset that it was given to."""
+
+
+class PinError(ParentError):
+    """What was pinned, by SEMID_PIN or `semid pin`, names no table or is not there. Nothing else is served for it."""
 
 
 class DigestError(ParentError):

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,7 @@ from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import pipeline as birth
 from semid_dataset.build.evidence import Evidence
+from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.entries import MOST_REASON, Memo
 from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
@@ -34,11 +36,14 @@ from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import (
     ConfigError,
+    DigestError,
     ForeignVectorsError,
     ForkError,
     GenerationError,
     NoEmbeddingsError,
     NoRoomError,
+    ParentError,
+    PinError,
     SemanticIdFileError,
     SemanticIdWarning,
     SemidError,
@@ -59,7 +64,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Ask", "Resolution", "first_table", "look", "resolve"]
+__all__ = ["Ask", "Resolution", "check_expected", "check_pin", "first_table", "is_read_back", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
@@ -81,6 +86,8 @@ class Ask:
         config: how IDs are made.
         parent: a published table to extend (file, folder, table) or a bare quantizer.
         cache_dir: a cache folder to try before all others.
+        expect: digest or lineage of the table that must answer, or one that grew from it; "" is any.
+        pin: what alone may answer, "LINEAGE" or "LINEAGE@N"; "" is what was pinned for the directory, if something was.
     """
 
     data_dir: Path | None
@@ -89,6 +96,8 @@ class Ask:
     config: SemanticIdConfig = field(default_factory=SemanticIdConfig)
     parent: "Path | SemanticIdTable | ResidualQuantizer | None" = None
     cache_dir: Path | None = None
+    expect: str = ""
+    pin: str = ""
 
 
 def first_table(
@@ -126,13 +135,22 @@ def resolve(ask: Ask, context: Context) -> SemanticIdTable:
     gate = context.environment.gate
     if not gate.understood:
         degrade("gate_unknown", value=gate.value)
+    resolution = Resolution(ask, context, may_generate=gate.allowed, in_worker=in_loader_worker())
+    resolution.open_parent()
     try:
-        table = Resolution(ask, context, may_generate=gate.allowed, in_worker=in_loader_worker()).run()
+        table = resolution.run()
+    except (ParentError, PinError):  # what a caller names and cannot be used is his error, as any wrong argument is
+        raise
     except (SemidError, OSError, MemoryError) as error:
+        if resolution.expect:
+            raise DigestError(f"{resolution.expect} is expected here, and nothing answers: {error}") from error
         return _default(ask, context, error)
-    except Exception as error:  # noqa: BLE001 - whatever training meets (a CUDA error, say) ends in default IDs
+    except Exception as error:  # whatever training meets (a CUDA error, say) ends in default IDs
+        if resolution.expect:
+            raise
         logger.exception("semantic_id generation failed unexpectedly")
         return _default(ask, context, error)
+    check_expected(table, resolution.expect)
     tell("answered", level=logging.DEBUG, status=table.status, reason=table.reason)
     if table.status == "stale":
         warnings.warn(text("stale", reason=table.reason, known=len(table)), SemanticIdWarning, stacklevel=2)
@@ -148,9 +166,75 @@ def look(ask: Ask, context: Context) -> SemanticIdTable:
         SemidError, OSError: as the steps say.
     """
     resolution = Resolution(ask, context, may_generate=False)
+    resolution.adopting = False
     if context.environment.gate.allowed:
         resolution.forbidden_by = "none are made by looking"
+    resolution.open_parent()
     return resolution.run()
+
+
+def check_expected(table: SemanticIdTable, wanted: str) -> None:
+    """
+    Make sure that a table is the one that is expected, or grew from it.
+
+    Args:
+        table: that answers.
+        wanted: a digest or the name of a lineage; "" is any.
+
+    Raises:
+        DigestError: it is another one.
+    """
+    wanted = wanted.strip()
+    if not wanted:
+        return
+    header = table.header
+    by_name = wanted in {table.lineage, *header.origins}
+    by_digest = table.computed_digest in {wanted, table.digest} and lineage.descends(table, wanted)
+    if table.status == "default" or not (by_name or by_digest):
+        raise DigestError(
+            f"{wanted} is expected, and {table.path or 'a table in memory'} answers ({table.status}): lineage "
+            f"'{table.lineage}', generation {table.generation}, digest {table.computed_digest}. Its IDs are others "
+            "than the recommender was trained with. Pass the table that lies beside its weights as parent."
+        )
+
+
+def is_read_back(ask: Ask, table: SemanticIdTable, context: Context) -> bool:
+    """
+    Say whether an assigned mapping is what we exported, or what lies in the data directory anyway.
+
+    A dataset's own loader reads `semantic_id_dict.json` and assigns it: that asks for nothing else than the file does.
+    """
+    sha256 = table.header.json_sha256
+    if ask.data_dir is None or not sha256:
+        return False
+    with suppress(SemidError, OSError):
+        path = ask.data_dir / JSON_FILE
+        if path.exists() and FileStamp.of(path, ask.data_dir).digest() == sha256:
+            return True
+        memo = Cache.of(context.environment, ask.data_dir, ask.cache_dir).exported_by(sha256)
+        return memo is not None and not memo.lineage.startswith("json-")
+    return False
+
+
+def check_pin(ask: Ask, table: SemanticIdTable, context: Context) -> None:
+    """
+    Make sure that an assigned mapping and a parent that is named do not contradict each other.
+
+    Raises:
+        ParentError: they do, or the parent cannot be used.
+    """
+    resolution = Resolution(ask, context, may_generate=False)
+    resolution.adopting = False
+    resolution.open_parent()
+    parent = resolution.parent
+    if parent is None or parent.header.exported(table.header.json_sha256):
+        return
+    moved, both = lineage.moved_items(parent, table)
+    if moved or not both:
+        raise ParentError(
+            f"The program assigned IDs, and {moved} of {both} common items have another one in the parent "
+            f"{parent.path or 'in memory'}. Nothing was changed. Assign nothing, or name no parent."
+        )
 
 
 def _default(ask: Ask, context: Context, error: Exception) -> SemanticIdTable:
@@ -194,21 +278,46 @@ class Resolution:
         self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
         self._named_parent = ask.parent if ask.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
+        self._parent_name: Path | None = None
+        self.adopting = not in_worker  # whether a parent is taken into the cache
+        self.expect = ask.expect or environment.expect or ""
+        self._pin = ask.pin or environment.pin or ""
         self._before: SemanticIdTable | None = None  # what this user was last served for the directory
 
     def open_parent(self) -> None:
-        """Open the parent that was named, if any; not needed, and not missed, where a hand-made file answers."""
+        """
+        Open the parent that was named, if any: it is looked at before everything else.
+
+        It is taken into the cache under its digest and served from there: whoever copies another file over it changes
+        no ID of those who read it.
+
+        Raises:
+            ParentError, CorruptTableError, TableVersionError, OSError: it cannot be used.
+        """
         named = self._named_parent
-        if named is not None:
-            path = as_path(named) if isinstance(named, str) else named
-            self.parent = lineage.open_parent(path, mmap=self.cache.mmap, unique=self.config.unique)
+        if named is not None and self.parent is None:
+            path = as_path(named) if isinstance(named, str | os.PathLike) else named
+            table = lineage.open_parent(path, mmap=self.cache.mmap, unique=self.config.unique)
+            self._parent_name = path if isinstance(path, Path) else table.path
+            self.parent = table
+
+    def _adopt_parent(self) -> None:
+        """Take a parent that fits into the cache."""
+        if self.parent is not None and self.adopting:
+            self.parent = self.cache.adopted(self.parent)
 
     def run(self) -> SemanticIdTable:
         """Return the first table that answers."""
-        if (table := self._hand_made()) is not None:
-            return table
-        self.open_parent()
+        table = self._pinned()
+        if table is None and (table := self._hand_made()) is not None and self.parent is not None:
+            self._reconcile(table)
+            table = None
+        return self._from_embeddings() if table is None else table
+
+    def _from_embeddings(self) -> SemanticIdTable:
+        """Return the table of the dataset's items: the parent's lineage, its own, a training."""
         if self.parent is not None and not self.parent.has_quantizer:
+            self._adopt_parent()
             return self._stale(self.parent, "the parent has no quantizer to encode new items with")
         try:
             sources = self._sources()
@@ -222,7 +331,65 @@ class Resolution:
             return self._behind_the_gate(sources, embeddings, question)
         return self.generate(sources, embeddings, question)
 
+    # --- what was pinned ---
+
+    def _pinned(self) -> SemanticIdTable | None:
+        """
+        Return the table that was pinned, by SEMID_PIN or `semid pin`; None where nothing was, or a whole lineage.
+
+        Raises:
+            PinError: it is not there.
+        """
+        where = "SEMID_PIN"
+        if not self._pin and self.ask.data_dir is not None and (pinned := self.cache.pinned(self.ask.data_dir)):
+            self._pin, where = pinned, "semid pin"
+        if not self._pin:
+            return None
+        name, at, number = self._pin.partition("@")
+        generation = int(number) if number.isdecimal() and len(number) < 10 else -1
+        if not folders.LINEAGE_NAME.fullmatch(name) or (at and generation < 0):
+            raise PinError(f"'{self._pin}' ({where}) names no table: give LINEAGE or LINEAGE@N, see semid history.")
+        table = self.cache.named(name, generation) if at else self.cache.newest(name)
+        if table is None or table.lineage != name:
+            raise PinError(
+                f"'{self._pin}' is pinned ({where}) and not in any cache folder. Nothing else was served in its place. "
+                "See semid history for what is there, or take the pin away: semid pin DATA_DIR --off."
+            )
+        if self.parent is not None and not lineage.descends(table, self.parent.digest):
+            raise ParentError(f"'{self._pin}' is pinned ({where}) and did not grow from the parent. Name one of them.")
+        if not at:
+            return None
+        tell("loaded", items=len(table))
+        return table.with_status("cached", f"pinned to {self._pin} ({where})")
+
     # --- a hand-made file ---
+
+    def _reconcile(self, made: SemanticIdTable) -> None:
+        """
+        Hold a `semantic_id_dict.json` against the parent, and take in what it has beyond it.
+
+        Where the cache is gone nothing says whose export it is. One that holds all IDs of the parent is of a later
+        table; one whose IDs the parent all holds is of an earlier one.
+
+        Raises:
+            ParentError: they contradict each other.
+        """
+        parent = self.parent
+        assert parent is not None
+        moved, both = lineage.moved_items(parent, made)
+        if moved or both < min(len(parent), len(made)):
+            assert self.ask.data_dir is not None
+            raise ParentError(
+                f"'{self.ask.data_dir / JSON_FILE}' gives {moved} of {both} common items another ID than the parent "
+                f"{parent.path or 'in memory'}, or is about other items. Nothing was changed. Remove the one that is "
+                "not meant."
+            )
+        if len(made) > len(parent) and parent.header.identity is not None:
+            from semid_dataset.build import recover as healing
+
+            found = healing.rejoined(made, parent, Memo(parent.lineage, parent.generation, ""), parent.generation + 1)
+            if found is not None:
+                self.parent = found[0].in_memory("cached", "the parent, and what was exported since")
 
     def _hand_made(self) -> SemanticIdTable | None:
         """Compile `semantic_id_dict.json` into the cache, unless a table of ours exported it."""
@@ -250,6 +417,8 @@ class Resolution:
                 return self._sized(table).with_status("pregenerated", f"{path} (compiled)")
         elif memo is not None:
             return None  # our own export
+        if self.parent is not None and self.parent.header.exported(stamp.digest()):
+            return None  # the parent's, also where no cache remembers it
         buffer, _ = files.map_file(path, mmap=self.cache.mmap, follow=True)
         sha256 = stamp.digest()
         if (ours := self.cache.exported_by(sha256)) is not None:
@@ -332,7 +501,8 @@ class Resolution:
             identity = Identity.of(self.config, embeddings.dims)
             question = Question("ids", identity, (), content=embeddings.digest, parent=parent)
         if self.parent is not None:
-            lineage.check_parent(self.parent, identity, self.ask.feature_ids)
+            lineage.check_parent(self.parent, identity, self.ask.feature_ids, self._parent_name)
+            self._adopt_parent()
         return question, embeddings
 
     def remembered(self, question: Question) -> SemanticIdTable | None:
@@ -342,8 +512,8 @@ class Resolution:
             tell("passed_over", level=logging.DEBUG, step="memo", reason="this question is new here")
             return None
         root, memo = memos[0]
-        if memo.stale and self.foreign != "serve":
-            return None  # whoever asks for more than what is known is told why, or has it made
+        if (self._pin and memo.lineage != self._pin) or (memo.stale and self.foreign != "serve"):
+            return None  # another lineage is pinned; or who asks for more than what is known is told why
         try:
             table = self._noted(memo)
         except TableVersionError as error:
@@ -447,6 +617,8 @@ class Resolution:
         assert identity is not None
         evidence = Evidence(embeddings.items, embeddings.features)
         served = bound[1] if (bound := self._served()) is not None else None
+        if self._pin and (table := cache.newest(self._pin)) is not None:
+            return lineage.Lineage(self._pin, table, evidence.in_another_space(table, evidence.of(table)))
         if self.parent is not None:
             row = lineage.row_of_parent(cache, self.parent, None if served is None else served.lineage)
             if served is not None and served.lineage != row.name:
@@ -625,6 +797,7 @@ class Resolution:
     def _known_here(self, identity: Identity | None) -> SemanticIdTable | None:
         """Return the parent, else what last served this directory if it is the kind of ID asked for, or its export."""
         if self.parent is not None:
+            self._adopt_parent()
             return self.parent
         if self.ask.data_dir is None:
             return None
@@ -915,7 +1088,7 @@ class Resolution:
         if identity == question.identity:
             return question
         if self.parent is not None:
-            lineage.check_parent(self.parent, identity, self.ask.feature_ids)
+            lineage.check_parent(self.parent, identity, self.ask.feature_ids, self._parent_name)
         return replace(question, identity=identity)
 
     def _of_another_space(self, row: lineage.Lineage, embeddings: "Embeddings") -> str:
@@ -991,6 +1164,8 @@ class Resolution:
         assert question.identity is not None
         if not len(embeddings.items):
             raise NoEmbeddingsError("The embeddings hold no item.")
+        if self.expect and replaced is None:
+            raise DigestError(f"{self.expect} is expected, and nothing of it is here. A training would give other IDs.")
         cache = self.cache.writing()
         key = lineage.birth_key(question.identity, embeddings.digest, "" if replaced is None else replaced.lineage)
         if replaced is None and (born := cache.born(key)) is not None:

@@ -171,7 +171,8 @@ def test_main_leaves_the_table_beside_the_weights(trained: Path) -> None:
         True,
         True,
     ]
-    assert {path.name for path in checkpoints[0].iterdir()} == {"model.pt", "semid_table.safetensors"}
+    names = {"model.pt", "semid_table.safetensors", "semid_table.safetensors.digest"}
+    assert {path.name for path in checkpoints[0].iterdir()} == names
     steps = [json.loads(line)["global_step"] for line in (trained / "log" / "train.log").read_bytes().splitlines()]
     assert steps == [1, 2]
 

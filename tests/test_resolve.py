@@ -29,7 +29,7 @@ from semid_dataset import (
 )
 from semid_dataset.build import pipeline as birth
 from semid_dataset.cache import folders
-from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError
+from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError, TableError
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs import read as features
 from semid_dataset.table.table import build_table_buffers
@@ -247,7 +247,7 @@ WRONG_PARENTS: dict[str, tuple[tuple[str, ...], str]] = {  # features of the dat
 def test_a_wrong_parent_is_said_and_never_replaced_by_training(
     data: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Default IDs answer, with what was found and what is wanted; parent and directory are as they were."""
+    """It is an error, as any wrong argument is, with what was found and what is wanted; nothing is trained."""
     asked, message = WRONG_PARENTS[kind]
     parent, other, theirs = tmp_path / "semid_table.safetensors", tmp_path / "other", asked
     config = SMALL
@@ -273,12 +273,13 @@ def test_a_wrong_parent_is_said_and_never_replaced_by_training(
         parent.unlink()
     make_two(data)
     before = files_below(tmp_path)
-    with pytest.warns(SemanticIdWarning) as seen:
-        table = SmallMixinDataset(data, asked).prepare_semantic_ids(parent=parent)
-    assert table.status == "default"
-    assert re.search(message, str(seen[0].message)), str(seen[0].message)
-    assert str(parent) in str(seen[0].message)
-    assert files_below(tmp_path) == before
+    with pytest.raises((ParentError, TableError)) as seen:
+        SmallMixinDataset(data, asked).prepare_semantic_ids(parent=parent)
+    assert re.search(message, str(seen.value)), str(seen.value)
+    assert str(parent) in str(seen.value)
+    after = files_below(tmp_path)
+    assert {name: after.get(name) for name in before} == before
+    assert all("parents" in name for name in after.keys() - before.keys())  # where it was taken in before it was judged
 
 
 def test_a_parent_without_a_quantizer_serves_what_it_knows(data: Path) -> None:
@@ -288,12 +289,6 @@ def test_a_parent_without_a_quantizer_serves_what_it_knows(data: Path) -> None:
     assert (table.status, table[ITEM0], table[ITEM0 + 1]) == ("stale", [1, 2, 3], [0, 0, 0])
     with pytest.raises(ParentError, match="no quantizer"):
         generate_semantic_ids(data, ["81"], config=SMALL, parent=parent)
-
-
-def test_a_hand_made_file_answers_before_the_parent_is_opened(data: Path, tmp_path: Path) -> None:
-    """Training and evaluation may both have been given one."""
-    (data / "semantic_id_dict.json").write_text(json.dumps({str(ITEM0): [9, 8, 7, 6]}))
-    assert table_of(data, parent=tmp_path / "nowhere").status == "pregenerated"
 
 
 def test_empty_embeddings_in_memory_are_none(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 # main.py's folder: common.py, model.py and sample.py lie there.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import TABLE_NAME, data_path, find_weights, get_args, log_to_stdout, output_path
+from common import TABLE_NAME, data_path, expected_digest, find_weights, get_args, log_to_stdout, output_path
 from evalu.dataset import MyTestDataset, known_values, save_emb
 from model import BaselineModel
 
@@ -56,7 +56,7 @@ def infer() -> tuple[list[list[int]], list[str]]:
     test_dataset = MyTestDataset(data, args)
     # Before the DataLoader, which hands a copy of the dataset to its workers: IDs made later would not be in it.
     started = time.perf_counter()
-    semantic_id_dict = test_dataset.prepare_semantic_ids(parent=parent)
+    semantic_id_dict = test_dataset.prepare_semantic_ids(parent=parent, expect=expected_digest(parent))
     generation_time = time.perf_counter() - started
     print(
         f"semantic_id_dict: {len(semantic_id_dict)} items, status {semantic_id_dict.status} "

@@ -141,8 +141,12 @@ def open_parent(
 
             return _table_of_quantizer(ResidualQuantizer.from_pretrained(file), unique)
         table = open_table(file, mmap=mmap, follow=True)
-    else:
+    elif hasattr(parent, "to_arrays") and hasattr(parent, "codebook_sizes"):
         return _table_of_quantizer(parent, unique)
+    else:
+        raise ParentError(
+            f"A parent is a {TABLE_FILE}, its folder, a SemanticIdTable or a ResidualQuantizer, not {parent!r:.80}."
+        )
     return table
 
 
@@ -194,13 +198,14 @@ def _weights_digest(weights: Mapping[str, NDArray[Any]]) -> str:
     return digest.hexdigest()
 
 
-def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[str]) -> None:
+def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[str], named: object = None) -> None:
     """
     Refuse a parent whose quantizer is for another kind of ID or other vectors.
 
     Args:
         identity: of the dataset, over the features that were found.
         asked: ids of the features that were asked for; those missing here may be in the parent.
+        named: what the caller named it by.
 
     Raises:
         ParentError: what was found and what is wanted.
@@ -221,7 +226,7 @@ def check_parent(parent: SemanticIdTable, identity: Identity, asked: Sequence[st
     ):
         return
     raise ParentError(
-        f"The parent ({parent.path or 'in memory'}) makes {found}; this dataset asks for {identity}. "
+        f"The parent ({named or parent.path or 'in memory'}) makes {found}; this dataset asks for {identity}. "
         "Nothing was written. Give a parent made from these features with these settings, or none to train anew."
     )
 

@@ -10,7 +10,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,14 @@ from semid_dataset.cache.notes import read_note, record, text, whole
 from semid_dataset.cache.use import mark_used
 from semid_dataset.config import Identity
 from semid_dataset.environment import Environment
-from semid_dataset.errors import CorruptTableError, StoreError, TableError, TableVersionError
+from semid_dataset.errors import CorruptTableError, ParentError, StoreError, TableError, TableVersionError
 from semid_dataset.table.build import TableData
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["Cache", "open_table", "publish_table"]
 
 _said: set[Path] = set()  # places of which it was said that they were passed over
+PARENTS = "parents"  # folder of tables that were named as parents, by their digests
 BIRTHS = "births"  # folder of where lineages begin, see `Cache.beget`
 BIRTH = record(
     {"lineage": text(folders.LINEAGE_NAME.pattern), "generation": whole(0, 999_999_999), "digest": text("[0-9a-f]{64}")}
@@ -278,6 +279,53 @@ class Cache:
                     continue
         return None
 
+    def adopted(self, table: SemanticIdTable) -> SemanticIdTable:
+        """
+        Return a table of elsewhere as it lies in the cache, under its digest: there nobody copies another over it.
+
+        Where no folder takes it, it is kept in this process's memory, unless its file cannot be written either.
+
+        Raises:
+            ParentError: its content is not what its digest says.
+        """
+        path = table.path
+        if path is None or any(root.versioned in path.absolute().parents for root in self.folders):
+            return table
+        name = f"{table.digest}.safetensors"
+        for root in self.folders:
+            with suppress(OSError, TableError):
+                kept = self.open(root.folder(PARENTS) / name)
+                if kept.digest == table.digest:
+                    return kept
+        content = bytes(table.buffer)
+        copy = SemanticIdTable.from_buffer(content, status=table.status, reason=f"read from {path}")
+        if copy.computed_digest != copy.digest:
+            raise ParentError(
+                f"'{path}' states the digest {copy.digest[:12]} and holds {copy.computed_digest[:12]}: its IDs are not "
+                "those that it says. It was left untouched; take it from where it was made."
+            )
+        for root in self.folders:
+            if root.takes_writes():
+                try:
+                    files.publish_first(root.folder(PARENTS, create=True), name, [content])
+                    kept = self.open(root.folder(PARENTS) / name)
+                except (OSError, TableError) as error:
+                    logger.debug("'%s' was not taken into %s: %s", path, root.path, error)
+                    continue
+                if kept.digest == copy.digest:
+                    return kept
+        return copy if os.access(path, os.W_OK) else table
+
+    # --- pins ---
+
+    def pin(self, data_dir: Path, wanted: str) -> Path | None:
+        """Note what alone may answer for a data directory ("" for anything), and return where; None if nowhere."""
+        return served.pin(self.folders, data_dir, wanted)
+
+    def pinned(self, data_dir: Path) -> str:
+        """Return what alone may answer for a data directory, "" where nothing was pinned."""
+        return served.pinned(self.folders, data_dir)
+
     # --- where lineages begin ---
 
     def begin(self, key: str, data: TableData) -> SemanticIdTable:
@@ -316,7 +364,11 @@ class Cache:
         """
         folder = root.folder(BIRTHS, create=True)
         for _ in range(MOST_TRIES):
-            files.publish_first(folder, key, data.buffers())
+            try:
+                files.publish_first(folder, key, data.buffers())
+            except OSError as error:
+                place = root.versioned / data.header.lineage / f"{data.header.generation}.safetensors"
+                raise type(error)(error.errno, error.strerror, str(place)) if error.errno else error from error
             table, inode = self._born_in(root, key)
             if table is not None:
                 return table

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from semid_dataset.cache.notes import items, optional, read_note, record, text, 
 __all__ = ["note_served", "own_first", "served_before"]
 
 SERVED = "served"
+PINS = "pins"
+PIN = record({"pin": text(LINEAGE_NAME.pattern + "(@[0-9]{1,9})?")})
 ANY = ""  # kind of ID: the last one that was served
 MOST_BYTES = 1 << 16
 MOST_KINDS = 64
@@ -97,6 +100,37 @@ def served_before(roots: Iterable[Root], data_dir: Path, kind: str = ANY) -> tup
         if memo is not None:
             return root, memo
     return None
+
+
+def pin(roots: Iterable[Root], data_dir: Path, wanted: str) -> Path | None:
+    """Note what alone may answer for a data directory; "" takes the pin away, everywhere. Return where it was noted."""
+    noted = None
+    for root in own_first(roots):
+        if noted is not None and wanted:
+            break
+        try:
+            folder = root.folder(PINS, create=bool(wanted))
+            path = folder / f"{_names(root, data_dir)[0]}.json"
+            if wanted:
+                files.replace_file(path, [json.dumps({"pin": wanted, "folder": str(data_dir)}).encode()])
+                noted = path
+            elif path.exists():
+                path.unlink()
+                noted = path
+        except OSError as error:
+            logger.debug("nothing was pinned in %s: %s", root.path, error)
+    return noted
+
+
+def pinned(roots: Iterable[Root], data_dir: Path) -> str:
+    """Return what alone may answer for a data directory, "" where nothing was pinned."""
+    for root in own_first(roots):
+        with suppress(OSError):
+            folder = root.folder(PINS)
+            for name in _names(root, data_dir):
+                if (noted := read_note(folder / f"{name}.json", PIN, limit=MOST_BYTES)) is not None:
+                    return str(noted["pin"])
+    return ""
 
 
 def _names(root: Root, data_dir: Path) -> list[str]:

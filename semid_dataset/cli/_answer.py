@@ -157,7 +157,7 @@ def check_gate(what: str, force: bool) -> None:
 
 def write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:
     """Write a table and its JSON into a folder, as a generation does."""
-    table.save(folder / TABLE)
+    table.save(folder / TABLE, note_digest=False)
     files.replace_file(folder / JSON, table.json_chunks())
     return [folder / TABLE, folder / JSON]
 

@@ -27,7 +27,9 @@ from semid_dataset.cli.diff import diff
 from semid_dataset.cli.encode import encode
 from semid_dataset.cli.export import export
 from semid_dataset.cli.generate import generate
+from semid_dataset.cli.history import history
 from semid_dataset.cli.info import info
+from semid_dataset.cli.pin import pin
 from semid_dataset.cli.prune import prune
 from semid_dataset.cli.report import report
 from semid_dataset.cli.verify import verify
@@ -101,5 +103,5 @@ def cli() -> None:
     """
 
 
-for _one in (demo, generate, info, verify, encode, export, diff, compare, cache, prune, report):
+for _one in (demo, generate, info, verify, encode, export, diff, compare, cache, history, pin, prune, report):
     cli.add_command(_one)

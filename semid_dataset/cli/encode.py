@@ -48,7 +48,7 @@ def encode(table_path: Path, source: Path, ids: str | None, vectors: str | None,
         check_gate("give new items IDs", force)
     table, new = commands.extend_with_vectors(base, items, matrix, force=force)
     if output.suffix == ".safetensors":
-        written = [table.save(output)]
+        written = [table.save(output, note_digest=False)]
     elif whole_table:
         written = write_ids(table, output)
     else:

@@ -595,11 +595,16 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """Yield the text of `semantic_id_dict.json` in blocks."""
         return json_chunks(json_keys(self._index), self.codes_array)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, *, note_digest: bool = True) -> Path:
         """
         Write the whole table, IDs and quantizer, to a file of its own: beside a recommender's weights, say.
 
-        Folders are made as needed; a file that is there is replaced, in one step.
+        Folders are made as needed; a file that is there is replaced, in one step. Its digest is written beside it, as
+        `NAME.digest`: what inference is to expect (`prepare_semantic_ids(expect=...)`, SEMID_EXPECT).
+
+        Args:
+            path: the file.
+            note_digest: write the digest too.
 
         Raises:
             TableError: the path is none, or a folder's.
@@ -616,6 +621,9 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
                 self.keys_array, self.codes_array, replace(self.header, settings=settings), self.weights
             ).buffers()
         files.replace_file(path, buffers)
+        if note_digest:
+            digest = SemanticIdTable.from_buffer(b"".join(buffers), verify=False).computed_digest
+            files.replace_file(path.with_name(f"{path.name}.digest"), [f"{digest}\n".encode()])
         return path
 
     # --- what it is ---------------------------------------------------------------------------
