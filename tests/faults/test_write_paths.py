@@ -17,7 +17,7 @@ from faultkit import ITEMS, LINEAGE, digest_of, need_strace, root_at, table_byte
 
 from semid_dataset import _files as files
 from semid_dataset.build.streaming.tasks import Plan, read_file, write_file
-from semid_dataset.cache import entries, fingerprint, folders, lock, served
+from semid_dataset.cache import entries, fingerprint, folders, lock, served, use
 from semid_dataset.cache.cache import Cache, publish_table
 from semid_dataset.cache.prune import find_waste
 from semid_dataset.config import Identity, SemanticIdConfig
@@ -212,8 +212,13 @@ class Prunes(Path_):
         (self.root.folder(LINEAGE) / "2.safetensors.damaged-0").write_bytes(b"x")
 
     def do(self) -> None:
-        for waste in find_waste(Cache([self.root]), min_age=0):
-            waste.path.unlink(missing_ok=True)
+        real = use.live_files
+        use.live_files = lambda: (set(), set(), 0)  # it reads of every process of the machine, and writes nothing
+        try:
+            for waste in find_waste(Cache([self.root]), min_age=0):
+                waste.path.unlink(missing_ok=True)
+        finally:
+            use.live_files = real
 
     def holds(self, done: bool) -> None:
         newest = Cache([self.root]).newest(LINEAGE)
