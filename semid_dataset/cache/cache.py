@@ -60,7 +60,7 @@ def open_table(path: Path, *, mmap: bool, follow: bool = False) -> SemanticIdTab
         table = SemanticIdTable.from_buffer(buffer, path=path, status="cached", reason=f"read from {path}")
         _tables[key] = table
         if not mmap:  # a copy leaves no trace; held open, the file is seen to be in use, as a mapped one is
-            weakref.finalize(buffer, os.close, files.open_regular(path, follow=follow))
+            weakref.finalize(table.buffer, os.close, files.open_regular(path, follow=follow))
     return table
 
 
