@@ -22,7 +22,8 @@ from semid_dataset.cache.entries import LINEAGE, MOST_BYTES
 from semid_dataset.cache.folders import Found, Root
 from semid_dataset.cache.index import ENTRY, INDEX, peek_header
 from semid_dataset.cache.notes import items, optional, read_note, record, text
-from semid_dataset.cache.served import MOST_KINDS
+from semid_dataset.cache.served import MOST_BYTES as MOST_SERVED
+from semid_dataset.cache.served import MOST_KINDS, PIN, PINS
 from semid_dataset.errors import SemidError
 
 __all__ = ["Contents", "Row", "Waste", "find_waste", "look_through", "within"]
@@ -185,11 +186,18 @@ def find_waste(
     ages = (DAY * LEFTOVER_DAYS, DAY * TABLE_DAYS) if min_age is None else (min_age, min_age)
     now = {root.path: _now(root) for root in roots}
     notes = [noted for root in roots for kind in ("memo", "served") for noted in _notes(root, kind)]
-    named = {one["lineage"] for noted in notes for one in (noted, *noted["kinds"])}
+    pins = {noted["pin"] for root in roots for noted in _pins(root)}
+    named = {one["lineage"] for noted in notes for one in (noted, *noted["kinds"])} | {
+        pin.split("@")[0] for pin in pins
+    }
     found: list[Waste] = []
     for name in cache.lineages():
         unused = lineages and name not in named and not _is_in(parent, [root.versioned / name for root in roots])
-        found += _waste_of(name, cache, roots, now, ages, live, unused=unused)
+        found += [
+            waste
+            for waste in _waste_of(name, cache, roots, now, ages, live, unused=unused)
+            if waste.kind != "generation" or f"{name}@{waste.path.name.partition('.')[0]}" not in pins
+        ]
     for root in roots:
         before = now[root.path] - ages[0]
         for folder in [root.versioned, *_listed(root.versioned)]:
@@ -295,6 +303,13 @@ def _noted(path: Path) -> dict[str, Any] | None:
 def _notes(root: Root, kind: str) -> Iterator[dict[str, Any]]:
     for path in _listed(root.versioned / kind):
         if (noted := _noted(path)) is not None:
+            yield noted
+
+
+def _pins(root: Root) -> Iterator[dict[str, Any]]:
+    for path in _listed(root.versioned / PINS):
+        noted = read_note(path, PIN, limit=MOST_SERVED)
+        if noted is not None:
             yield noted
 
 

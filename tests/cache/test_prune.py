@@ -219,6 +219,15 @@ def test_the_cache_says_what_lies_in_it(tmp_path: Path) -> None:
     assert contents.bytes >= row.bytes
 
 
+def test_a_generation_that_is_pinned_stays(root: folders.Root) -> None:
+    """What was rolled back to answers as long as the pin lies there."""
+    assert doomed(root, min_age=0) == ["0.safetensors"]
+    served.pin([root], Path("/some/where"), f"{LINEAGE}@0")
+    assert doomed(root, min_age=0, lineages=True) == []
+    served.pin([root], Path("/some/where"), "")
+    assert doomed(root, min_age=0) == ["0.safetensors"]
+
+
 def test_notes_of_a_copied_cache_keep_their_lineage(root: folders.Root) -> None:
     """A lineage that a note names is nobody's waste."""
     assert doomed(root, lineages=True, min_age=0) == ["0.safetensors", "1.safetensors"]
