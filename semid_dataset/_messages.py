@@ -134,6 +134,14 @@ LINES: dict[str, tuple[str, str]] = {
         "{path} is damaged ({error}); set aside as {aside}",
         "{path} 已损坏（{error}）；已另存为 {aside}",
     ),
+    "left_damaged": (
+        "{path} is damaged ({error}); it is left as it is, because nothing is written here",
+        "{path} 已损坏（{error}）；此处不写入任何内容，文件保持原样",
+    ),
+    "not_set_aside": (
+        "{path} is damaged ({error}) and could not be set aside ({refusal})",
+        "{path} 已损坏（{error}），且无法将其移开（{refusal}）",
+    ),
     "healed": ("Healed the semantic_id table from {source}; no ID moved", "已从 {source} 恢复semantic_id表；ID未变"),
     "lost": (
         "The semantic_id table of lineage {lineage} is damaged and nothing is left to heal it from: "

@@ -69,6 +69,7 @@ __all__ = ["Ask", "Resolution", "check_expected", "check_pin", "first_table", "i
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
 BROKEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR}  # of a folder
+BY_LOOKING = "none are made by looking"  # what ends the reason of `look`, where the gate would let IDs be made
 RETRAIN = "To train anew: semid generate DATA_DIR --retrain, or generate_semantic_ids(..., retrain=True)."
 
 _apart: set[tuple[str, str]] = set()  # pairs of tables of which it was said that they differ: once a process
@@ -168,7 +169,7 @@ def look(ask: Ask, context: Context) -> SemanticIdTable:
     resolution = Resolution(ask, context, may_generate=False)
     resolution.adopting = False
     if context.environment.gate.allowed:
-        resolution.forbidden_by = "none are made by looking"
+        resolution.forbidden_by = BY_LOOKING
     resolution.open_parent()
     return resolution.run()
 
@@ -791,6 +792,12 @@ class Resolution:
         # A path is no evidence: what served it before answers only where embeddings cannot be looked at.
         if unreadable and (table := self._known_here(question.identity)) is not None:
             return self._stale(table, why)
+        if self.cache.damaged:
+            path = next(iter(self.cache.damaged))
+            raise GenerationError(
+                f"No table of IDs that can be read is left for this dataset ('{path}' is damaged) and {why}. If a "
+                "recommender was trained with these IDs, bring the table back from a backup: made again, IDs move."
+            )
         other = "" if self._before is None else f" (lineage {self._before.lineage} is of other data)"
         raise GenerationError(f"There is no semantic-ID file for this dataset{other} and {why}.")
 

@@ -94,6 +94,7 @@ class Cache:
     mmap: bool = True
     may_write: bool = True
     refused: dict[Path, Exception] = field(default_factory=dict, compare=False, repr=False)
+    damaged: dict[Path, Exception] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(
@@ -432,12 +433,15 @@ class Cache:
 
     def _set_aside(self, path: Path, inode: int, error: Exception) -> None:
         """Free the name of a damaged table file; where nothing may be written, only say that it is damaged."""
-        aside: Path | str | None = "nothing: it was left as it is"
-        if self.may_write:
-            try:
-                aside = files.set_aside(path, inode)
-            except OSError as refusal:
-                aside = f"nothing: {refusal}"
+        self.damaged[path] = error
+        if not self.may_write:
+            tell("left_damaged", level=logging.WARNING, path=path, error=error)
+            return
+        try:
+            aside = files.set_aside(path, inode)
+        except OSError as refusal:
+            tell("not_set_aside", level=logging.WARNING, path=path, error=error, refusal=refusal)
+            return
         if aside is not None:
             tell("set_aside", level=logging.WARNING, path=path, error=error, aside=aside)
 

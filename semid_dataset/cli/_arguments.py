@@ -176,7 +176,12 @@ def _sizes(text: str | None) -> int | tuple[int, ...] | None:
     return sizes if len(sizes) > 1 else sizes[0]
 
 
-def open_ids(path: Path, sizes: int | tuple[int, ...] | None = None, items: str | None = None) -> SemanticIdTable:
+def open_ids(
+    path: Path,
+    sizes: int | tuple[int, ...] | None = None,
+    items: str | None = None,
+    damaged: dict[Path, Exception] | None = None,
+) -> SemanticIdTable:
     """
     Open a table, a folder that holds one, the IDs that last served a data directory, or any export of IDs.
 
@@ -184,12 +189,15 @@ def open_ids(path: Path, sizes: int | tuple[int, ...] | None = None, items: str 
         path: any of these.
         sizes: codes per level, where the file does not say them.
         items: "rows" where the rows of a bare array are the items.
+        damaged: gains the tables of a data directory that were found damaged before one could be read.
     """
-    table = _opened(path, sizes, items)
+    table = _opened(path, sizes, items, {} if damaged is None else damaged)
     return table if sizes is None or table.sizes_stated else table.with_sizes(sizes)
 
 
-def _opened(path: Path, sizes: int | tuple[int, ...] | None, items: str | None) -> SemanticIdTable:
+def _opened(
+    path: Path, sizes: int | tuple[int, ...] | None, items: str | None, damaged: dict[Path, Exception]
+) -> SemanticIdTable:
     from semid_dataset.exports import read_export
 
     if path.is_dir():
@@ -199,6 +207,7 @@ def _opened(path: Path, sizes: int | tuple[int, ...] | None, items: str | None) 
         cache = Cache.of(environment, path)
         served = cache.served_before(path)
         table = None if served is None else cache.newest(served[1].lineage, since=served[1].digest)
+        damaged.update(cache.damaged)
         if table is not None:
             return table
         if not (path / JSON).exists():

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from semid_dataset.cli._answer import Answer, command, count
+from semid_dataset.cli._answer import Answer, command, count, word
 from semid_dataset.cli._arguments import options
 from semid_dataset.cli.prune import DELETE, LINEAGES, OLDER, TARGET, cache_of, clean
 from semid_dataset.environment import parse_bytes
@@ -28,7 +28,8 @@ def list_contents(target: Path | None) -> Answer:
     """
     from semid_dataset.cache.prune import look_through
 
-    found = look_through(cache_of(target))
+    looked = cache_of(target)
+    found = look_through(looked)
     facts: list[dict[str, Any]] = []
     lines: list[str] = []
     for root in found:
@@ -73,9 +74,13 @@ def list_contents(target: Path | None) -> Answer:
             }
         )
     if not found:
-        lines.append("There is no cache here.")
+        places = ", ".join(str(root.path) for root in looked.folders)
+        lines.append(f"There is no cache in {places}.")
     total = sum(root.bytes for root in found)
-    following = ["semid cache prune     what may be deleted; --delete does it"]
+    where = "" if target is None else f" {word(target)}"
+    following = [f"semid cache prune{where}     what may be deleted; --delete does it"]
+    if not found:
+        following = ["semid cache DATA_DIR     what lies in the cache of a data directory"]
     return Answer({"bytes": total, "roots": facts}, lines, following)
 
 

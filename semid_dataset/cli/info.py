@@ -92,10 +92,16 @@ def info(
     if not table.has_quantizer:
         lines.append("It holds IDs alone: new items cannot be encoded with it.")
     shown = word(table.path or target)
+    missing = table.status == "stale" and table.reason.endswith(resolve.BY_LOOKING)
     return Answer(
         {**facts, "root": root, "roots": roots},
         lines,
         [
+            *(
+                [f"semid generate {word(target)}     with these settings: makes or heals what is missing"]
+                if missing
+                else []
+            ),
             f"semid verify {shown}     to check every ID",
             f"semid report {shown} -o report.html     to look at them",
         ],

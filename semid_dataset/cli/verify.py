@@ -44,10 +44,12 @@ def verify(
     """
     Check every byte and every ID of a file.
 
-    FILE is a table, a semantic_id_dict.json or an export. Exit code 1 if something is wrong.
+    FILE is a table, a semantic_id_dict.json, an export, or a data directory: then what answers there. Exit code 1 if
+    something is wrong.
     """
+    damaged: dict[Path, Exception] = {}
     try:
-        table = open_ids(path, sizes)
+        table = open_ids(path, sizes, damaged=damaged)
     except TableError as error:
         return Answer(
             {"ok": False, "problems": [str(error)]},
@@ -79,17 +81,22 @@ def verify(
         lines += _lines_of(found.vectors)
         compared = found.vectors.not_compared != "sequences"
     fine = f"Everything{'' if compared else ' that was checked'} is as it should be."
-    lines += [f"Wrong: {problem}" for problem in found.problems] or [fine]
+    problems = [*found.problems, *map(str, damaged.values())]
+    lines += [f"Wrong: {problem}" for problem in problems] or [fine]
     following = f"semid verify {word(path)} --embeddings SOURCE     to check it against the vectors too"
     if not found.ok:
         steps = ["take the file from a backup"]
         if gate_forbids() is None:
             steps = [f"{steps[0]}, or make the IDs again (they move): semid generate --retrain"]
+    elif damaged:
+        healing = "with the settings of its IDs: heals it, and no ID moves where a copy or an export is left"
+        steps = [how_to_make(f"semid generate {word(path)}     {healing}")]
     else:
         steps = (
             [f"semid report {word(path)} -o report.html     to look at it"] if embeddings is not None else [following]
         )
-    return Answer({"path": path, **found.to_dict()}, lines, steps, 0 if found.ok else WRONG)
+    facts = {"path": path, **found.to_dict(), "ok": not problems, "problems": problems}
+    return Answer(facts, lines, steps, WRONG if problems else 0)
 
 
 def _lines_of(found: Comparison) -> list[str]:
