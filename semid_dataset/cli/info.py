@@ -23,7 +23,7 @@ from semid_dataset.cli._arguments import (
     open_ids,
     options,
 )
-from semid_dataset.errors import SemidError
+from semid_dataset.errors import NoEmbeddingsError, SemidError
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["info"]
@@ -64,11 +64,16 @@ def info(
         try:
             table = resolve.look(ask, context())
         except SemidError as error:
+            make = how_to_make(f"semid generate {word(target)}     to make them now")
+            if isinstance(error, NoEmbeddingsError) and features_folder(target) is None:
+                make = (
+                    "semid generate FILE -o DIR     makes IDs of embeddings in a file; semid generate --help says which"
+                )
             roots = [_root_facts(root) for root in found]
             return Answer(
                 {"status": None, "reason": str(error), "roots": roots},
                 [f"Nothing answers for '{target}' yet: {error}", *_root_lines(roots, None)],
-                [how_to_make(f"semid generate {word(target)}     to make them now")],
+                [make],
                 WRONG,
             )
     roots = [_root_facts(root) for root in found]

@@ -7,7 +7,7 @@ import click
 from semid_dataset.build import lineages as lineage
 from semid_dataset.check import Comparison, verify_table
 from semid_dataset.cli._answer import WRONG, Answer, command, count, gate_forbids, how_to_make, word
-from semid_dataset.cli._arguments import EXISTING, FEATURES, IDS, SIZES, open_ids, options, read_embeddings
+from semid_dataset.cli._arguments import EXISTING, FEATURES, IDS, SIZES, holds_table, open_ids, options, read_embeddings
 from semid_dataset.errors import TableError
 
 __all__ = ["verify"]
@@ -84,10 +84,19 @@ def verify(
     problems = [*found.problems, *map(str, damaged.values())]
     lines += [f"Wrong: {problem}" for problem in problems] or [fine]
     following = f"semid verify {word(path)} --embeddings SOURCE     to check it against the vectors too"
-    if not found.ok:
+    compared_to = found.vectors
+    missing = compared_to is not None and compared_to.known < compared_to.items
+    if missing and len(found.problems) == 1 and table.has_quantizer:
+        adding = (
+            f"semid encode {word(path)} {word(embeddings or '')} -o DIR"
+            if not path.is_dir() or holds_table(path)
+            else f"semid generate {word(path)}"
+        )
+        steps = [how_to_make(f"{adding}     if they are new: adds them, and known IDs stay")]
+    elif not found.ok:
         steps = ["take the file from a backup"]
         if gate_forbids() is None:
-            steps = [f"{steps[0]}, or make the IDs again (they move): semid generate --retrain"]
+            steps = [f"{steps[0]}, or make the IDs again (they move): semid generate SOURCE --retrain"]
     elif damaged:
         healing = "with the settings of its IDs: heals it, and no ID moves where a copy or an export is left"
         steps = [how_to_make(f"semid generate {word(path)}     {healing}")]

@@ -233,6 +233,8 @@ def test_verify_tells_other_vectors_and_missing_items(semid: Any, made: Path, tm
     np.save(tmp_path / "more.npy", vectors_of(90))
     done = semid("verify", made, "--embeddings", tmp_path / "more.npy", "--ids", "rows")
     assert (done.code, "no ID" in done.out) == (1, True)
+    assert f"Next: semid encode {made} {tmp_path / 'more.npy'} -o DIR " in done.out
+    assert "--retrain" not in done.out  # nothing is wrong with the IDs that there are
     table = SemanticIdTable.open(made / "semid_table.safetensors")
     other = table.codes_array.copy()
     other[:40, 2] = (other[:40, 2] + 1) % 16

@@ -105,3 +105,11 @@ def test_the_steps_after_the_list_of_a_cache_name_it(semid: Any, data: Path, tmp
     _, out, _ = semid("cache", "list", data)
     assert str(data / ".semantic_ids") in out
     assert "semid cache prune" not in out
+
+
+def test_a_folder_without_embeddings_is_not_told_to_generate_from_it(semid: Any, tmp_path: Path) -> None:
+    """That command would fail."""
+    (tmp_path / "empty").mkdir()
+    code, out, _ = semid("info", tmp_path / "empty")
+    assert code == 1
+    assert "Next: semid generate FILE -o DIR " in out
