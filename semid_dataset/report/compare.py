@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset.errors import ConfigError, TableError
+from semid_dataset.objects import as_path
 from semid_dataset.report._words import LANGUAGES, Words
 from semid_dataset.report.facts import Material, facts_of
 from semid_dataset.report.page import checks_of, render
@@ -109,7 +110,7 @@ def write_comparison(
     say = Words(lang)
     facts = compare(a, b, titles=titles, names=names)
     page = render("compare.html.j2", say, facts=facts, rows=side_by_side(facts, say))
-    path = Path(path)
+    path = as_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace_file(path, [page.encode("utf-8", "replace")])
     return path
