@@ -328,14 +328,18 @@ def test_leftovers_of_dead_writers_are_swept_when_old(tmp_path: Path) -> None:
 
 
 def test_new_files_follow_the_umask(tmp_path: Path) -> None:
-    """Those who share a cache must be able to read it; a temporary file's 0600 would keep them out."""
+    """
+    Those who share a cache must be able to read it; a temporary file's 0600 would keep them out.
+
+    What is published never changes, so nobody may write it: `cp` over it would change it under its readers.
+    """
     before = os.umask(0o022)
     try:
         files.publish_first(tmp_path, "t", [b"x"])
         files.replace_file(tmp_path / "r", [b"x"])
     finally:
         os.umask(before)
-    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "tr"] == [0o644, 0o644]
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in "tr"] == [0o444, 0o644]
 
 
 def test_a_replaced_file_is_whole_and_the_old_map_stays(tmp_path: Path) -> None:

@@ -171,7 +171,8 @@ class Cache:
         """Note that something is there and cannot be used; `say_refused` says it, all in one line."""
         if not isinstance(error, FileNotFoundError):
             logger.debug("%s is passed over: %s", path, error)
-            self.refused.setdefault(path, error)
+            if not any(path in noted.parents for noted in self.refused):  # a lineage, of which a table is noted already
+                self.refused.setdefault(path, error)
 
     def say_refused(self) -> None:
         """Say once a process what was passed over."""
