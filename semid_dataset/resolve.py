@@ -776,7 +776,8 @@ class Resolution:
         row: lineage.Lineage | None = None
         unreadable = False
         try:
-            if self.parent is not None or any(not name.startswith("json-") for name in self.cache.lineages()):
+            there = any(not name.startswith("json-") for name in self.cache.lineages())
+            if there or self.parent is not None or self._served() is not None:
                 embeddings = embeddings or self.read(sources)
                 row = self._row(self.cache.reading(), self._about_what_was_read(question, embeddings), embeddings)
                 if row is not None:
@@ -1232,5 +1233,5 @@ class Resolution:
         stale = table.reason[:MOST_REASON] if table.status == "stale" else ""
         memo = Memo(table.lineage, table.generation, table.digest, stale=stale)
         self.cache.remember(memo, question, embeddings.file_digests)
-        if self.ask.data_dir is not None and not (self.parent is not None and table.digest == self.parent.digest):
+        if self.ask.data_dir is not None:
             self.cache.note_served(self.ask.data_dir, self._kind, table)

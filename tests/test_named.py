@@ -57,6 +57,34 @@ def checkpoint(tmp_path: Path) -> Path:
 # --- a parent is taken in ---
 
 
+def test_a_parent_that_answered_answers_again_where_nobody_names_it(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start that forgets SEMID_PARENT trains nothing: all items were known, so nothing but the parent was kept."""
+    data = fresh(tmp_path / "evaluation", 150)
+    before = served(data, parent=checkpoint).to_dict()
+    shutil.rmtree(checkpoint)
+    table = served(data)
+    assert (table.status, moved(before, table)) == ("cached", 0)
+    fresh(data, 230)
+    monkeypatch.setenv("ALLOW_SEMANTIC_GENERATION", "0")
+    table = served(data)
+    assert (table.status, moved(before, table)) == ("stale", 0)
+    monkeypatch.delenv("ALLOW_SEMANTIC_GENERATION")
+    table = served(data)
+    assert (table.status, len(table), moved(before, table)) == ("extended", 230, 0)
+
+
+def test_a_parent_named_anew_answers_in_place_of_the_one_before(tmp_path: Path, checkpoint: Path) -> None:
+    """The last that was named is the one that answered before."""
+    data = fresh(tmp_path / "evaluation")
+    other = other_table(tmp_path)
+    ids = other.to_dict()
+    served(data, parent=checkpoint)
+    assert moved(ids, served(data, parent=other.path)) == 0
+    assert moved(ids, served(data)) == 0
+
+
 @pytest.mark.parametrize("new", ["as long", "shorter"])
 def test_a_file_copied_over_a_parent_changes_nothing_for_its_readers(
     tmp_path: Path, checkpoint: Path, new: str

@@ -220,7 +220,8 @@ class Cache:
 
         Args:
             lineage: its name.
-            since: digest of a table; only those that are it or grew from it are looked for.
+            since: digest of a table; only those that are it or grew from it are looked for, at last among those that
+                were named as parents.
 
         Raises:
             TableVersionError: a newer version of this package wrote all of them.
@@ -267,6 +268,15 @@ class Cache:
             raise failed[1]
         if newer is not None:
             raise newer
+        return self.kept(since) if since else None
+
+    def kept(self, digest: str) -> SemanticIdTable | None:
+        """Return the table with this digest that was named as a parent once and taken into the cache, or None."""
+        for root in self.folders:
+            with suppress(OSError, TableError):
+                table = self.open(root.folder(PARENTS) / f"{digest}.safetensors")
+                if table.digest == digest:
+                    return table
         return None
 
     def unreadable(self, table: SemanticIdTable) -> TableVersionError | None:
@@ -294,11 +304,8 @@ class Cache:
         if path is None or any(root.versioned in path.absolute().parents for root in self.folders):
             return table
         name = f"{table.digest}.safetensors"
-        for root in self.folders:
-            with suppress(OSError, TableError):
-                kept = self.open(root.folder(PARENTS) / name)
-                if kept.digest == table.digest:
-                    return kept
+        if (kept := self.kept(table.digest)) is not None:
+            return kept
         content = bytes(table.buffer)
         copy = SemanticIdTable.from_buffer(content, status=table.status, reason=f"read from {path}")
         if copy.computed_digest != copy.digest:
