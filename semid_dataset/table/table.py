@@ -569,7 +569,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             prefix: 0…levels codes; the empty one finds every item.
 
         Raises:
-            ItemsError: it is no list of whole numbers.
+            ItemsError: it is no list of whole numbers, such as a batch of several IDs.
         """
         codes = _prefix_codes(prefix)
         largest = np.iinfo(self.codes_array.dtype).max
@@ -952,6 +952,12 @@ def _checked(item: object, value: Any, levels: int) -> list[int]:
 def _prefix_codes(prefix: Any) -> list[int]:
     """Return the codes of a prefix; -1 for what is no code of any table."""
     found = as_query(prefix)
+    shape = np.shape(found)
+    if len(shape) > 1 and shape[0] > 1:
+        raise ItemsError(
+            f"A prefix is one list of codes, such as [12, 3], not {shape[0]} of them: ask for one ID after the other, "
+            "[table.items_of(codes) for codes in ids]."
+        )
     codes = [item_of(code) for code in _flat(found)]
     if not all(isinstance(code, int) for code in codes):
         raise ItemsError(f"A prefix is a list of codes, such as [12, 3], not {shown(prefix)}.")

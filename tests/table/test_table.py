@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from semid_dataset.errors import (
     CorruptTableError,
+    ItemsError,
     ParentError,
     SemanticIdWarning,
     TableError,
@@ -239,6 +240,17 @@ def test_items_are_found_by_the_beginning_of_their_id(numbers: SemanticIdTable) 
     for prefix in ([9], [256], [-1], [1, 2, 3, 4, 5], [1, 2, 3, 5]):
         assert numbers.items_of(prefix) == []
     assert SemanticIdTable.default(4).items_of([]) == []
+
+
+@pytest.mark.parametrize(
+    "wrap", [np.array, list, lambda ids: [np.array(one) for one in ids]], ids=["array", "list", "arrays"]
+)
+def test_a_batch_of_ids_is_no_prefix(numbers: SemanticIdTable, wrap: Any) -> None:
+    """It found nothing, in silence: what a model generates comes in batches."""
+    ids = numbers.codes([77, 5]).tolist()
+    with pytest.raises(ItemsError, match="not 2 of them"):
+        numbers.items_of(wrap(ids))
+    assert [numbers.items_of(codes) for codes in ids] == [[77], [5]]
 
 
 @pytest.mark.parametrize("levels", [1, 3, 8, 9, 16])
