@@ -229,7 +229,8 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
     moved = sum(int(step.get("moved") or 0) for step in table.header.history)
     error, at_birth, fits = lineage.vectors_fit(table, vectors, codes)
     if not fits:
-        problems.append(f"the vectors are not those of these items: error {error:.3f}, {at_birth:.3f} at birth")
+        born = f"{at_birth:.3f}" if np.isfinite(at_birth) else "not measured"
+        problems.append(f"the vectors are not those of these items: error {error:.3f}, {born} at birth")
     elif len(known) - whole > moved + TOLERATED * len(known):
         problems.append(f"{len(known) - whole:,} IDs do not come out again; {moved:,} would be explained by uniqueness")
     levels = (float(np.logical_and.accumulate(same, axis=1)[:, level].mean()) for level in range(table.levels))

@@ -627,7 +627,7 @@ class Resolution:
             return replace(row, other_space=evidence.in_another_space(row.base, evidence.of(row.base)))
         if served is not None and (table := self._still_served(cache, served)) is not None:
             self._before = table
-            if table.has_quantizer and table.header.identity == identity:
+            if table.has_quantizer and self._of_kind(table, identity):
                 match = evidence.of(table)
                 if match.same_data:
                     return lineage.Lineage(table.lineage, table, evidence.in_another_space(table, match))
@@ -639,6 +639,15 @@ class Resolution:
         for other in rows[1:]:
             self._say_apart(rows[0].base, Memo(other.name, other.base.generation, other.base.digest))
         return rows[0] if rows else None
+
+    def _of_kind(self, table: SemanticIdTable, identity: Identity) -> bool:
+        """Whether a table holds IDs of a kind; what began with a bare quantizer states none, and is held against it."""
+        if table.header.identity is not None:
+            return table.header.identity == identity
+        with suppress(ParentError):
+            lineage.check_parent(table, identity, self.ask.feature_ids)
+            return table.codebook_sizes == identity.codebook_sizes
+        return False
 
     def _still_served(self, cache: Cache, served: Memo) -> SemanticIdTable | None:
         """Return the newest table that grew from the one that was served before, else the newest of its lineage."""

@@ -34,6 +34,7 @@ SKETCH_SEED = -1  # of the hash that picks them: no training samples by it
 SAMPLE_ITEMS = 1024  # known items whose vectors are held against their codes
 LEAST_FITTING = 8  # known items, before their codes say anything about whose they are
 DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
+MOST_AGAIN = 0.5  # share of first codes that come out again where vectors are those of birth; by chance 1 in 256
 RELATED_ITEMS = 384  # known items whose distances are compared
 LEAST_RELATED = 6
 UNEXPLAINED = 0.75  # of the variance: codes that leave so much say nothing of these vectors
@@ -226,7 +227,9 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
     Return how well codes (n, levels) of a table reproduce vectors (n, dim), by a sample of 1,024.
 
     Returns:
-        Squared error over the variance at birth; the same at birth; whether the first is near the second.
+        Squared error over the variance at birth; the same at birth; whether the first is near the second. A table that
+        began with a bare quantizer states no variance: that of these vectors, NaN, and whether most first codes come
+        out again, as they would not for vectors of another encoder.
     """
     sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
     vectors, codes = vectors[sample], codes[sample]
@@ -235,6 +238,10 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
         vectors, codes = vectors[near], codes[near]
     squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())
     variance, birth = table.header.variance, table.header.relative_error
+    if "variance" not in table.header.provenance:  # of a bare quantizer's items: nobody measured them at birth
+        spread = float(np.square(vectors.astype(np.float64) - vectors.mean(0, np.float64)).sum(1).mean())
+        again = float((table.quantizer.encode(vectors)[:, 0] == codes[:, 0]).mean())
+        return squared / spread if spread else squared, float("nan"), again > MOST_AGAIN
     if variance <= 0.0:  # all vectors equal at birth: any error is another vector
         return squared, 0.0, squared <= 1e-6 * (1.0 + float(np.square(vectors).sum(1).mean()))
     error = squared / variance

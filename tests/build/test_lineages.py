@@ -19,10 +19,12 @@ from semid_dataset import (
     generate_from_vectors,
     generate_semantic_ids,
 )
+from semid_dataset.api import own_embeddings
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build.evidence import Evidence
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
+from semid_dataset.check import verify_table
 from semid_dataset.config import Identity
 from semid_dataset.environment import Environment
 from semid_dataset.errors import ParentError, SemanticIdWarning
@@ -369,6 +371,39 @@ def test_items_of_a_bare_quantizer_are_unique_where_nothing_was_said(tmp_path: P
     table = generate_semantic_ids(tmp_path, config=config, parent=bare)
     assert len(set(map(tuple, table.values()))) == 40
     assert table.codebook_sizes == (8, 8)
+
+
+@pytest.mark.parametrize("unique", [True, False])
+def test_ids_of_a_bare_quantizer_stay_where_nobody_names_it_again(
+    tmp_path: Path, bare: Path, unique: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its table states no kind of ID; it is the one that answered before all the same, and grows by its codebooks."""
+    config = SemanticIdConfig(num_quantizers=2, codebook_size=8, unique=unique, device="cpu")
+    catalogue = crowded(50)
+    write_embeddings(tmp_path, catalogue[:40])
+    ids = generate_semantic_ids(tmp_path, config=config, parent=bare).to_dict()
+    table = generate_semantic_ids(tmp_path, config=config)
+    assert (table.status, table.to_dict()) == ("cached", ids)
+    write_embeddings(tmp_path, catalogue)
+    table = generate_semantic_ids(tmp_path, config=config)
+    assert (table.status, len(table)) == ("extended", 50)
+    assert {item: table[item] for item in ids} == ids
+    assert "IDs have moved" not in caplog.text
+    other = SemanticIdConfig(num_quantizers=3, codebook_size=8, device="cpu")
+    assert generate_semantic_ids(tmp_path, config=other).status == "trained"  # another kind of ID is another table
+
+
+def test_vectors_of_a_bare_quantizers_items_are_told_by_their_codes(tmp_path: Path, bare: Path) -> None:
+    """Nobody measured an error at birth: those vectors were called another encoder's, whatever they were."""
+    config = SemanticIdConfig(num_quantizers=2, codebook_size=8, device="cpu")
+    catalogue = crowded(60)
+    write_embeddings(tmp_path, catalogue)
+    table = generate_semantic_ids(tmp_path, config=config, parent=bare)
+    assert "variance" not in table.header.provenance
+    items = np.arange(ITEM0, ITEM0 + 60)
+    assert verify_table(table, own_embeddings(items, catalogue)).problems == ()
+    turned = np.roll(catalogue[::-1], 3, axis=1)
+    assert "not those of these items" in str(verify_table(table, own_embeddings(items, turned)).problems)
 
 
 def test_the_command_line_lets_items_of_a_bare_quantizer_share_ids(tmp_path: Path, bare: Path) -> None:
