@@ -21,13 +21,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from world import SmallMixinDataset, vectors_of, write_embeddings
 
-from semid_dataset import SemanticIdConfig, SemanticIdTable, generate_semantic_ids
+from semid_dataset import SemanticIdConfig, SemanticIdTable, _files, generate_semantic_ids
 from semid_dataset.cache import served
+from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.folders import Root
+from semid_dataset.cache.prune import find_waste
+from semid_dataset.environment import Environment
 
 CATALOGUE = vectors_of(400)
 USERS = ("owner", "reader", "another reader")
-REAL_FOLDER = Root.folder
+ASKERS = (*USERS, *(f"{user}, of a copy" for user in USERS))
+REAL_FOLDER, PLACE_FILE = Root.folder, _files.place_file
 
 
 class Walk(RuleBasedStateMachine):
@@ -39,8 +43,9 @@ class Walk(RuleBasedStateMachine):
         self.folder = Path(tempfile.mkdtemp(prefix="walk"))
         self.data = self.folder / "data"
         self.items, self.vectors = 40, CATALOGUE
-        self.first: dict[str, dict[Any, list[int]]] = {user: {} for user in USERS}
-        self.excused = dict.fromkeys(USERS, False)
+        # By user, and apart for the copy: items of one name with other vectors at another path are another data set.
+        self.first: dict[str, dict[Any, list[int]]] = {name: {} for name in ASKERS}
+        self.excused = dict.fromkeys(ASKERS, False)
         self.write()
 
     def teardown(self) -> None:
@@ -51,15 +56,20 @@ class Walk(RuleBasedStateMachine):
 
     def act(self, user: str, what: Any) -> Any:
         """Do something as a user: his own cache, and only the owner can write into the directory."""
-        shared = self.data / ".semantic_ids"
+        shared, copied = self.data / ".semantic_ids", self.folder / "copy" / ".semantic_ids"
 
         def folder(root: Root, *parts: str, create: bool = False) -> Path:
-            if create and user != "owner" and root.path == shared:
+            if create and not can_write(root):
                 raise PermissionError(13, "Permission denied", str(root.path))
             return REAL_FOLDER(root, *parts, create=create)
 
         def can_write(root: Root) -> bool:
-            return user == "owner" or root.path != shared
+            return root.path != copied and (user == "owner" or root.path != shared)
+
+        def place_file(path: Path, *rest: Any, **named: Any) -> Any:
+            if user != "owner" or path.parent != self.data:
+                raise PermissionError(13, "Permission denied", str(path))
+            return PLACE_FILE(path, *rest, **named)
 
         errors: list[str] = []
         handler = logging.Handler(logging.ERROR)
@@ -69,6 +79,7 @@ class Walk(RuleBasedStateMachine):
             with (
                 mock.patch.object(Root, "folder", folder),
                 mock.patch.object(served, "can_write", can_write),
+                mock.patch.object(_files, "place_file", place_file),
                 mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.folder / user)}),
                 warnings.catch_warnings(),
             ):
@@ -77,7 +88,7 @@ class Walk(RuleBasedStateMachine):
         finally:
             logging.getLogger("semid_dataset").removeHandler(handler)
             if errors:
-                self.excused[user] = True
+                self.excused[user] = self.excused[f"{user}, of a copy"] = True
 
     def check(self, user: str, table: SemanticIdTable) -> None:
         if table.status == "default":
@@ -130,7 +141,41 @@ class Walk(RuleBasedStateMachine):
     def retrain(self, seed: int) -> None:
         config = SemanticIdConfig(num_quantizers=3, codebook_size=8, algorithm="rqkmeans", device="cpu", seed=seed)
         self.act("owner", lambda: generate_semantic_ids(self.data, ["81"], config=config, retrain=True))
-        self.excused = dict.fromkeys(USERS, True)
+        self.excused = dict.fromkeys(ASKERS, True)
+
+    @rule(user=st.sampled_from(USERS))
+    def prune(self, user: str) -> None:
+        """Whatever nobody needs goes at once, however young; only the owner can delete in the directory."""
+
+        def clean() -> None:
+            cache = Cache.of(Environment.read(), self.data, None, may_write=True)
+            for waste in find_waste(cache, min_age=0.0, data_dir=self.data):
+                if user == "owner" or not waste.path.is_relative_to(self.data):
+                    waste.path.unlink()
+
+        self.act(user, clean)
+
+    @rule(pick=st.integers(0, 9), place=st.floats(0, 1))
+    def damage(self, pick: int, place: float) -> None:
+        """A flipped bit in a table, in a new file, as after a power loss."""
+        tables = sorted(self.data.glob(".semantic_ids/v1/*/*.safetensors"))
+        if tables:
+            path = tables[pick % len(tables)]
+            content = bytearray(path.read_bytes())
+            content[int(place * (len(content) - 1))] ^= 1
+            path.unlink()
+            path.write_bytes(content)
+
+    @rule(user=st.sampled_from(USERS))
+    def read_a_copy(self, user: str) -> None:
+        """The directory, copied with all that is in it, read-only, in place of the last copy."""
+        copy = self.folder / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.data, copy)
+        config = SemanticIdConfig(num_quantizers=3, codebook_size=8, algorithm="rqkmeans", device="cpu")
+        self.check(
+            f"{user}, of a copy", self.act(user, lambda: SmallMixinDataset(copy).prepare_semantic_ids(config=config))
+        )
 
     @rule()
     def lose_the_export(self) -> None:
