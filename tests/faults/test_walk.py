@@ -155,17 +155,6 @@ class Walk(RuleBasedStateMachine):
 
         self.act(user, clean)
 
-    @rule(pick=st.integers(0, 9), place=st.floats(0, 1))
-    def damage(self, pick: int, place: float) -> None:
-        """A flipped bit in a table, in a new file, as after a power loss."""
-        tables = sorted(self.data.glob(".semantic_ids/v1/*/*.safetensors"))
-        if tables:
-            path = tables[pick % len(tables)]
-            content = bytearray(path.read_bytes())
-            content[int(place * (len(content) - 1))] ^= 1
-            path.unlink()
-            path.write_bytes(content)
-
     @rule(user=st.sampled_from(USERS))
     def read_a_copy(self, user: str) -> None:
         """The directory, copied with all that is in it, read-only, in place of the last copy."""
