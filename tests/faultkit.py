@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -173,3 +173,35 @@ def checksums(folder: Path) -> dict[str, str]:
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
         found[name] = f"{content} {status.st_mode:o} {status.st_size if content else ''} {status.st_mtime_ns}"
     return found
+
+
+def traced(action: Callable[[], object], *expressions: str, log: Path = Path("/dev/null")) -> int:
+    """Do something in a child under strace; return its wait status."""
+    ready, go = os.pipe()
+    started, say = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
+            os.read(ready, 1)  # struck itself, where the first read is to fail
+            action()
+        except OSError:
+            os._exit(7)
+        finally:
+            os._exit(0)
+    os.read(started, 1)
+    options = [word for expression in expressions for word in ("-e", expression)]
+    tracer = subprocess.Popen(["strace", "-qq", "-o", log, "-p", str(child), *options], stderr=subprocess.PIPE)
+    try:
+        while "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
+            assert tracer.poll() is None, tracer.stderr.read() if tracer.stderr else ""
+            time.sleep(0.002)
+        os.write(go, b"x")
+        _, status = os.waitpid(child, 0)
+    finally:
+        for end in (ready, go, started, say):
+            os.close(end)
+        tracer.wait(20)
+        if tracer.stderr:
+            tracer.stderr.close()
+    return status

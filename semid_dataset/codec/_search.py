@@ -294,11 +294,6 @@ def pad(block: Tensor, rows: int) -> Tensor:
     return torch.cat([block, block.new_zeros(rows - len(block), block.shape[1])])
 
 
-def _products(words: Tensor, book: Tensor) -> Tensor:
-    """Return the products (n, codes) of words (n, dim) with a codebook, rounded once."""
-    return (words.double() @ book.double().T).float()
-
-
 class _Bound:
     """
     How far float32 may be off, for scores of one search.

@@ -29,6 +29,7 @@ from faultkit import (
     start,
     table_bytes,
     tmpfs,
+    traced,
 )
 from world import SmallDataset
 
@@ -60,32 +61,7 @@ def calls_of_a_publish(root: folders.Root, log: Path) -> list[tuple[str, int]]:
 
 def publish_traced(root: folders.Root, seed: int, *expressions: str, log: Path = Path("/dev/null")) -> int:
     """Publish table `seed` in a child under strace; return its wait status."""
-    ready, go = os.pipe()
-    started, say = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
-        os.read(ready, 1)
-        try:
-            cache.publish_table(root, LINEAGE, 0, [table_bytes(seed)])
-        finally:
-            os._exit(0)
-    os.read(started, 1)
-    options = [word for expression in expressions for word in ("-e", expression)]
-    tracer = subprocess.Popen(["strace", "-qq", "-o", log, "-p", str(child), *options], stderr=subprocess.PIPE)
-    try:
-        while "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
-            assert tracer.poll() is None, tracer.stderr.read() if tracer.stderr else ""
-            time.sleep(0.002)
-        os.write(go, b"x")
-        _, status = os.waitpid(child, 0)
-    finally:
-        for end in (ready, go, started, say):
-            os.close(end)
-        tracer.wait(20)
-        if tracer.stderr:
-            tracer.stderr.close()
-    return status
+    return traced(lambda: cache.publish_table(root, LINEAGE, 0, [table_bytes(seed)]), *expressions, log=log)
 
 
 class Readers:

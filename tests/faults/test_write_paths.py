@@ -3,8 +3,6 @@
 import errno
 import os
 import re
-import subprocess
-import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from faultkit import ITEMS, LINEAGE, digest_of, need_strace, root_at, table_bytes
+from faultkit import ITEMS, LINEAGE, digest_of, need_strace, root_at, table_bytes, traced
 
 from semid_dataset import _files as files
 from semid_dataset.build.streaming.tasks import Plan, read_file, write_file
@@ -29,38 +27,6 @@ IDENTITY = Identity.of(SemanticIdConfig(), [("81", 32)])
 MEMO = entries.Memo(LINEAGE, 0, "digest", "identity")
 MEMO_SERVED = entries.Memo(LINEAGE, 0, "6" * 64)
 SHA = "5" * 64
-
-
-def traced(action: Callable[[], object], *expressions: str, log: Path = Path("/dev/null")) -> int:
-    """Do something in a child under strace; return its wait status."""
-    ready, go = os.pipe()
-    started, say = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            os.write(say, b"x")  # past what Python does after a fork, which has system calls of its own
-            os.read(ready, 1)  # struck itself, where the first read is to fail
-            action()
-        except OSError:
-            os._exit(7)
-        finally:
-            os._exit(0)
-    os.read(started, 1)
-    options = [word for expression in expressions for word in ("-e", expression)]
-    tracer = subprocess.Popen(["strace", "-qq", "-o", log, "-p", str(child), *options], stderr=subprocess.PIPE)
-    try:
-        while "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
-            assert tracer.poll() is None, tracer.stderr.read() if tracer.stderr else ""
-            time.sleep(0.002)
-        os.write(go, b"x")
-        _, status = os.waitpid(child, 0)
-    finally:
-        for end in (ready, go, started, say):
-            os.close(end)
-        tracer.wait(20)
-        if tracer.stderr:
-            tracer.stderr.close()
-    return status
 
 
 def calls_of(action: Callable[[], object], log: Path) -> list[tuple[str, int]]:
