@@ -193,8 +193,12 @@ def traced(action: Callable[[], object], *expressions: str, log: Path = Path("/d
     options = [word for expression in expressions for word in ("-e", expression)]
     tracer = subprocess.Popen(["strace", "-qq", "-o", log, "-p", str(child), *options], stderr=subprocess.PIPE)
     try:
-        while "TracerPid:\t0" in Path(f"/proc/{child}/status").read_text():
-            assert tracer.poll() is None, tracer.stderr.read() if tracer.stderr else ""
+        child_status = Path(f"/proc/{child}/status")
+        while "TracerPid:\t0" in child_status.read_text():
+            ended = tracer.poll() is not None
+            if "State:\tZ" in child_status.read_text():
+                break  # killed as it was attached to: the read that waits is the call that is struck
+            assert not ended, tracer.stderr.read() if tracer.stderr else ""
             time.sleep(0.002)
         os.write(go, b"x")
         _, status = os.waitpid(child, 0)
