@@ -571,7 +571,7 @@ def batches(lengths: NDArray[np.int64], size: int, random: np.random.Generator) 
     """Return rows in batches of `size` of nearly one length, in random order: little is padding."""
     order = np.lexsort((random.random(len(lengths)), lengths))
     parts = [order[begin : begin + size] for begin in range(0, len(order), size)]
-    return [parts[turn] for turn in random.permutation(len(parts))]
+    return [parts[lease] for lease in random.permutation(len(parts))]
 
 
 def padded(
@@ -836,8 +836,8 @@ class Generative(nn.Module):
             nodes = np.where(torch.isinf(scores).numpy(), -1, nodes.reshape(users, -1))
             token = code + self.bounds[level]
             for before in past:
-                for turn, pair in enumerate(before):
-                    before[turn] = tuple(  # type: ignore[assignment]
+                for lease, pair in enumerate(before):
+                    before[lease] = tuple(  # type: ignore[assignment]
                         part.gather(1, parent[:, :, None, None, None].expand(-1, -1, *part.shape[2:])) for part in pair
                     )
         return nodes, scores

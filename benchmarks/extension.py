@@ -9,7 +9,7 @@ Whether IDs stay, and what new items are worth: real data, one table for trainin
    with a flock that succeeds for everybody (needs strace).
 
 Relative error: of a set of items, about its own mean. New items are held against the known ones, which the codebooks
-were fitted to, and against items that were held out at birth, which they were not.
+were fitted to, and against items that were held out at the fit, which they were not.
 """
 
 import os
@@ -70,7 +70,7 @@ def never(*_: object, **__: object) -> None:
 
 def inference(train: Path, evaluation: Path, work: Path, features: tuple[str, ...]) -> str:
     """Return the row about one set of features."""
-    from semid_dataset.build import pipeline as birth
+    from semid_dataset.build import pipeline
     from semid_dataset.features import FeatureMatrix
     from semid_dataset.inputs.discover import find_sources
     from semid_dataset.inputs.read import read_sources
@@ -82,9 +82,9 @@ def inference(train: Path, evaluation: Path, work: Path, features: tuple[str, ..
     born = ids_of(work / name / "train", features)
     born.save(work / name / "checkpoint" / "semid_table.safetensors")
     os.environ["XDG_CACHE_HOME"] = str(work / name / "cache-eval")
-    train_table, birth.train_table = birth.train_table, never  # type: ignore[assignment]
+    train_table, pipeline.train_table = pipeline.train_table, never  # type: ignore[assignment]
     table = ids_of(work / name / "eval", features, parent=work / name / "checkpoint")
-    birth.train_table = train_table
+    pipeline.train_table = train_table
     assert table.status == "extended"
     read = read_sources(find_sources(work / name / "eval", features))
     items = np.asarray(read.items)
@@ -178,7 +178,7 @@ def main() -> None:
             "Seconds: to encode the new items. Error: squared, over the variance of the same items.",
             "",
             "| features | known items with the same ID | new | share an ID | seconds | error, known | error, new "
-            "| ratio | error, held out at birth |",
+            "| ratio | error, held out at the fit |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for features in (("81",), ("82",), ("81", "82")):

@@ -557,8 +557,8 @@ def schedule(methods: Sequence[str], rounds: int, slow_rounds: int) -> Iterable[
     """Yield (round, method); each round starts with another method."""
     for number in range(rounds):
         now = [method for method in methods if number < slow_rounds or not METHODS[method].slow]
-        turn = number * max(1, len(now) // rounds) % max(1, len(now))
-        for method in now[turn:] + now[:turn]:
+        lease = number * max(1, len(now) // rounds) % max(1, len(now))
+        for method in now[lease:] + now[:lease]:
             yield number, method
 
 

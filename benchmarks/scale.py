@@ -167,17 +167,17 @@ def cpu() -> float:
 def child(data_dir: Path, limit: str) -> None:
     """Generate, and print what it took."""
     from semid_dataset import SemanticIdConfig, generate_semantic_ids
-    from semid_dataset.build import pipeline as birth
+    from semid_dataset.build import pipeline
     from semid_dataset.config import parse_bytes
 
     stages: dict[str, float] = {}
-    done = birth.Clock.done
+    done = pipeline.Clock.done
 
-    def note(clock: birth.Clock, stage: str) -> None:
+    def note(clock: pipeline.Clock, stage: str) -> None:
         stages[stage] = cpu() - sum(stages.values())
         done(clock, stage)
 
-    birth.Clock.done = note  # type: ignore[method-assign]
+    pipeline.Clock.done = note  # type: ignore[method-assign]
     started = time.perf_counter()
     table = generate_semantic_ids(data_dir, config=SemanticIdConfig(memory_limit=parse_bytes("--limit", limit)))
     seconds = time.perf_counter() - started
@@ -236,7 +236,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
                 for path in job.folder.glob("encode-*.part"):
                     path.unlink()
                 load, started = os.getloadavg()[0], time.perf_counter()
-                job.encode(scale.BIRTH, shard)
+                job.encode(scale.FIT, shard)
                 seconds = time.perf_counter() - started
             ray.shutdown()
             runs.append({"workers": number, "seconds": seconds, "load": load})

@@ -169,19 +169,19 @@ class Sqlite(Way):
     def open(self, path: Path) -> Any:
         base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         base.execute(f"pragma mmap_size={1 << 34}")
-        ask = base.execute
-        return _Asking(lambda key: list(ask("select codes from ids where item = ?", (key,)).fetchone()[0]), base)
+        request = base.execute
+        return _Asking(lambda key: list(request("select codes from ids where item = ?", (key,)).fetchone()[0]), base)
 
     def ids(self, opened: Any) -> Iterable[Any]:
         return (list(codes) for (codes,) in opened.handle.execute("select codes from ids"))
 
 
 class _Asking:
-    def __init__(self, ask: Callable[[int], list[int]], handle: Any) -> None:
-        self.ask, self.handle = ask, handle
+    def __init__(self, request: Callable[[int], list[int]], handle: Any) -> None:
+        self.request, self.handle = request, handle
 
     def __getitem__(self, key: int) -> list[int]:
-        return self.ask(key)
+        return self.request(key)
 
 
 WAYS: dict[str, Way] = {way.name: way for way in (Table(), Json(), Orjson(), Pickle(), Lmdb(), Sqlite())}

@@ -198,9 +198,9 @@ LINES: dict[str, tuple[str, str]] = {
         "两者是否为同一种ID（creative id，而非 re-id）？",
     ),
     "drift": (
-        "Vectors of known items have moved to another space (relative error {error:.3f}, {birth:.3f} at birth): their "
-        "IDs stay, and {new} new items get none until somebody retrains. {how}",
-        "已知物品的向量已属于另一空间（相对误差 {error:.3f}，训练时为 {birth:.3f}）；其ID保持不变，"
+        "Vectors of known items have moved to another space (relative error {error:.3f}, {fitted:.3f} at the fit): "
+        "their IDs stay, and {new} new items get none until somebody retrains. {how}",
+        "已知物品的向量已属于另一空间（相对误差 {error:.3f}，训练时为 {fitted:.3f}）；其ID保持不变，"
         "{new} 个新物品在重新训练之前没有ID。{how}",
     ),
     "branched": (
@@ -224,8 +224,8 @@ LINES: dict[str, tuple[str, str]] = {
     ),
     "far": (
         "The vectors of {new} new items lie far from those that the codebooks were made for (error {error:.3f} of the "
-        "variance, {expected:.3f} at birth; {length:.3g} times as long). Are they of the same encoder, and normalized "
-        "in the same way? They got IDs.",
+        "variance, {expected:.3f} at the fit; {length:.3g} times as long). Are they of the same encoder, and "
+        "normalized in the same way? They got IDs.",
         "{new} 个新物品的向量与码本训练时的向量相差很大（误差为方差的 {error:.3f}，训练时为 {expected:.3f}；"
         "长度为其 {length:.3g} 倍）。是否来自同一编码器并以同样方式归一化？已为其生成ID。",
     ),

@@ -23,15 +23,15 @@ from semid_dataset.build.evidence import Evidence
 from semid_dataset.build.sequences import with_sequences
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import open_table
-from semid_dataset.cache.fingerprint import Question
-from semid_dataset.cache.folders import Root
-from semid_dataset.cache.lock import Turn
+from semid_dataset.cache.fingerprint import CacheKey
+from semid_dataset.cache.folders import CacheFolder
+from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError, TableError
 from semid_dataset.inputs.discover import FeatureSource, feature_names, find_sources
 from semid_dataset.objects import as_choice, as_count, as_path, expect
-from semid_dataset.resolve import JSON_FILE, Ask, Resolution, first_table, resolve
+from semid_dataset.resolve import JSON_FILE, Request, Resolution, first_table, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:
@@ -85,22 +85,22 @@ def generate_semantic_ids(
         force: give new items IDs although their vectors are not such as the table was made for.
 
     Raises:
-        ForeignVectorsError: new items have vectors of another encoder, or not normalized as at birth; none got an ID.
+        ForeignVectorsError: new items have vectors of another encoder, or not normalized as at the fit; none got an ID.
         NoEmbeddingsError, EmbeddingError: nothing to train on; no two items occur near each other in the sequences.
         ConfigError: no such engine, or several features are to be streamed; sequences do not go with the rest.
         SemidError, OSError: as the steps say.
     """
     if sequences is not None and (output_dir is None or engine is not None or len(feature_ids) != 1):
         raise ConfigError("sequences take part in a training in memory: give output_dir, one feature and no engine.")
-    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
+    resolution, found, cache_key = _asked(data_dir, feature_ids, config, parent, engine, force)
     if output_dir is not None:
-        return _generate_into(as_path(output_dir, what="output_dir"), resolution, found, question, sequences)
+        return _generate_into(as_path(output_dir, what="output_dir"), resolution, found, cache_key, sequences)
     if retrain and resolution.parent is not None:
         raise ConfigError("retrain trains anew and parent extends: give one of them.")
     if not retrain:
-        return resolution.remembered(question) or resolution.generate(found, None, question)
-    with resolution.cache.turn(question.name, waiting=resolution.waiting, ready=lambda: False) as turn:
-        return resolution.generate_now(found, None, question, turn or Turn(None), retraining=True)
+        return resolution.remembered(cache_key) or resolution.generate(found, None, cache_key)
+    with resolution.cache.lease(cache_key.name, waiting=resolution.waiting, ready=lambda: False) as lease:
+        return resolution.generate_now(found, None, cache_key, lease or Lease(None), retraining=True)
 
 
 def generate_shard(
@@ -136,30 +136,30 @@ def generate_shard(
     as_count(shards, "shards", 1, 1 << 20), as_count(shard, "shard", 0, 1 << 20)
     if not 0 <= shard < shards:
         raise ConfigError(f"There is no shard {shard} of {shards}: the numbers are 0 to {shards - 1}.")
-    resolution, found, question = _asked(data_dir, feature_ids, config, parent, engine, force)
-    if (table := resolution.remembered(question)) is not None:
+    resolution, found, cache_key = _asked(data_dir, feature_ids, config, parent, engine, force)
+    if (table := resolution.remembered(cache_key)) is not None:
         return table, 0, 0
-    job = resolution.job(found, question, resolution.workplace(), lambda: None)
+    job = resolution.job(found, cache_key, resolution.workplace(), lambda: None)
     assert job is not None  # without a folder to work in this was an error
 
     def ready() -> bool:
-        return job.chosen is not None or resolution.remembered(question) is not None
+        return job.chosen is not None or resolution.remembered(cache_key) is not None
 
     try:
         job.sample_share((shard, shards))
-        with resolution.cache.turn(question.name, waiting=resolution.waiting, ready=ready) as turn:
-            if turn is not None and not ready():
-                resolution.choose_codebooks(found, question, turn)
+        with resolution.cache.lease(cache_key.name, waiting=resolution.waiting, ready=ready) as lease:
+            if lease is not None and not ready():
+                resolution.choose_codebooks(found, cache_key, lease)
         basis = job.chosen
         done, parts = (0, 0) if basis is None else job.encode(basis, (shard, shards))
     except (SemidError, OSError):
         # Whoever found all parts done has published and cleaned up meanwhile.
-        if (table := resolution.remembered(question)) is not None:
+        if (table := resolution.remembered(cache_key)) is not None:
             return table, 0, 0
         raise
     if basis is not None and done < parts:
         return None, done, parts
-    return resolution.generate(found, None, question), done, parts
+    return resolution.generate(found, None, cache_key), done, parts
 
 
 def _asked(
@@ -169,17 +169,17 @@ def _asked(
     parent: "Path | str | SemanticIdTable | ResidualQuantizer | None",
     engine: str | None,
     force: bool,
-) -> tuple[Resolution, list[FeatureSource], Question]:
+) -> tuple[Resolution, list[FeatureSource], CacheKey]:
     """Return who resolves, the embeddings' files, and the question about them."""
     if engine is not None:
         as_choice(engine, ENGINES, "engine")
-    ask = Ask(
+    request = Request(
         as_path(data_dir, what="data_dir"),
         feature_names(feature_ids),
         config=_settings(config),
         parent=lineage.parent_of(parent),
     )
-    resolution = Resolution(ask, Context.at_door(explicit=True), may_generate=True)
+    resolution = Resolution(request, Context.at_door(explicit=True), may_generate=True)
     resolution.engine = engine
     resolution.foreign = "take" if force else "raise"
     resolution.open_parent()
@@ -188,30 +188,30 @@ def _asked(
             f"The parent {resolution.parent.path or 'in memory'} holds IDs but no quantizer to encode new items with. "
             f"Give the {TABLE_FILE} of a training."
         )
-    assert ask.data_dir is not None
-    found = find_sources(ask.data_dir, ask.feature_ids)
-    return resolution, found, resolution.question(found)[0]
+    assert request.data_dir is not None
+    found = find_sources(request.data_dir, request.feature_ids)
+    return resolution, found, resolution.cache_key(found)[0]
 
 
 def _generate_into(
     output: Path,
     resolution: Resolution,
     found: Sequence[FeatureSource],
-    question: Question,
+    cache_key: CacheKey,
     sequences: Iterable[Sequence[Any] | NDArray[Any]] | None,
 ) -> SemanticIdTable:
     if resolution.parent is not None:
         raise ConfigError("output_dir trains anew and parent extends: give one of them.")
-    assert question.identity is not None
+    assert cache_key.identity is not None
     started = time.perf_counter()
     tell("loading_features")
-    turn = Turn(None)
-    root = Root(output / WORK, output)  # the cache is left alone
+    lease = Lease(None)
+    root = CacheFolder(output / WORK, output)  # the cache is left alone
     if sequences is None:
-        embeddings = resolution.read_or_stream(found, question, root, turn)
+        embeddings = resolution.read_or_stream(found, cache_key, root, lease)
     else:
-        embeddings = with_sequences(resolution.read(found, turn), sequences)
-    return _train_into(output, embeddings, resolution.config, question.identity, started, resolution.cache.mmap)
+        embeddings = with_sequences(resolution.read(found, lease), sequences)
+    return _train_into(output, embeddings, resolution.config, cache_key.identity, started, resolution.cache.mmap)
 
 
 def _train_into(
@@ -219,8 +219,8 @@ def _train_into(
 ) -> SemanticIdTable:
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
-    data = first_table(embeddings, config, identity, Turn(None), started)
-    data = data.named(lineage.lineage_name(lineage.birth_key(identity, embeddings.digest), data.digest))
+    data = first_table(embeddings, config, identity, Lease(None), started)
+    data = data.named(lineage.lineage_name(lineage.origin_key(identity, embeddings.digest), data.digest))
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / TABLE_FILE, data.buffers())
     del data
@@ -296,7 +296,7 @@ def generate_from_array(
 
     started = time.perf_counter()
     config, output = _settings(config), as_path(output_dir, what="output_dir")
-    root = Root(output / WORK, output)
+    root = CacheFolder(output / WORK, output)
     environment = Context.at_door(explicit=True).environment
     job = scale.open_array_job(root, as_path(path), ids, config, limit=environment.memory_for(config))
     if job is None:
@@ -322,7 +322,7 @@ def extend_with_vectors(
 
     Raises:
         TableError: the table has no quantizer.
-        ForeignVectorsError: new items have vectors of another encoder, or not normalized as at birth.
+        ForeignVectorsError: new items have vectors of another encoder, or not normalized as at the fit.
         EmbeddingError: the vectors are not such as it was made from.
     """
     quantizer = expect(table, SemanticIdTable, "table", TableError).quantizer
@@ -407,8 +407,8 @@ def generate_semantic_ids_on_demand(
     config = SemanticIdConfig()
     try:
         config = _with_device(config, args)
-        ask = Ask(as_path(data_path, what="data_path"), feature_names(mm_emb_ids), config=config)
-        return resolve(ask, Context.at_door())
+        request = Request(as_path(data_path, what="data_path"), feature_names(mm_emb_ids), config=config)
+        return resolve(request, Context.at_door())
     except Exception as error:  # noqa: BLE001 - its callers, of the original function, expect no exception of any kind
         degrade("default", reason=error)
         return SemanticIdTable.default(reason=str(error))

@@ -36,7 +36,7 @@ class Comparison:
         not_compared: why no more was compared: "no quantizer", "no item in common", "sequences" (the IDs were made
             with sequences, which were not given); None where all was.
         relative_mse: error of the known items' IDs on these vectors, as a share of the variance.
-        relative_mse_at_birth: what the table states it was.
+        relative_mse_at_fit: what the table states it was.
         reproduced: share of the known items whose ID comes out again by encoding.
         reproduced_levels: the same for the first code, the first two, ...
         moved: items that were moved to make IDs unique, as the table's history states it.
@@ -46,7 +46,7 @@ class Comparison:
     known: int
     not_compared: str | None = None
     relative_mse: float | None = None
-    relative_mse_at_birth: float | None = None
+    relative_mse_at_fit: float | None = None
     reproduced: float | None = None
     reproduced_levels: tuple[float, ...] = ()
     moved: int = 0
@@ -227,10 +227,10 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
     same = table.quantizer.encode(vectors) == codes
     whole = int(same.all(axis=1).sum())
     moved = sum(int(step.get("moved") or 0) for step in table.header.history)
-    error, at_birth, fits = lineage.vectors_fit(table, vectors, codes)
+    error, at_fit, fits = lineage.vectors_fit(table, vectors, codes)
     if not fits:
-        born = f"{at_birth:.3f}" if np.isfinite(at_birth) else "not measured"
-        problems.append(f"the vectors are not those of these items: error {error:.3f}, {born} at birth")
+        born = f"{at_fit:.3f}" if np.isfinite(at_fit) else "not measured"
+        problems.append(f"the vectors are not those of these items: error {error:.3f}, {born} at the fit")
     elif len(known) - whole > moved + TOLERATED * len(known):
         problems.append(f"{len(known) - whole:,} IDs do not come out again; {moved:,} would be explained by uniqueness")
     levels = (float(np.logical_and.accumulate(same, axis=1)[:, level].mean()) for level in range(table.levels))
@@ -239,7 +239,7 @@ def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[
         len(known),
         None,
         relative_mse=relative_mse(table.quantizer, vectors, codes),
-        relative_mse_at_birth=table.quality.get("relative_mse"),
+        relative_mse_at_fit=table.quality.get("relative_mse"),
         reproduced=whole / len(known),
         reproduced_levels=tuple(levels),
         moved=moved,

@@ -18,7 +18,7 @@ from semid_dataset.errors import ConfigError, RecursiveAccessError, SemidError, 
 from semid_dataset.inputs.discover import feature_names
 from semid_dataset.objects import as_path, shown
 from semid_dataset.objects import expect as of_type
-from semid_dataset.resolve import Ask, check_expected, check_pin, is_read_back, look, resolve
+from semid_dataset.resolve import Request, check_expected, check_pin, is_read_back, look, resolve
 from semid_dataset.table.table import SemanticIdTable, Unopened
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ class LazySemanticIds:
     def _let_go_of_exports(self, instance: object, slot: "_Slot") -> None:
         """Stay lazy where what was assigned is what we exported: the program read it back and asks for no more."""
         try:
-            ask = self._ask(instance, None, None)
+            request = self._ask(instance, None, None)
         except (RuntimeError, ConfigError):  # its directory is not known yet
             return
-        if slot.table is not None and is_read_back(ask, slot.table, Context.at_door()):
+        if slot.table is not None and is_read_back(request, slot.table, Context.at_door()):
             slot.table, slot.asked = None, None
 
     def __delete__(self, instance: object) -> None:
@@ -156,8 +156,8 @@ class LazySemanticIds:
                     if slot.pickled is not None and not other:
                         slot.table = self._again(instance, slot.pickled, slot.asked)
                     else:
-                        ask = self._ask(instance, parent, config, expect)
-                        slot.table = resolve(ask, Context.at_door())
+                        request = self._ask(instance, parent, config, expect)
+                        slot.table = resolve(request, Context.at_door())
                         slot.asked = asked
                     slot.pickled = None
                 finally:
@@ -194,7 +194,9 @@ class LazySemanticIds:
             Unopened.become(pickled, table)
         return pickled
 
-    def _ask(self, instance: object, parent: Any, config: SemanticIdConfig | None, expect: str | None = None) -> Ask:
+    def _ask(
+        self, instance: object, parent: Any, config: SemanticIdConfig | None, expect: str | None = None
+    ) -> Request:
         try:
             data_dir = None if self._data_dir is None else getattr(instance, self._data_dir)
             feature_ids = getattr(instance, self._feature_ids)
@@ -210,7 +212,7 @@ class LazySemanticIds:
         except Exception as error:
             raise RuntimeError(f"{type(instance).__name__}.{self._embeddings} could not be read: {error}") from error
         parent = self._parent if parent is None else parent
-        return Ask(
+        return Request(
             data_dir=None if data_dir is None else as_path(data_dir, what=f"The dataset's {self._data_dir}"),
             feature_ids=feature_names(feature_ids),
             embeddings=embeddings,
@@ -287,7 +289,7 @@ class _Slot:
     def __copy__(self) -> "_Slot":
         return self._twin(None)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Slot":
+    def __deepcopy__(self, entry: dict[int, Any]) -> "_Slot":
         return self._twin(None)
 
     def __reduce__(self) -> tuple[Any, ...]:

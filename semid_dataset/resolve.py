@@ -24,14 +24,14 @@ from semid_dataset import _files as files
 from semid_dataset._messages import degrade, logger, tell, text
 from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
 from semid_dataset.build import lineages as lineage
-from semid_dataset.build import pipeline as birth
+from semid_dataset.build import pipeline
 from semid_dataset.build.evidence import Evidence
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cache.entries import MOST_REASON, Memo
-from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
-from semid_dataset.cache.folders import Root
-from semid_dataset.cache.lock import Turn
+from semid_dataset.cache.entries import MOST_REASON, CacheEntry
+from semid_dataset.cache.fingerprint import FRESH_NS, CacheKey, FileStamp
+from semid_dataset.cache.folders import CacheFolder
+from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import (
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Ask", "Resolution", "check_expected", "check_pin", "first_table", "is_read_back", "look", "resolve"]
+__all__ = ["Request", "Resolution", "check_expected", "check_pin", "first_table", "is_read_back", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
@@ -76,7 +76,7 @@ _apart: set[tuple[str, str]] = set()  # pairs of tables of which it was said tha
 
 
 @dataclass(frozen=True)
-class Ask:
+class Request:
     """
     What a dataset asks for.
 
@@ -105,26 +105,26 @@ def first_table(
     embeddings: "Embeddings",
     config: SemanticIdConfig,
     identity: Identity,
-    turn: Turn,
+    lease: Lease,
     started: float,
 ) -> TableData:
-    """Return table 0 of a new lineage, made in memory or part by part; see `birth` and `scale`."""
+    """Return table 0 of a new lineage, made in memory or part by part; see `pipeline` and `scale`."""
     if embeddings.stream is None:
-        data = birth.train_table(embeddings, config, identity, turn, started)
+        data = pipeline.train_table(embeddings, config, identity, lease, started)
     else:
         from semid_dataset.build.streaming import run as scale
 
-        data = scale.train_table(embeddings, config, identity, turn, started)
+        data = scale.train_table(embeddings, config, identity, lease, started)
     sketch = Evidence(embeddings.items, embeddings.features).sketch()
     return replace(data, header=replace(data.header, sketch=sketch))
 
 
-def resolve(ask: Ask, context: Context) -> SemanticIdTable:
+def resolve(request: Request, context: Context) -> SemanticIdTable:
     """
     Return the table that answers; see the module for the order.
 
     Args:
-        ask: what is asked for.
+        request: what is asked for.
         context: what the door read.
 
     Raises:
@@ -136,7 +136,7 @@ def resolve(ask: Ask, context: Context) -> SemanticIdTable:
     gate = context.environment.gate
     if not gate.understood:
         degrade("gate_unknown", value=gate.value)
-    resolution = Resolution(ask, context, may_generate=gate.allowed, in_worker=in_loader_worker())
+    resolution = Resolution(request, context, may_generate=gate.allowed, in_worker=in_loader_worker())
     resolution.open_parent()
     try:
         table = resolution.run()
@@ -145,12 +145,12 @@ def resolve(ask: Ask, context: Context) -> SemanticIdTable:
     except (SemidError, OSError, MemoryError) as error:
         if resolution.expect:
             raise DigestError(f"{resolution.expect} is expected here, and nothing answers: {error}") from error
-        return _default(ask, context, error)
+        return _default(request, context, error)
     except Exception as error:  # whatever training meets (a CUDA error, say) ends in default IDs
         if resolution.expect:
             raise
         logger.exception("semantic_id generation failed unexpectedly")
-        return _default(ask, context, error)
+        return _default(request, context, error)
     check_expected(table, resolution.expect)
     tell("answered", level=logging.DEBUG, status=table.status, reason=table.reason)
     if table.status == "stale":
@@ -158,7 +158,7 @@ def resolve(ask: Ask, context: Context) -> SemanticIdTable:
     return table
 
 
-def look(ask: Ask, context: Context) -> SemanticIdTable:
+def look(request: Request, context: Context) -> SemanticIdTable:
     """
     Return the table that answers now, without training or extending anything, or raise the reason why none does.
 
@@ -166,7 +166,7 @@ def look(ask: Ask, context: Context) -> SemanticIdTable:
         GenerationError, NoEmbeddingsError: there are no IDs yet.
         SemidError, OSError: as the steps say.
     """
-    resolution = Resolution(ask, context, may_generate=False)
+    resolution = Resolution(request, context, may_generate=False)
     resolution.adopting = False
     if context.environment.gate.allowed:
         resolution.forbidden_by = BY_LOOKING
@@ -199,32 +199,32 @@ def check_expected(table: SemanticIdTable, wanted: str) -> None:
         )
 
 
-def is_read_back(ask: Ask, table: SemanticIdTable, context: Context) -> bool:
+def is_read_back(request: Request, table: SemanticIdTable, context: Context) -> bool:
     """
     Say whether an assigned mapping is what we exported, or what lies in the data directory anyway.
 
     A dataset's own loader reads `semantic_id_dict.json` and assigns it: that asks for nothing else than the file does.
     """
     sha256 = table.header.json_sha256
-    if ask.data_dir is None or not sha256:
+    if request.data_dir is None or not sha256:
         return False
     with suppress(SemidError, OSError):
-        path = ask.data_dir / JSON_FILE
-        if path.exists() and FileStamp.of(path, ask.data_dir).digest() == sha256:
+        path = request.data_dir / JSON_FILE
+        if path.exists() and FileStamp.of(path, request.data_dir).digest() == sha256:
             return True
-        memo = Cache.of(context.environment, ask.data_dir, ask.cache_dir).exported_by(sha256)
-        return memo is not None and not memo.lineage.startswith("json-")
+        entry = Cache.of(context.environment, request.data_dir, request.cache_dir).exported_by(sha256)
+        return entry is not None and not entry.lineage.startswith("json-")
     return False
 
 
-def check_pin(ask: Ask, table: SemanticIdTable, context: Context) -> None:
+def check_pin(request: Request, table: SemanticIdTable, context: Context) -> None:
     """
     Make sure that an assigned mapping and a parent that is named do not contradict each other.
 
     Raises:
         ParentError: they do, or the parent cannot be used.
     """
-    resolution = Resolution(ask, context, may_generate=False)
+    resolution = Resolution(request, context, may_generate=False)
     resolution.adopting = False
     resolution.open_parent()
     parent = resolution.parent
@@ -238,7 +238,7 @@ def check_pin(ask: Ask, table: SemanticIdTable, context: Context) -> None:
         )
 
 
-def _default(ask: Ask, context: Context, error: Exception) -> SemanticIdTable:
+def _default(request: Request, context: Context, error: Exception) -> SemanticIdTable:
     """Let default IDs answer, aloud; or raise where they would do harm."""
     if in_loader_worker():
         raise GenerationError(
@@ -256,33 +256,33 @@ def _default(ask: Ask, context: Context, error: Exception) -> SemanticIdTable:
         logger.error("%s", text("default", reason=error))
     tell("defaults", level=logging.WARNING)
     warnings.warn(text("default", reason=error), SemanticIdWarning, stacklevel=3)
-    return SemanticIdTable.default(ask.config.num_quantizers, reason=str(error))
+    return SemanticIdTable.default(request.config.num_quantizers, reason=str(error))
 
 
 class Resolution:
     """One pass through the order; what several of its steps need is looked up once and kept here."""
 
-    def __init__(self, ask: Ask, context: Context, *, may_generate: bool, in_worker: bool = False) -> None:
+    def __init__(self, request: Request, context: Context, *, may_generate: bool, in_worker: bool = False) -> None:
         environment = context.environment
-        self.ask = ask
-        self.config = ask.config
+        self.request = request
+        self.config = request.config
         self.may_generate = may_generate and not in_worker
         self.in_worker = in_worker
         self.forbidden_by = "ALLOW_SEMANTIC_GENERATION forbids generating"
-        self.waiting = context.waiting(ask.config)
-        self.memory_limit = environment.memory_for(ask.config)
+        self.waiting = context.waiting(request.config)
+        self.memory_limit = environment.memory_for(request.config)
         self.engine: str | None = None  # who is to stream, however few the items are
         self.streamed = False
         self._full: set[Path] = set()  # cache folders that did not take the parts of a streamed run
         # New items with vectors of another encoder: a dataset is served without them, a command fails or was told to.
         self.foreign: Literal["serve", "raise", "take"] = "serve"
-        self.cache = Cache.of(environment, ask.data_dir, ask.cache_dir, may_write=self.may_generate)
-        self._named_parent = ask.parent if ask.parent is not None else environment.parent
+        self.cache = Cache.of(environment, request.data_dir, request.cache_dir, may_write=self.may_generate)
+        self._named_parent = request.parent if request.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
         self._parent_name: Path | None = None
         self.adopting = not in_worker  # whether a parent is taken into the cache
-        self.expect = ask.expect or environment.expect or ""
-        self._pin = ask.pin or environment.pin or ""
+        self.expect = request.expect or environment.expect or ""
+        self._pin = request.pin or environment.pin or ""
         self._before: SemanticIdTable | None = None  # what this user was last served for the directory
 
     def open_parent(self) -> None:
@@ -324,13 +324,13 @@ class Resolution:
             sources = self._sources()
         except NoEmbeddingsError as error:
             return self._without_embeddings(error)
-        question, embeddings = self.question(sources)
-        if (table := self.remembered(question)) is not None:
+        cache_key, embeddings = self.cache_key(sources)
+        if (table := self.remembered(cache_key)) is not None:
             tell("loaded", items=len(table))
             return table
         if not self.may_generate:
-            return self._behind_the_gate(sources, embeddings, question)
-        return self.generate(sources, embeddings, question)
+            return self._behind_the_gate(sources, embeddings, cache_key)
+        return self.generate(sources, embeddings, cache_key)
 
     # --- what was pinned ---
 
@@ -342,7 +342,7 @@ class Resolution:
             PinError: it is not there.
         """
         where = "SEMID_PIN"
-        if not self._pin and self.ask.data_dir is not None and (pinned := self.cache.pinned(self.ask.data_dir)):
+        if not self._pin and self.request.data_dir is not None and (pinned := self.cache.pinned(self.request.data_dir)):
             self._pin, where = pinned, "semid pin"
         if not self._pin:
             return None
@@ -379,26 +379,28 @@ class Resolution:
         assert parent is not None
         moved, both = lineage.moved_items(parent, made)
         if moved or both < min(len(parent), len(made)):
-            assert self.ask.data_dir is not None
+            assert self.request.data_dir is not None
             raise ParentError(
-                f"'{self.ask.data_dir / JSON_FILE}' gives {moved} of {both} common items another ID than the parent "
-                f"{parent.path or 'in memory'}, or is about other items. Nothing was changed. Remove the one that is "
-                "not meant."
+                f"'{self.request.data_dir / JSON_FILE}' gives {moved} of {both} common items another ID than the "
+                f"parent {parent.path or 'in memory'}, or is about other items. Nothing was changed. Remove the one "
+                "that is not meant."
             )
         if len(made) > len(parent) and parent.header.identity is not None:
             from semid_dataset.build import recover as healing
 
-            found = healing.rejoined(made, parent, Memo(parent.lineage, parent.generation, ""), parent.generation + 1)
+            found = healing.rejoined(
+                made, parent, CacheEntry(parent.lineage, parent.generation, ""), parent.generation + 1
+            )
             if found is not None:
                 self.parent = found[0].in_memory("cached", "the parent, and what was exported since")
 
     def _hand_made(self) -> SemanticIdTable | None:
         """Compile `semantic_id_dict.json` into the cache, unless a table of ours exported it."""
-        if self.ask.data_dir is None:
+        if self.request.data_dir is None:
             return None
-        path = self.ask.data_dir / JSON_FILE
+        path = self.request.data_dir / JSON_FILE
         try:
-            return self._hand_made_at(path, FileStamp.of(path, self.ask.data_dir))
+            return self._hand_made_at(path, FileStamp.of(path, self.request.data_dir))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:  # another user's, most likely our own export under their umask; or the disk says no
@@ -409,14 +411,14 @@ class Resolution:
             return None
 
     def _hand_made_at(self, path: Path, stamp: FileStamp) -> SemanticIdTable | None:
-        question = Question("json", None, (stamp,))
-        memo = self.cache.recall(question)
-        if memo is not None and memo.lineage.startswith("json-"):
-            table = self._compiled(memo)
-            if table is not None and table.digest == memo.digest:
+        cache_key = CacheKey("json", None, (stamp,))
+        entry = self.cache.recall(cache_key)
+        if entry is not None and entry.lineage.startswith("json-"):
+            table = self._compiled(entry)
+            if table is not None and table.digest == entry.digest:
                 tell("loaded", items=len(table))
                 return self._sized(table).with_status("pregenerated", f"{path} (compiled)")
-        elif memo is not None:
+        elif entry is not None:
             return None  # our own export
         if self.parent is not None and self.parent.header.exported(stamp.digest()):
             return None  # the parent's, also where no cache remembers it
@@ -424,19 +426,19 @@ class Resolution:
         sha256 = stamp.digest()
         if (ours := self.cache.exported_by(sha256)) is not None:
             if self.may_generate:
-                self.cache.remember(ours, question, {path: sha256})
+                self.cache.remember(ours, cache_key, {path: sha256})
             return None
-        return self._compile(path, buffer, sha256, question)
+        return self._compile(path, buffer, sha256, cache_key)
 
-    def _compiled(self, memo: Memo) -> SemanticIdTable | None:
+    def _compiled(self, entry: CacheEntry) -> SemanticIdTable | None:
         """Return the compiled form of a hand-made file; None where it cannot be read, and is made again."""
         try:
-            return self.cache.newest(memo.lineage)
+            return self.cache.newest(entry.lineage)
         except (SemidError, OSError, MemoryError) as error:
-            self.cache.pass_over(Path(memo.lineage), error)
+            self.cache.pass_over(Path(entry.lineage), error)
             return None
 
-    def _compile(self, path: Path, buffer: memoryview, sha256: str, question: Question) -> SemanticIdTable:
+    def _compile(self, path: Path, buffer: memoryview, sha256: str, cache_key: CacheKey) -> SemanticIdTable:
         items, codes = parse_id_json(bytes(buffer), str(path))
         if not len(items):
             raise SemanticIdFileError(
@@ -455,7 +457,7 @@ class Resolution:
                 logger.debug("%s was not compiled: %s", path, error)
             else:
                 if table is not None:
-                    self.cache.remember(Memo(name, table.generation, table.digest), question, {path: sha256})
+                    self.cache.remember(CacheEntry(name, table.generation, table.digest), cache_key, {path: sha256})
         if table is None:
             table = data.in_memory("pregenerated", reason)
         tell("loaded", items=len(table))
@@ -475,63 +477,63 @@ class Resolution:
 
     def _sources(self) -> list[FeatureSource]:
         """Return the embedding files; none where embeddings come from memory."""
-        data_dir = self.ask.data_dir
+        data_dir = self.request.data_dir
         try:
             if data_dir is None:
                 raise NoEmbeddingsError("There is no data directory to read embeddings from.")
-            return find_sources(data_dir, self.ask.feature_ids)
+            return find_sources(data_dir, self.request.feature_ids)
         except NoEmbeddingsError:
-            if self.ask.embeddings and any(len(vectors) for vectors in self.ask.embeddings.values()):
+            if self.request.embeddings and any(len(vectors) for vectors in self.request.embeddings.values()):
                 return []
             raise
 
-    def question(self, sources: Sequence[FeatureSource]) -> "tuple[Question, Embeddings | None]":
+    def cache_key(self, sources: Sequence[FeatureSource]) -> "tuple[CacheKey, Embeddings | None]":
         """Return what is asked, and the embeddings if they come from memory: then their content is part of it."""
         parent = "" if self.parent is None else self.parent.digest
         if sources:
-            assert self.ask.data_dir is not None
+            assert self.request.data_dir is not None
             identity = Identity.of(self.config, [(source.id, source.dim) for source in sources])
-            stamps = tuple(FileStamp.of(file, self.ask.data_dir) for source in sources for file in source.files)
-            question = Question("ids", identity, stamps, parent=parent)
+            stamps = tuple(FileStamp.of(file, self.request.data_dir) for source in sources for file in source.files)
+            cache_key = CacheKey("ids", identity, stamps, parent=parent)
             embeddings = None
         else:
-            assert self.ask.embeddings is not None
+            assert self.request.embeddings is not None
             from semid_dataset.inputs.read import from_memory
 
-            embeddings = from_memory(self.ask.embeddings, self.ask.feature_ids)
+            embeddings = from_memory(self.request.embeddings, self.request.feature_ids)
             identity = Identity.of(self.config, embeddings.dims)
-            question = Question("ids", identity, (), content=embeddings.digest, parent=parent)
+            cache_key = CacheKey("ids", identity, (), content=embeddings.digest, parent=parent)
         if self.parent is not None:
-            lineage.check_parent(self.parent, identity, self.ask.feature_ids, self._parent_name)
+            lineage.check_parent(self.parent, identity, self.request.feature_ids, self._parent_name)
             self._adopt_parent()
-        return question, embeddings
+        return cache_key, embeddings
 
-    def remembered(self, question: Question) -> SemanticIdTable | None:
-        """Return the table that a memo names for this question: no embedding is read."""
-        memos = self.cache.recall_all(question)
-        if not memos:
-            tell("passed_over", level=logging.DEBUG, step="memo", reason="this question is new here")
+    def remembered(self, cache_key: CacheKey) -> SemanticIdTable | None:
+        """Return the table that an entry names for this question: no embedding is read."""
+        cache_entries = self.cache.recall_all(cache_key)
+        if not cache_entries:
+            tell("passed_over", level=logging.DEBUG, step="entry", reason="this cache key is new here")
             return None
-        root, memo = memos[0]
-        if (self._pin and memo.lineage != self._pin) or (memo.stale and self.foreign != "serve"):
+        root, entry = cache_entries[0]
+        if (self._pin and entry.lineage != self._pin) or (entry.stale and self.foreign != "serve"):
             return None  # another lineage is pinned; or who asks for more than what is known is told why
         try:
-            table = self._noted(memo)
+            table = self._noted(entry)
         except TableVersionError as error:
-            return self._stale(self._readable(memo.lineage, error), str(error))
+            return self._stale(self._readable(entry.lineage, error), str(error))
         if table is None or self._others(root, table):
-            why = f"table {memo.generation} is gone" if table is None else "it is about what others were served"
-            tell("passed_over", level=logging.DEBUG, step="memo", reason=why)
+            why = f"table {entry.generation} is gone" if table is None else "it is about what others were served"
+            tell("passed_over", level=logging.DEBUG, step="entry", reason=why)
             return None
-        for _, other in memos[1:]:
+        for _, other in cache_entries[1:]:
             self._say_apart(table, other)
         self._say_settings(table)
-        if memo.stale:
-            return self._stale(table, memo.stale)
+        if entry.stale:
+            return self._stale(table, entry.stale)
         return table.with_status("cached", f"lineage {table.lineage}, generation {table.generation}")
 
-    def _others(self, root: Root, table: SemanticIdTable) -> bool:
-        """Say whether a memo's table is what others were served for this directory, and this user another one."""
+    def _others(self, root: CacheFolder, table: SemanticIdTable) -> bool:
+        """Say whether an entry's table is what others were served for this directory, and this user another one."""
         if self.parent is not None or (bound := self._served()) is None or not bound[1].digest:
             return False
         place, served = bound
@@ -543,30 +545,30 @@ class Resolution:
         mine = self.cache.named(served.lineage, served.generation)
         if mine is None or mine.header.identity != table.header.identity or mine.header.grew_from(table.digest):
             return False
-        self._say_apart(mine, Memo(table.lineage, table.generation, table.digest))
+        self._say_apart(mine, CacheEntry(table.lineage, table.generation, table.digest))
         return True
 
-    def _served(self) -> tuple[Root, Memo] | None:
+    def _served(self) -> tuple[CacheFolder, CacheEntry] | None:
         """Return what this user was last served for the directory, and where that is noted."""
-        return None if self.ask.data_dir is None else self.cache.served_before(self.ask.data_dir, self._kind)
+        return None if self.request.data_dir is None else self.cache.served_before(self.request.data_dir, self._kind)
 
     @property
     def _kind(self) -> str:
         """The kind of ID that is asked for, as a name; the dims of features are not known without their files."""
-        ids = sorted(map(str, self.ask.feature_ids))
+        ids = sorted(map(str, self.request.feature_ids))
         asked = [list(self.config.codebook_sizes), ids, self.config.fusion if len(ids) > 1 else ""]
         return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:32]
 
-    def _noted(self, memo: Memo) -> SemanticIdTable | None:
-        """Return the table that a memo names, or one that grew from it."""
-        if self.parent is not None and memo.digest == self.parent.digest:
+    def _noted(self, entry: CacheEntry) -> SemanticIdTable | None:
+        """Return the table that an entry names, or one that grew from it."""
+        if self.parent is not None and entry.digest == self.parent.digest:
             return self.parent
-        table = self.cache.named(memo.lineage, memo.generation)
-        if table is None or table.digest != memo.digest:  # damaged, healed or pruned: one that grew from it will do
+        table = self.cache.named(entry.lineage, entry.generation)
+        if table is None or table.digest != entry.digest:  # damaged, healed or pruned: one that grew from it will do
             try:
-                table = self.cache.newest(memo.lineage, since=memo.digest)
+                table = self.cache.newest(entry.lineage, since=entry.digest)
             except PermissionError as error:  # another user's, who keeps it private
-                self.cache.pass_over(Path(str(error.filename or memo.lineage)), error)
+                self.cache.pass_over(Path(str(error.filename or entry.lineage)), error)
                 return None
         return table
 
@@ -577,7 +579,7 @@ class Resolution:
             raise error
         return table
 
-    def _say_apart(self, table: SemanticIdTable, other: Memo) -> None:
+    def _say_apart(self, table: SemanticIdTable, other: CacheEntry) -> None:
         """Say that others were served another table for the same data, unless the one grew from the other."""
         pair = (table.digest, other.digest)
         if other.digest == table.digest or table.header.grew_from(other.digest) or pair in _apart:
@@ -606,7 +608,7 @@ class Resolution:
                 how=RETRAIN,
             )
 
-    def _row(self, cache: Cache, question: Question, embeddings: "Embeddings") -> lineage.Lineage | None:
+    def _row(self, cache: Cache, cache_key: CacheKey, embeddings: "Embeddings") -> lineage.Lineage | None:
         """
         Return the dataset's lineage: the parent's; else the one that it was served before; else one of the same data.
 
@@ -614,7 +616,7 @@ class Resolution:
         vectors may come from another encoder by now. Without that, only common (item, vector) pairs make a lineage
         a dataset's.
         """
-        identity = question.identity
+        identity = cache_key.identity
         assert identity is not None
         evidence = Evidence(embeddings.items, embeddings.features)
         served = bound[1] if (bound := self._served()) is not None else None
@@ -633,11 +635,11 @@ class Resolution:
                     return lineage.Lineage(table.lineage, table, evidence.in_another_space(table, match))
                 if match.known and evidence.related(table):
                     return lineage.Lineage(table.lineage, table, other_space=True)
-        key = lineage.birth_key(identity, embeddings.digest)
+        key = lineage.origin_key(identity, embeddings.digest)
         ours = {name for name in cache.lineages() if name == key or name.startswith(f"{key}-")}
         rows = lineage.find_lineages(cache, identity, evidence, ours | {served.lineage if served is not None else ""})
         for other in rows[1:]:
-            self._say_apart(rows[0].base, Memo(other.name, other.base.generation, other.base.digest))
+            self._say_apart(rows[0].base, CacheEntry(other.name, other.base.generation, other.base.digest))
         return rows[0] if rows else None
 
     def _of_kind(self, table: SemanticIdTable, identity: Identity) -> bool:
@@ -645,11 +647,11 @@ class Resolution:
         if table.header.identity is not None:
             return table.header.identity == identity
         with suppress(ParentError):
-            lineage.check_parent(table, identity, self.ask.feature_ids)
+            lineage.check_parent(table, identity, self.request.feature_ids)
             return table.codebook_sizes == identity.codebook_sizes
         return False
 
-    def _still_served(self, cache: Cache, served: Memo) -> SemanticIdTable | None:
+    def _still_served(self, cache: Cache, served: CacheEntry) -> SemanticIdTable | None:
         """Return the newest table that grew from the one that was served before, else the newest of its lineage."""
         try:
             table = cache.newest(served.lineage, since=served.digest)
@@ -669,19 +671,19 @@ class Resolution:
         if moved:
             logger.error("%s", text("moved", moved=moved, items=both, lineage=before.lineage, new=table.lineage))
 
-    def read(self, sources: Sequence[FeatureSource], turn: Turn | None = None) -> "Embeddings":
+    def read(self, sources: Sequence[FeatureSource], lease: Lease | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
         from semid_dataset.inputs.read import read_sources
 
-        read = read_sources(sources, on_progress=None if turn is None else turn.beat)
-        return replace(read, base=self.ask.data_dir)
+        read = read_sources(sources, on_progress=None if lease is None else lease.heartbeat)
+        return replace(read, base=self.request.data_dir)
 
     def read_or_stream(
         self,
         sources: Sequence[FeatureSource],
-        question: Question,
-        root: Root | None,
-        turn: Turn,
+        cache_key: CacheKey,
+        root: CacheFolder | None,
+        lease: Lease,
     ) -> "Embeddings":
         """
         Return the embeddings; where they would take too much memory, a sample whose `stream` is the job on all of them.
@@ -690,24 +692,24 @@ class Resolution:
             ConfigError: streaming was asked for by name, and cannot be.
             EmbeddingError: nothing can be read.
         """
-        job = self.job(sources, question, root, turn.beat)
+        job = self.job(sources, cache_key, root, lease.heartbeat)
         if job is not None:
             from semid_dataset.inputs.partitions import NamedItemsError
 
             try:
-                return replace(job.read(), base=self.ask.data_dir)
+                return replace(job.read(), base=self.request.data_dir)
             except NamedItemsError as error:
                 if self.engine is not None:
                     raise
                 self._say_not_streamed(sources, str(error))
-        return self.read(sources, turn)
+        return self.read(sources, lease)
 
     def job(
         self,
         sources: Sequence[FeatureSource],
-        question: Question,
-        root: Root | None,
-        beat: Callable[[], None],
+        cache_key: CacheKey,
+        root: CacheFolder | None,
+        heartbeat: Callable[[], None],
     ) -> "Job | None":
         """
         Return the job that streams these features, or None where they are read into memory.
@@ -738,10 +740,10 @@ class Resolution:
         tell("streaming", size=size, limit=limit)
         engine = engines.ENGINES[self.engine or "local"]
         return scale.open_job(
-            root, question.name, sources[0], self.config, limit=self.memory_limit, engine=engine, beat=beat
+            root, cache_key.name, sources[0], self.config, limit=self.memory_limit, engine=engine, heartbeat=heartbeat
         )
 
-    def choose_codebooks(self, sources: Sequence[FeatureSource], question: Question, turn: Turn) -> None:
+    def choose_codebooks(self, sources: Sequence[FeatureSource], cache_key: CacheKey, lease: Lease) -> None:
         """
         Have the codebooks ready that all shards encode with: the lineage's, or new ones.
 
@@ -750,11 +752,11 @@ class Resolution:
         """
         from semid_dataset.build.streaming import run as scale
 
-        embeddings = self.read_or_stream(sources, question, self.workplace(), turn)
-        row = self._row(self.cache.writing(), self._about_what_was_read(question, embeddings), embeddings)
+        embeddings = self.read_or_stream(sources, cache_key, self.workplace(), lease)
+        row = self._row(self.cache.writing(), self._about_what_was_read(cache_key, embeddings), embeddings)
         if row is not None and row.other_space and self.foreign != "take":
             raise ForeignVectorsError(self._of_another_space(row, embeddings))
-        scale.choose_basis(embeddings, self.config, None if row is None else row.base, turn)
+        scale.choose_basis(embeddings, self.config, None if row is None else row.base, lease)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
         from semid_dataset.build.streaming import run as scale
@@ -768,19 +770,19 @@ class Resolution:
         """Serve what is known already, else say in the original's words that there is nothing."""
         if (table := self._known_here(None)) is not None:
             return self._stale(table, str(error).rstrip("."))
-        data_dir = self.ask.data_dir
+        data_dir = self.request.data_dir
         if data_dir is not None and features_folder(data_dir) is None:
             tell("no_folder", level=logging.WARNING, path=data_dir / "creative_emb")
         tell("no_features", level=logging.WARNING)
         raise error
 
     def _behind_the_gate(
-        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: Question
+        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", cache_key: CacheKey
     ) -> SemanticIdTable:
         why = "this is a DataLoader worker" if self.in_worker else self.forbidden_by
         if self.in_worker:  # reading gigabytes in every worker is no answer either
             raise GenerationError(f"Their embeddings have no IDs yet, and {why}.")
-        if (exported := self._exported_ids(question.identity)) is not None:
+        if (exported := self._exported_ids(cache_key.identity)) is not None:
             return self._stale(exported, f"its table is damaged and {why}")
         row: lineage.Lineage | None = None
         unreadable = False
@@ -788,7 +790,7 @@ class Resolution:
             there = any(not name.startswith("json-") for name in self.cache.lineages())
             if there or self.parent is not None or self._served() is not None:
                 embeddings = embeddings or self.read(sources)
-                row = self._row(self.cache.reading(), self._about_what_was_read(question, embeddings), embeddings)
+                row = self._row(self.cache.reading(), self._about_what_was_read(cache_key, embeddings), embeddings)
                 if row is not None:
                     self._say_moved(row.base)
                     missing = int((row.base.rows_of(embeddings.items) < 0).sum())
@@ -800,7 +802,7 @@ class Resolution:
             tell("passed_over", level=logging.DEBUG, step="lineage", reason=error)
             unreadable = True
         # A path is no evidence: what served it before answers only where embeddings cannot be looked at.
-        if unreadable and (table := self._known_here(question.identity)) is not None:
+        if unreadable and (table := self._known_here(cache_key.identity)) is not None:
             return self._stale(table, why)
         if self.cache.damaged:
             path = next(iter(self.cache.damaged))
@@ -816,7 +818,7 @@ class Resolution:
         if self.parent is not None:
             self._adopt_parent()
             return self.parent
-        if self.ask.data_dir is None:
+        if self.request.data_dir is None:
             return None
         exported = self._exported_ids(identity)
         if exported is not None and exported.levels == len(self.config.codebook_sizes):
@@ -825,7 +827,7 @@ class Resolution:
         table = None if bound is None else self._still_served(self.cache.reading(), bound[1])
         if table is None or (found := table.header.identity) is None:
             return None
-        asked = set(self.ask.feature_ids)
+        asked = set(self.request.feature_ids)
         same = found.codebook_sizes == self.config.codebook_sizes and {fid for fid, _ in found.features} == asked
         return table if found == identity or (identity is None and same) else None
 
@@ -843,15 +845,15 @@ class Resolution:
 
     # --- a damaged table ---
 
-    def _lost_export(self) -> Memo | None:
+    def _lost_export(self) -> CacheEntry | None:
         """Return which table `semantic_id_dict.json` was exported from, if its IDs are in no table any more."""
-        if self.ask.data_dir is None:
+        if self.request.data_dir is None:
             return None
         try:
-            stamp = FileStamp.of(self.ask.data_dir / JSON_FILE, self.ask.data_dir)
+            stamp = FileStamp.of(self.request.data_dir / JSON_FILE, self.request.data_dir)
         except OSError:
             return None
-        export = self.cache.recall(Question("json", None, (stamp,)), renew=False)
+        export = self.cache.recall(CacheKey("json", None, (stamp,)), renew=False)
         if export is None:
             with suppress(OSError):
                 export = self.cache.exported_as(stamp.digest())
@@ -866,16 +868,16 @@ class Resolution:
             return None
         if identity is not None and export.identity != identity.digest:
             return None
-        assert self.ask.data_dir is not None
+        assert self.request.data_dir is not None
         from semid_dataset.build import recover as healing
 
-        return healing.exported_table(self.ask.data_dir / JSON_FILE, export)
+        return healing.exported_table(self.request.data_dir / JSON_FILE, export)
 
     def _heal(
         self,
         embeddings: "Embeddings",
-        question: Question,
-        turn: Turn,
+        cache_key: CacheKey,
+        lease: Lease,
         started: float,
     ) -> lineage.Lineage | None:
         """
@@ -884,7 +886,7 @@ class Resolution:
         Returns:
             A row only where the table stays in memory.
         """
-        identity = question.identity
+        identity = cache_key.identity
         assert identity is not None
         if (export := self._lost_export()) is None:
             return None
@@ -896,8 +898,8 @@ class Resolution:
             base = base or self.parent
         elif base is not None and base.header.identity != identity:
             return None
-        assert self.ask.data_dir is not None
-        path = self.ask.data_dir / JSON_FILE
+        assert self.request.data_dir is not None
+        path = self.request.data_dir / JSON_FILE
         from semid_dataset.build import recover as healing
 
         ids = healing.exported_table(path, export)
@@ -907,14 +909,14 @@ class Resolution:
             return self._rejoin(ids, base, export, path)
 
         def train_again() -> SemanticIdTable:
-            return birth.train_table(embeddings, self.config, identity, turn, started).in_memory("trained")
+            return pipeline.train_table(embeddings, self.config, identity, lease, started).in_memory("trained")
 
-        key = lineage.birth_key(identity, embeddings.digest)
+        key = lineage.origin_key(identity, embeddings.digest)
         same = export.lineage == key or export.lineage.startswith(f"{key}-")
         data = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
         return None if data is None else self._publish_healed(data, export, path)
 
-    def _publish_healed(self, data: TableData, export: Memo, path: Path) -> lineage.Lineage | None:
+    def _publish_healed(self, data: TableData, export: CacheEntry, path: Path) -> lineage.Lineage | None:
         """Publish a lost table again; return it only where it stays in memory."""
         refusal: object = "what was published cannot be found"
         try:
@@ -927,7 +929,9 @@ class Resolution:
         degrade("not_saved", error=refusal)
         return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
 
-    def _rejoin(self, ids: SemanticIdTable, base: SemanticIdTable, export: Memo, path: Path) -> lineage.Lineage | None:
+    def _rejoin(
+        self, ids: SemanticIdTable, base: SemanticIdTable, export: CacheEntry, path: Path
+    ) -> lineage.Lineage | None:
         """
         Put the IDs of a lost table back into a lineage that another dataset has extended without them.
 
@@ -964,18 +968,18 @@ class Resolution:
             return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
         raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
 
-    def _after_loss(self, name: str, data: TableData, question: Question) -> str:
+    def _after_loss(self, name: str, data: TableData, cache_key: CacheKey) -> str:
         """Say aloud that a lineage is lost, unless this is its first table made again; return the name to publish."""
-        memos = [memo for _, memo in self.cache.recall_all(question)]
+        cache_entries = [entry for _, entry in self.cache.recall_all(cache_key)]
         if (bound := self._served()) is not None:
-            memos.append(bound[1])
-        lost = [memo for memo in memos if self._is_lost(memo.lineage)]
+            cache_entries.append(bound[1])
+        lost = [entry for entry in cache_entries if self._is_lost(entry.lineage)]
         again = content_digests(data.arrays, data.header)
-        healed = next((memo for memo in lost if memo.generation == 0 and memo.digest in again), None)
+        healed = next((entry for entry in lost if entry.generation == 0 and entry.digest in again), None)
         if healed is not None:
             tell("healed", level=logging.WARNING, source="the same training")
             return healed.lineage
-        for old in sorted({memo.lineage for memo in lost}):
+        for old in sorted({entry.lineage for entry in lost}):
             logger.error("%s", text("lost", lineage=old, new=name))
         return name
 
@@ -985,35 +989,35 @@ class Resolution:
     # --- generating ---
 
     def generate(
-        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", question: Question
+        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", cache_key: CacheKey
     ) -> SemanticIdTable:
         """
-        Take this process's turn, unless the answer appears while it waits for it.
+        Take the lease for this process, unless the answer appears while it waits for it.
 
         Raises:
-            ForkError: this process can make no IDs; nobody need wait for it, so it takes no turn.
+            ForkError: this process can make no IDs; nobody need wait for it, so it takes no lease.
         """
         check_imports("torch", "filelock")
         answered: list[SemanticIdTable] = []
 
         def ready() -> bool:
-            found = self.remembered(question)
+            found = self.remembered(cache_key)
             answered.extend([] if found is None else [found])
             return found is not None
 
         tell("not_found")
-        with self.cache.turn(question.name, waiting=self.waiting, ready=ready) as turn:
-            if turn is None or ready():  # look, lock, look again: whoever held the lock may have answered
+        with self.cache.lease(cache_key.name, waiting=self.waiting, ready=ready) as lease:
+            if lease is None or ready():  # look, lock, look again: whoever held the lock may have answered
                 tell("loaded", items=len(answered[-1]))
                 return answered[-1]
-            return self.generate_now(sources, embeddings, question, turn)
+            return self.generate_now(sources, embeddings, cache_key, lease)
 
     def generate_now(
         self,
         sources: Sequence[FeatureSource],
         embeddings: "Embeddings | None",
-        question: Question,
-        turn: Turn,
+        cache_key: CacheKey,
+        lease: Lease,
         retraining: bool = False,
     ) -> SemanticIdTable:
         """
@@ -1025,7 +1029,7 @@ class Resolution:
         """
         for left in range(STREAM_TRIES, 0, -1):
             try:
-                return self._generate_once(sources, embeddings, question, turn, retraining)
+                return self._generate_once(sources, embeddings, cache_key, lease, retraining)
             except OSError as error:
                 if self.streamed and left > 1 and self._moves_on(error):
                     embeddings = None
@@ -1033,13 +1037,13 @@ class Resolution:
                 if not isinstance(error, WorkGoneError | FileNotFoundError) or not self.streamed or left == 1:
                     raise
                 logger.warning("%s", text("streamed_again", error=error))
-                if not retraining and (table := self.remembered(question)) is not None:
+                if not retraining and (table := self.remembered(cache_key)) is not None:
                     tell("loaded", items=len(table))
                     return table
                 embeddings = None
         raise AssertionError("the last try returns or raises")
 
-    def workplace(self) -> Root | None:
+    def workplace(self) -> CacheFolder | None:
         """Return the folder that takes the parts of a streamed run: the first that takes a write and has not failed."""
         return next((root for root in self.cache.folders if root.path not in self._full and root.takes_writes()), None)
 
@@ -1061,37 +1065,37 @@ class Resolution:
         self,
         sources: Sequence[FeatureSource],
         embeddings: "Embeddings | None",
-        question: Question,
-        turn: Turn,
+        cache_key: CacheKey,
+        lease: Lease,
         retraining: bool,
     ) -> SemanticIdTable:
         """Do what `generate_now` does, once."""
         started = time.perf_counter()
         tell("generating")
-        if self.ask.data_dir is not None:
-            files.sweep_placed(self.ask.data_dir / JSON_FILE, self._is_export)
+        if self.request.data_dir is not None:
+            files.sweep_placed(self.request.data_dir / JSON_FILE, self._is_export)
         tell("loading_features")
-        embeddings = embeddings or self.read_or_stream(sources, question, self.workplace(), turn)
-        turn.beat()
+        embeddings = embeddings or self.read_or_stream(sources, cache_key, self.workplace(), lease)
+        lease.heartbeat()
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)
-        found = self._about_what_was_read(question, embeddings)
-        row = None if retraining else self._heal(embeddings, found, turn, started)
+        found = self._about_what_was_read(cache_key, embeddings)
+        row = None if retraining else self._heal(embeddings, found, lease, started)
         row = row or self._row(self.cache.writing(), found, embeddings)
         if retraining:
-            noted = self.remembered(question)
+            noted = self.remembered(cache_key)
             replaced = noted if noted is not None else None if row is None else row.base
-            table = self._train(embeddings, found, turn, started, replaced=replaced)
+            table = self._train(embeddings, found, lease, started, replaced=replaced)
             if replaced is not None:
                 moved, both = lineage.moved_items(replaced, table)
                 tell("retrained", moved=moved, items=both, lineage=replaced.lineage)
         else:
             if row is not None:
-                table = self._extend(row, embeddings, found, turn)
+                table = self._extend(row, embeddings, found, lease)
             else:
-                table = self._train(embeddings, found, turn, started)
+                table = self._train(embeddings, found, lease, started)
             self._say_moved(table)
-        self._remember(table, embeddings, question)
+        self._remember(table, embeddings, cache_key)
         if table.status == "stale":
             return table
         if embeddings.stream is not None and table.path is not None:
@@ -1099,32 +1103,32 @@ class Resolution:
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
 
-    def _about_what_was_read(self, question: Question, embeddings: "Embeddings") -> Question:
+    def _about_what_was_read(self, cache_key: CacheKey, embeddings: "Embeddings") -> CacheKey:
         """Return the question with the identity of the features that could be read: one of them may be damaged."""
         identity = Identity.of(self.config, embeddings.dims)
-        if identity == question.identity:
-            return question
+        if identity == cache_key.identity:
+            return cache_key
         if self.parent is not None:
-            lineage.check_parent(self.parent, identity, self.ask.feature_ids, self._parent_name)
-        return replace(question, identity=identity)
+            lineage.check_parent(self.parent, identity, self.request.feature_ids, self._parent_name)
+        return replace(cache_key, identity=identity)
 
     def _of_another_space(self, row: lineage.Lineage, embeddings: "Embeddings") -> str:
         """Say that vectors of known items are not such as their codes were made from, and what that means."""
         evidence = Evidence(embeddings.items, embeddings.features)
         known = evidence.known(row.base)
         if row.base.has_quantizer and not row.base.header.behaviour:
-            error, birth, _ = evidence.reproduced(row.base, known)
+            error, fitted, _ = evidence.reproduced(row.base, known)
         else:
-            error, birth = float("nan"), row.base.header.relative_error
+            error, fitted = float("nan"), row.base.header.relative_error
         new = max(0, (embeddings.rows or len(embeddings.items)) - len(known)) if embeddings.stream is None else 0
-        return text("drift", error=error, birth=birth, known=len(known), new=new or "any", how=RETRAIN)
+        return text("drift", error=error, fitted=fitted, known=len(known), new=new or "any", how=RETRAIN)
 
     def _extend(
         self,
         row: lineage.Lineage,
         embeddings: "Embeddings",
-        question: Question,
-        turn: Turn,
+        cache_key: CacheKey,
+        lease: Lease,
     ) -> SemanticIdTable:
         if (newer := self.cache.unreadable(row.base)) is not None:
             return self._stale(row.base, str(newer))
@@ -1145,7 +1149,7 @@ class Resolution:
         if embeddings.stream is not None:
             from semid_dataset.build.streaming import run as scale
 
-            extension = scale.Extension(embeddings, self.config, row.base, turn)
+            extension = scale.Extension(embeddings, self.config, row.base, lease)
             items, features = extension.items, extension.encode
         try:
             table, new = lineage.grow(self.cache, row, items, features, evidence.sketch(), force=self.foreign == "take")
@@ -1154,8 +1158,8 @@ class Resolution:
                 raise
             return self._stale(row.base, str(error))
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
-            memos = self.cache.recall_all(question)
-            if memos and lineage.descends(table, memos[0][1].digest):
+            cache_entries = self.cache.recall_all(cache_key)
+            if cache_entries and lineage.descends(table, cache_entries[0][1].digest):
                 tell("healed", level=logging.WARNING, source=row.base.path or "the parent")
             else:
                 kept = len(row.base)
@@ -1172,29 +1176,29 @@ class Resolution:
     def _train(
         self,
         embeddings: "Embeddings",
-        question: Question,
-        turn: Turn,
+        cache_key: CacheKey,
+        lease: Lease,
         started: float,
         *,
         replaced: SemanticIdTable | None = None,
     ) -> SemanticIdTable:
-        assert question.identity is not None
+        assert cache_key.identity is not None
         if not len(embeddings.items):
             raise NoEmbeddingsError("The embeddings hold no item.")
         if self.expect and replaced is None:
             raise DigestError(f"{self.expect} is expected, and nothing of it is here. A training would give other IDs.")
         cache = self.cache.writing()
-        key = lineage.birth_key(question.identity, embeddings.digest, "" if replaced is None else replaced.lineage)
+        key = lineage.origin_key(cache_key.identity, embeddings.digest, "" if replaced is None else replaced.lineage)
         if replaced is None and (born := cache.born(key)) is not None:
             table = cache.newest(born.lineage, since=born.digest) or born
             return table.with_status("cached", f"lineage {table.lineage} began with these embeddings")
-        data = first_table(embeddings, self.config, question.identity, turn, started)
+        data = first_table(embeddings, self.config, cache_key.identity, lease, started)
         if replaced is not None:
             before = (replaced.lineage, *replaced.header.replaces)
             data = replace(data, header=replace(data.header, replaces=before))
         name = lineage.lineage_name(key, data.digest)
         if replaced is None:
-            name = self._after_loss(name, data, question)
+            name = self._after_loss(name, data, cache_key)
         data = data.named(name)
         try:
             table = cache.begin(key, data)
@@ -1211,15 +1215,15 @@ class Resolution:
 
     def _export(self, table: SemanticIdTable) -> None:
         """Write `semantic_id_dict.json` into the data directory where it takes it."""
-        data_dir = self.ask.data_dir
+        data_dir = self.request.data_dir
         if data_dir is None:
             tell("saving", path=table.path)
             return
         path = data_dir / JSON_FILE
         sha256, identity = table.header.json_sha256, table.header.identity
-        memo = Memo(table.lineage, table.generation, table.digest, "" if identity is None else identity.digest)
+        entry = CacheEntry(table.lineage, table.generation, table.digest, "" if identity is None else identity.digest)
         # First the mark: however this ends, and whoever looks meanwhile, the file is known by its content as ours.
-        self.cache.note_export(sha256, memo)
+        self.cache.note_export(sha256, entry)
         try:
             tell("saving", path=path)
             placed = files.place_file(path, table.json_chunks(), self._is_export, backdate_ns=2 * FRESH_NS)
@@ -1230,17 +1234,17 @@ class Resolution:
             tell("json_not_saved", path=path, error=error)
             return
         if stamp.inode == placed.st_ino:  # else somebody has put another file there since
-            self.cache.remember(memo, Question("json", None, (stamp,)), {path: sha256})
+            self.cache.remember(entry, CacheKey("json", None, (stamp,)), {path: sha256})
 
     def _is_export(self, path: Path) -> bool:
         """Whether a file holds what a table of ours exported."""
         return self.cache.exported_by(FileStamp.of(path, path.parent).digest()) is not None
 
-    def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", question: Question) -> None:
+    def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", cache_key: CacheKey) -> None:
         if table.path is None:
             return
         stale = table.reason[:MOST_REASON] if table.status == "stale" else ""
-        memo = Memo(table.lineage, table.generation, table.digest, stale=stale)
-        self.cache.remember(memo, question, embeddings.file_digests)
-        if self.ask.data_dir is not None:
-            self.cache.note_served(self.ask.data_dir, self._kind, table)
+        entry = CacheEntry(table.lineage, table.generation, table.digest, stale=stale)
+        self.cache.remember(entry, cache_key, embeddings.file_digests)
+        if self.request.data_dir is not None:
+            self.cache.note_served(self.request.data_dir, self._kind, table)

@@ -22,8 +22,8 @@ LINEAGE = "0123456789abcdef"
 ITEMS = 40
 
 
-def root_at(path: Path) -> folders.Root:
-    return folders.Root(path, path)
+def root_at(path: Path) -> folders.CacheFolder:
+    return folders.CacheFolder(path, path)
 
 
 def table_bytes(seed: int, generation: int = 0, items: int = ITEMS) -> bytes:
@@ -36,7 +36,7 @@ def digest_of(seed: int, items: int = ITEMS) -> str:
     return SemanticIdTable.from_buffer(table_bytes(seed, items=items)).digest
 
 
-def read_digest(root: folders.Root, generation: int = 0) -> str | None:
+def read_digest(root: folders.CacheFolder, generation: int = 0) -> str | None:
     """What a reader finds: a digest (a hit), or None (a miss); a file that is there must be whole."""
     try:
         return cache.open_table(root.folder(LINEAGE) / f"{generation}.safetensors", mmap=True).digest

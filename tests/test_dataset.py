@@ -19,7 +19,7 @@ import pytest
 from world import ITEM0, SMALL, BareDataset, MixinDataset, SmallDataset, SmallMixinDataset, make_data, vectors_of
 
 from semid_dataset import LazySemanticIds, SemanticIdTable
-from semid_dataset.build import pipeline as birth
+from semid_dataset.build import pipeline
 from semid_dataset.errors import ConfigError, GenerationError, RecursiveAccessError, SemanticIdWarning
 
 
@@ -32,13 +32,13 @@ def data(tmp_path: Path) -> Path:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry a training, whoever starts it."""
     seen: list[int] = []
-    train = birth.train_table
+    train = pipeline.train_table
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         seen.append(1)
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(birth, "train_table", counted)
+    monkeypatch.setattr(pipeline, "train_table", counted)
     return seen
 
 
@@ -182,7 +182,7 @@ def test_an_interrupted_training_leaves_nothing_behind(data: Path, monkeypatch: 
 
     dataset = SmallDataset(data)
     with monkeypatch.context() as patch:
-        patch.setattr(birth, "train_table", interrupt)
+        patch.setattr(pipeline, "train_table", interrupt)
         with pytest.raises(KeyboardInterrupt):
             _ = dataset.semantic_id_dict
     assert dataset.semantic_id_dict.status == "trained"
@@ -297,14 +297,14 @@ def test_a_fork_while_a_thread_trains_does_not_deadlock(data: Path, monkeypatch:
     """The child's copy of the lock is held by a thread that does not exist there."""
     training, release = threading.Event(), threading.Event()
     dataset = SmallDataset(data)
-    train = birth.train_table
+    train = pipeline.train_table
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         training.set()
         release.wait(30)
         return train(*args, **kwargs)
 
-    monkeypatch.setattr(birth, "train_table", slow)
+    monkeypatch.setattr(pipeline, "train_table", slow)
     thread = threading.Thread(target=lambda: dataset.semantic_id_dict)
     thread.start()
     assert training.wait(30)
@@ -342,17 +342,17 @@ def test_a_warm_access_leaves_torch_out(data: Path) -> None:
 
 
 def test_eight_processes_on_an_empty_cache_train_once(data: Path, tmp_path: Path) -> None:
-    """Losers of the race serve what the winner wrote."""
+    """Those who lose the race serve what the winner wrote."""
     start, count = tmp_path / "start", tmp_path / "trainings"
     count.mkdir()
     code = (
-        "import sys, time, uuid, pathlib, world; from semid_dataset.build import pipeline as birth\n"
-        "train = birth.train_table\n"
+        "import sys, time, uuid, pathlib, world; from semid_dataset.build import pipeline\n"
+        "train = pipeline.train_table\n"
         "data, start, count = map(pathlib.Path, sys.argv[1:])\n"
         "def counted(*a, **k):\n"
         "    (count / uuid.uuid4().hex).touch()\n"
         "    return train(*a, **k)\n"
-        "birth.train_table = counted\n"
+        "pipeline.train_table = counted\n"
         "while not start.exists(): time.sleep(0.01)\n"
         "print(world.SmallDataset(data).semantic_id_dict.digest)\n"
     )

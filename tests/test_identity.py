@@ -61,8 +61,8 @@ def warned(lines: pytest.LogCaptureFixture) -> str:
 
 def rotated(vectors: np.ndarray, seed: int = 3) -> np.ndarray:
     """The same vectors as another encoder might give them: turned."""
-    turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(vectors.shape[1],) * 2))
-    return (vectors @ turn).astype(np.float32)
+    lease, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(vectors.shape[1],) * 2))
+    return (vectors @ lease).astype(np.float32)
 
 
 @contextlib.contextmanager

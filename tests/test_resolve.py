@@ -27,7 +27,7 @@ from semid_dataset import (
     generate_semantic_ids_on_demand,
     resolve,
 )
-from semid_dataset.build import pipeline as birth
+from semid_dataset.build import pipeline
 from semid_dataset.cache import folders
 from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError, TableError
 from semid_dataset.format import tensors as container
@@ -68,7 +68,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_warm_start_reads_no_embedding(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The memo names the table by what stat tells of the files."""
+    """The entry names the table by what stat tells of the files."""
     trained = table_of(data)
     monkeypatch.setattr(features, "read_sources", no_reading)
     table = table_of(data)
@@ -80,7 +80,7 @@ def test_a_warm_start_takes_no_lock_and_writes_nothing(data: Path, monkeypatch: 
     os.utime(data / "creative_emb" / "emb_81_8.pkl", (1e9, 1e9))
     table_of(data)
     before = files_below(data)
-    monkeypatch.setattr(resolve.Cache, "turn", no_reading)
+    monkeypatch.setattr(resolve.Cache, "lease", no_reading)
     monkeypatch.setattr(_files, "replace_file", no_reading)
     monkeypatch.setattr(_files, "publish_first", no_reading)
     assert table_of(data).status == "cached"
@@ -120,7 +120,7 @@ def test_a_directory_by_another_name_is_the_same(
             stack.enter_context(tmpfs(other, "size=4m"))
             shutil.copytree(data, other, copy_function=shutil.copy2, dirs_exist_ok=True)
         monkeypatch.setattr(features, "read_sources", no_reading)
-        monkeypatch.setattr(birth, "train_table", no_reading)
+        monkeypatch.setattr(pipeline, "train_table", no_reading)
         table = table_of(other)
         assert (table.status, table.digest, table.lineage) == ("cached", trained.digest, trained.lineage)
         del table
@@ -203,7 +203,7 @@ def test_a_parent_gives_the_very_ids_that_training_had(
 def test_a_parent_that_knows_every_item_answers_itself(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing needs to be written but the memo."""
+    """Nothing needs to be written but the entry."""
     trained = table_of(data)
     trained.save(tmp_path / "semid_table.safetensors")
     shutil.rmtree(data / ".semantic_ids")
@@ -313,7 +313,7 @@ def test_two_data_sets_that_both_count_from_zero_are_told_apart(
 
 
 def test_a_moved_directory_finds_its_lineage(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also when its files were written anew, so that no memo fits."""
+    """Also when its files were written anew, so that no entry fits."""
     monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
     trained = table_of(data)
     moved = tmp_path / "elsewhere"
@@ -579,14 +579,14 @@ def test_a_training_that_fails_gives_defaults_with_the_reason(data: Path, monkey
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
-    monkeypatch.setattr(birth, "train_table", fail)
+    monkeypatch.setattr(pipeline, "train_table", fail)
     with pytest.warns(SemanticIdWarning, match="device-side assert"):
         assert SmallDataset(data).semantic_id_dict.status == "default"
 
 
 def test_where_nothing_can_be_written_ids_stay_in_memory(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real IDs, a warning, and no file."""
-    monkeypatch.setattr(folders.Root, "takes_writes", lambda self: False)
+    monkeypatch.setattr(folders.CacheFolder, "takes_writes", lambda self: False)
     with pytest.warns(SemanticIdWarning, match="could not be saved"):
         table = SmallDataset(data).semantic_id_dict
     assert (table.status, len(table), table.path) == ("trained", 200, None)

@@ -33,8 +33,8 @@ SKETCHED = 512  # pairs that a table keeps of all of its own
 SKETCH_SEED = -1  # of the hash that picks them: no training samples by it
 SAMPLE_ITEMS = 1024  # known items whose vectors are held against their codes
 LEAST_FITTING = 8  # known items, before their codes say anything about whose they are
-DRIFT_SHARE = 0.25  # of the way from the error at birth to 1, the error of vectors that have nothing to do with it
-MOST_AGAIN = 0.5  # share of first codes that come out again where vectors are those of birth; by chance 1 in 256
+DRIFT_SHARE = 0.25  # of the way from the error at the fit to 1, the error of vectors that have nothing to do with it
+MOST_AGAIN = 0.5  # share of first codes that come out again where vectors are those of the fit; by chance 1 in 256
 RELATED_ITEMS = 384  # known items whose distances are compared
 LEAST_RELATED = 6
 UNEXPLAINED = 0.75  # of the variance: codes that leave so much say nothing of these vectors
@@ -53,8 +53,8 @@ class Match:
         known: items of the data set that the table holds.
         pairs: of the table's sketch that occur in the data set.
         conflicts: items of the sketch that occur with another vector.
-        error: of the known items' vectors against their codes, over the variance at birth; None where it says nothing.
-        birth: the same at birth.
+        error: of the known items' vectors against their codes, over the variance at the fit; None: it says nothing.
+        fitted: the same at the fit.
         fits: whether the first is near the second.
     """
 
@@ -62,7 +62,7 @@ class Match:
     pairs: int
     conflicts: int
     error: float | None
-    birth: float
+    fitted: float
     fits: bool
 
     @property
@@ -150,16 +150,16 @@ class Evidence:
         if not table.has_quantizer or table.header.behaviour or not enough:
             fits = pairs > conflicts
             return Match(len(known), pairs, conflicts, None, table.header.relative_error, fits=fits)
-        error, birth, fits = self.reproduced(table, known)
-        return Match(len(known), pairs, conflicts, error, birth, fits)
+        error, fitted, fits = self.reproduced(table, known)
+        return Match(len(known), pairs, conflicts, error, fitted, fits)
 
     def in_another_space(self, table: SemanticIdTable, match: Match) -> bool:
         """
         Say whether vectors come from another encoder than the one that the table's codebooks were made for.
 
-        Known items' vectors have moved then, and either codebooks cannot reproduce them as they could at birth, or they
-        lie to one another as before and their codes explain nothing of them any more. (Otherwise items have changed
-        and not the encoder: new ones can be encoded.)
+        Known items' vectors have moved then, and either codebooks cannot reproduce them as they could at the fit, or
+        they lie to one another as before and their codes explain nothing of them any more. (Otherwise items have
+        changed and not the encoder: new ones can be encoded.)
         """
         if not match.other_vectors or not table.has_quantizer:
             return False
@@ -227,9 +227,9 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
     Return how well codes (n, levels) of a table reproduce vectors (n, dim), by a sample of 1,024.
 
     Returns:
-        Squared error over the variance at birth; the same at birth; whether the first is near the second. A table that
-        began with a bare quantizer states no variance: that of these vectors, NaN, and whether most first codes come
-        out again, as they would not for vectors of another encoder.
+        Squared error over the variance at the fit; the same at the fit; whether the first is near the second. A table
+        that began with a bare quantizer states no variance: that of these vectors, NaN, and whether most first codes
+        come out again, as they would not for vectors of another encoder.
     """
     sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
     vectors, codes = vectors[sample], codes[sample]
@@ -237,15 +237,15 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
     if near.any():  # a broken row says nothing of the others
         vectors, codes = vectors[near], codes[near]
     squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())
-    variance, birth = table.header.variance, table.header.relative_error
-    if "variance" not in table.header.provenance:  # of a bare quantizer's items: nobody measured them at birth
+    variance, fitted = table.header.variance, table.header.relative_error
+    if "variance" not in table.header.provenance:  # of a bare quantizer's items: nobody measured them at the fit
         spread = float(np.square(vectors.astype(np.float64) - vectors.mean(0, np.float64)).sum(1).mean())
         again = float((table.quantizer.encode(vectors)[:, 0] == codes[:, 0]).mean())
         return squared / spread if spread else squared, float("nan"), again > MOST_AGAIN
-    if variance <= 0.0:  # all vectors equal at birth: any error is another vector
+    if variance <= 0.0:  # all vectors equal at the fit: any error is another vector
         return squared, 0.0, squared <= 1e-6 * (1.0 + float(np.square(vectors).sum(1).mean()))
     error = squared / variance
-    return error, birth, error <= birth + DRIFT_SHARE * max(0.0, 1.0 - birth)
+    return error, fitted, error <= fitted + DRIFT_SHARE * max(0.0, 1.0 - fitted)
 
 
 def merged(base: Sketch, now: Sketch) -> Sketch:

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Lineage",
-    "birth_key",
     "branch_key",
     "check_parent",
     "descends",
@@ -51,6 +50,7 @@ __all__ = [
     "made_with_sequences",
     "moved_items",
     "open_parent",
+    "origin_key",
     "parent_of",
     "picked_items",
     "row_of_parent",
@@ -81,7 +81,7 @@ class Lineage:
     other_space: bool = False
 
 
-def birth_key(identity: Identity, embeddings_digest: str, replaces: str = "", lost: int = 0) -> str:
+def origin_key(identity: Identity, embeddings_digest: str, replaces: str = "", lost: int = 0) -> str:
     """
     Return where concurrent first trainings of one kind of ID on the same embeddings meet.
 
@@ -397,7 +397,7 @@ def grow(
     raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")
 
 
-def _lies_in(root: folders.Root, table: SemanticIdTable) -> bool:
+def _lies_in(root: folders.CacheFolder, table: SemanticIdTable) -> bool:
     """Say whether a table is one of those of its lineage in a folder."""
     if table.path is None or not table.lineage:
         return False
@@ -409,10 +409,10 @@ def _lies_in(root: folders.Root, table: SemanticIdTable) -> bool:
         return False
 
 
-def _branch(cache: Cache, root: folders.Root, base: SemanticIdTable, data: TableData) -> SemanticIdTable:
+def _branch(cache: Cache, root: folders.CacheFolder, base: SemanticIdTable, data: TableData) -> SemanticIdTable:
     """Begin a branch of a table's lineage in a folder; return the first table of the one that was begun first."""
     data = data.named(branch_name(base, data.digest), branched_off=base.lineage)
-    table = cache.beget(root, branch_key(base), data)
+    table = cache.begin_in(root, branch_key(base), data)
     if table.digest == data.digest:
         known = base.path is None or not folders.TABLE_NAME.fullmatch(base.path.name)
         tell(

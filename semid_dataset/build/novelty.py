@@ -2,7 +2,7 @@
 Whether the vectors of new items are such as the codebooks were made for.
 
 A frozen quantizer encodes anything: vectors of another encoder, or such as nobody normalized, get IDs that mean
-nothing. What tells is how far new items lie from their codes, held against items that were held out at birth, and how
+nothing. What tells is how far new items lie from their codes, held against items that were held out at the fit, and how
 long their vectors are. Both are measured whenever a table grows, and stand in its history.
 
 How the bounds were chosen (Beauty and Scientific titles x 384, Beauty x 32, TencentGR-style directories of one and two
@@ -72,8 +72,8 @@ class Novelty:
     How new items lie to those that codebooks were made for.
 
     Attributes:
-        error: squared error of their raw codes over the variance at birth.
-        expected: the same of items held out at birth, where there were some, else of those that were trained on.
+        error: squared error of their raw codes over the variance at the fit.
+        expected: the same of items held out at the fit, where there were some, else of those that were trained on.
         length: of their vectors (root mean square) over that of known items'.
         verdict: "near"; "far", which is said; "foreign", which is refused.
     """
@@ -85,7 +85,7 @@ class Novelty:
 
     def __str__(self) -> str:
         return (
-            f"error {self.error:.3f} of the variance, {self.expected:.3f} at birth; "
+            f"error {self.error:.3f} of the variance, {self.expected:.3f} at the fit; "
             f"vectors {self.length:.3g} times as long"
         )
 
@@ -134,7 +134,7 @@ def check(base: SemanticIdTable, encoded: Encoded, *, force: bool) -> Novelty | 
         As `judge`.
 
     Raises:
-        ForeignVectorsError: the vectors are of another encoder, or not normalized as those at birth were.
+        ForeignVectorsError: the vectors are of another encoder, or not normalized as those at the fit were.
     """
     found = judge(base, encoded)
     if found is None or found.verdict == "near":

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, tell
-from semid_dataset.cache.lock import Turn
+from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
@@ -37,17 +37,17 @@ class Clock:
 
     Args:
         started: when it began, as `time.perf_counter` says it.
-        beat: called at the end of every stage.
+        heartbeat: called at the end of every stage.
     """
 
-    def __init__(self, started: float, beat: Callable[[], None]) -> None:
+    def __init__(self, started: float, heartbeat: Callable[[], None]) -> None:
         self.stages: dict[str, float] = {}
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._started = self._began = started
 
     def done(self, stage: str) -> None:
         """Note that a stage has ended."""
-        self._beat()
+        self._heartbeat()
         now = time.perf_counter()
         self._began, self.stages[stage] = now, now - self._began
 
@@ -61,7 +61,7 @@ def train_table(
     embeddings: "Embeddings",
     config: SemanticIdConfig,
     identity: Identity,
-    turn: Turn,
+    lease: Lease,
     started: float,
 ) -> TableData:
     """
@@ -74,7 +74,7 @@ def train_table(
     from semid_dataset.codec.fusion import Fusion
     from semid_dataset.codec.metrics import measure
 
-    clock = Clock(started, turn.beat)
+    clock = Clock(started, lease.heartbeat)
     clock.done("reading")
     items = len(embeddings.items)
     if embeddings.fused is None:
@@ -83,7 +83,7 @@ def train_table(
     else:
         fusion, vectors = embeddings.fused
     clock.done("fusion")
-    trained = train_quantizer(vectors, config, turn.beat)
+    trained = train_quantizer(vectors, config, lease.heartbeat)
     clock.done("training")
     quantizer = trained.quantizer
     if fusion.kind != "single":
@@ -148,7 +148,7 @@ def tell_beyond(count: int, rows: int, named: Sequence[str], times: float) -> No
     tell("beyond_bulk", logging.WARNING, count=count, rows=rows, named=", ".join(named) + more, times=times)
 
 
-def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat: Callable[[], None]) -> "Trained":
+def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, heartbeat: Callable[[], None]) -> "Trained":
     """
     Train codebooks on vectors (n, dim), telling the user how far it is.
 
@@ -160,11 +160,11 @@ def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, beat
     tell("training")
 
     def on_epoch(epoch: int, epochs: int, loss: float) -> None:
-        beat()
+        heartbeat()
         if epoch % EPOCHS_PER_LINE == 0 or epoch == epochs:
             tell("epoch", epoch=epoch, epochs=epochs, loss=loss)
 
-    trained = train(vectors, config, on_epoch=on_epoch, on_progress=beat)
+    trained = train(vectors, config, on_epoch=on_epoch, on_progress=heartbeat)
     if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
         tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
     tell("trained")

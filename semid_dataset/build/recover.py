@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.build import lineages as lineage
-from semid_dataset.cache.entries import Memo
+from semid_dataset.cache.entries import CacheEntry
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import SemidError
 from semid_dataset.format.id_json import parse_id_json
@@ -38,7 +38,7 @@ SWEEPS = 20  # over all levels; each is the exact optimum of one level, so the e
 BEAM = 8
 
 
-def exported_table(path: Path, export: Memo) -> SemanticIdTable | None:
+def exported_table(path: Path, export: CacheEntry) -> SemanticIdTable | None:
     """
     Return the IDs that a lost table exported, as a table in memory without a quantizer.
 
@@ -61,7 +61,7 @@ def exported_table(path: Path, export: Memo) -> SemanticIdTable | None:
 def restore(
     ids: SemanticIdTable,
     base: SemanticIdTable | None,
-    export: Memo,
+    export: CacheEntry,
     embeddings: Embeddings,
     identity: Identity,
     config: SemanticIdConfig,
@@ -103,7 +103,7 @@ def restore(
 
 
 def rejoined(
-    ids: SemanticIdTable, base: SemanticIdTable, export: Memo, generation: int
+    ids: SemanticIdTable, base: SemanticIdTable, export: CacheEntry, generation: int
 ) -> tuple[TableData, int, int] | None:
     """
     Return a table that holds the IDs of `base` and those that a lost table before it had exported.
@@ -161,7 +161,7 @@ def _build(ids: SemanticIdTable, header: TableHeader, weights: dict[str, NDArray
 
 def _fitted(
     ids: SemanticIdTable,
-    export: Memo,
+    export: CacheEntry,
     embeddings: Embeddings,
     identity: Identity,
     config: SemanticIdConfig,

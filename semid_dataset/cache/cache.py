@@ -18,10 +18,10 @@ from typing import Any
 from semid_dataset import _files as files
 from semid_dataset._messages import logger, tell
 from semid_dataset.cache import entries, folders, index, served
-from semid_dataset.cache.entries import Memo
-from semid_dataset.cache.fingerprint import Question
-from semid_dataset.cache.folders import Found, Root, Roots
-from semid_dataset.cache.lock import Turn, take_turn
+from semid_dataset.cache.entries import CacheEntry
+from semid_dataset.cache.fingerprint import CacheKey
+from semid_dataset.cache.folders import CacheFolder, CacheFolders, Found
+from semid_dataset.cache.lock import Lease, take_lease
 from semid_dataset.cache.notes import read_note, record, text, whole
 from semid_dataset.cache.use import mark_used
 from semid_dataset.config import Identity
@@ -34,8 +34,8 @@ __all__ = ["Cache", "open_table", "publish_table"]
 
 _said: set[Path] = set()  # places of which it was said that they were passed over
 PARENTS = "parents"  # folder of tables that were named as parents, by their digests
-BIRTHS = "births"  # folder of where lineages begin, see `Cache.beget`
-BIRTH = record(
+ORIGINS = "origins"  # folder of where lineages begin, see `Cache.begin_in`
+FIT = record(
     {"lineage": text(folders.LINEAGE_NAME.pattern), "generation": whole(0, 999_999_999), "digest": text("[0-9a-f]{64}")}
 )
 MOST_NOTED = 1 << 10  # bytes; a table has more
@@ -64,7 +64,7 @@ def open_table(path: Path, *, mmap: bool, follow: bool = False) -> SemanticIdTab
     return table
 
 
-def publish_table(root: Root, lineage: str, generation: int, buffers: Iterable[files.Buffer]) -> bool:
+def publish_table(root: CacheFolder, lineage: str, generation: int, buffers: Iterable[files.Buffer]) -> bool:
     """
     Publish table `generation` of a lineage in one folder unless it is there; the caller serves what lies there.
 
@@ -90,7 +90,7 @@ class Cache:
         refused: what was there and could not be read, with the reason, see `pass_over`.
     """
 
-    folders: Iterable[Root]
+    folders: Iterable[CacheFolder]
     mmap: bool = True
     may_write: bool = True
     refused: dict[Path, Exception] = field(default_factory=dict, compare=False, repr=False)
@@ -101,7 +101,7 @@ class Cache:
         cls, environment: Environment, data_dir: Path | None, cache_dir: Path | None = None, *, may_write: bool = False
     ) -> "Cache":
         """Return the cache of a data directory."""
-        return cls(Roots(data_dir, cache_dir, environment), environment.mmap, may_write)
+        return cls(CacheFolders(data_dir, cache_dir, environment), environment.mmap, may_write)
 
     def reading(self) -> "Cache":
         """Return the same cache for one who only looks."""
@@ -113,7 +113,7 @@ class Cache:
 
     # --- tables ---
 
-    def writable(self) -> Root | None:
+    def writable(self) -> CacheFolder | None:
         """Return the first folder that takes a write."""
         return folders.writable_root(self.folders)
 
@@ -196,7 +196,7 @@ class Cache:
         return open_table(path, mmap=self.mmap)
 
     def named(self, lineage: str, generation: int) -> SemanticIdTable | None:
-        """Return the table of this lineage and generation, if it can be read: what a memo names is not searched."""
+        """Return the table of this lineage and generation, if it can be read: what an entry names is not searched."""
         for root in self.folders:
             try:
                 path = root.folder(lineage) / f"{generation}.safetensors"
@@ -339,7 +339,7 @@ class Cache:
 
     def begin(self, key: str, data: TableData) -> SemanticIdTable:
         """
-        Begin a lineage in the first folder that takes it; see `beget`.
+        Begin a lineage in the first folder that takes it; see `begin`.
 
         Raises:
             StoreError, OSError: none did.
@@ -350,12 +350,12 @@ class Cache:
                 for path, refusal in refusals[-1:]:
                     tell("next_folder", level=logging.WARNING, path=path, error=refusal)
                 try:
-                    return self.beget(root, key, data)
+                    return self.begin_in(root, key, data)
                 except OSError as error:  # full, most likely: a probe of one byte still fits
                     refusals.append((root.path, error))
         raise refusals[0][1] if refusals else StoreError("no cache folder takes a write")
 
-    def beget(self, root: Root, key: str, data: TableData) -> SemanticIdTable:
+    def begin_in(self, root: CacheFolder, key: str, data: TableData) -> SemanticIdTable:
         """
         Begin a lineage with its first table, unless one began at this place before; return the one that did.
 
@@ -371,7 +371,7 @@ class Cache:
         Raises:
             StoreError, OSError: it could not be written.
         """
-        folder = root.folder(BIRTHS, create=True)
+        folder = root.folder(ORIGINS, create=True)
         for _ in range(MOST_TRIES):
             try:
                 files.publish_first(folder, key, data.buffers())
@@ -399,14 +399,14 @@ class Cache:
                 return table
         return None
 
-    def _born_in(self, root: Root, key: str) -> tuple[SemanticIdTable | None, int | None]:
+    def _born_in(self, root: CacheFolder, key: str) -> tuple[SemanticIdTable | None, int | None]:
         """Return the table that began at a place, and the inode of what lies there."""
         try:
-            path = root.folder(BIRTHS) / key
+            path = root.folder(ORIGINS) / key
             status = path.lstat()
         except FileNotFoundError:
             return None, None
-        noted = read_note(path, BIRTH, limit=MOST_NOTED) if status.st_size <= MOST_NOTED else None
+        noted = read_note(path, FIT, limit=MOST_NOTED) if status.st_size <= MOST_NOTED else None
         if noted is not None:
             table = self.named(noted["lineage"], noted["generation"])
             if table is None or table.digest != noted["digest"]:
@@ -423,7 +423,7 @@ class Cache:
             raise StoreError(f"'{path}' names no lineage. It was left untouched; remove it.")
         return self._placed(root, path, table), status.st_ino
 
-    def _placed(self, root: Root, path: Path, table: SemanticIdTable) -> SemanticIdTable:
+    def _placed(self, root: CacheFolder, path: Path, table: SemanticIdTable) -> SemanticIdTable:
         """Give a first table its place in its lineage, where its writer died before it did, and return it there."""
         name = f"{table.generation}.safetensors"
         if self.may_write:
@@ -454,7 +454,7 @@ class Cache:
             tell("set_aside", level=logging.WARNING, path=path, error=error, aside=aside)
 
     def publish(
-        self, lineage: str, generation: int, buffers: Iterable[files.Buffer], *, root: Root | None = None
+        self, lineage: str, generation: int, buffers: Iterable[files.Buffer], *, root: CacheFolder | None = None
     ) -> bool:
         """
         Publish table `generation` of a lineage unless there is one; the caller serves what lies there.
@@ -491,64 +491,64 @@ class Cache:
 
     # --- notes ---
 
-    def recall(self, question: Question, *, renew: bool | None = None) -> Memo | None:
-        """Return the answer that was noted for a question, if the files are still the same; see `Memo.recall`."""
-        return Memo.recall(self.folders, question, renew=self.may_write if renew is None else renew)
+    def recall(self, cache_key: CacheKey, *, renew: bool | None = None) -> CacheEntry | None:
+        """Return the answer that was noted for a question, if the files are still the same; see `CacheEntry.recall`."""
+        return CacheEntry.recall(self.folders, cache_key, renew=self.may_write if renew is None else renew)
 
-    def remember(self, memo: Memo, question: Question, digests: Mapping[Path, str]) -> None:
+    def remember(self, entry: CacheEntry, cache_key: CacheKey, digests: Mapping[Path, str]) -> None:
         """Note an answer in the first folder that takes it; `digests` are SHA-256 of files already read."""
-        memo.note(self.folders, question, digests)
+        entry.note(self.folders, cache_key, digests)
         for root in self.folders:  # what was noted elsewhere before must not bind this user to another answer
-            said = Memo.recall([root], question, renew=False)
+            said = CacheEntry.recall([root], cache_key, renew=False)
             if (
                 said is not None
-                and (said.lineage, said.digest) != (memo.lineage, memo.digest)
+                and (said.lineage, said.digest) != (entry.lineage, entry.digest)
                 and served.can_write(root)
             ):
-                memo.note([root], question, digests)
+                entry.note([root], cache_key, digests)
 
-    def note_export(self, sha256: str, memo: Memo) -> None:
+    def note_export(self, sha256: str, entry: CacheEntry) -> None:
         """Note which table a `semantic_id_dict.json` of this content comes from, before it is written anywhere."""
-        entries.note_export(self.folders, sha256, memo)
+        entries.note_export(self.folders, sha256, entry)
 
-    def exported_as(self, sha256: str) -> Memo | None:
+    def exported_as(self, sha256: str) -> CacheEntry | None:
         """Return the table that a `semantic_id_dict.json` of this content was written from, if that was noted."""
         return entries.exported_as(self.folders, sha256)
 
-    def exported_by(self, sha256: str) -> Memo | None:
+    def exported_by(self, sha256: str) -> CacheEntry | None:
         """Return the table that a JSON of this content was written from; without a note of it, tables are asked."""
         if (noted := self.exported_as(sha256)) is not None:
             return noted
         found = (index.exported_by(root, sha256, may_write=self.may_write) for root in self.folders)
-        return next((memo for memo in found if memo is not None), None)
+        return next((entry for entry in found if entry is not None), None)
 
-    def recall_all(self, question: Question) -> list[tuple[Root, Memo]]:
+    def recall_all(self, cache_key: CacheKey) -> list[tuple[CacheFolder, CacheEntry]]:
         """
         Return the answers that were noted for a question in all folders, first what this user was served.
 
         Whoever can write a folder notes there what he was served; what others noted where he cannot write is what they
         were served.
         """
-        found = ((root, Memo.recall([root], question, renew=self.may_write)) for root in self.own_first())
-        return [(root, memo) for root, memo in found if memo is not None]
+        found = ((root, CacheEntry.recall([root], cache_key, renew=self.may_write)) for root in self.own_first())
+        return [(root, entry) for root, entry in found if entry is not None]
 
-    def own_first(self) -> list[Root]:
+    def own_first(self) -> list[CacheFolder]:
         """Return the folders in the order in which their notes bind this user."""
         return served.own_first(self.folders)
 
     def note_served(self, data_dir: Path, kind: str, table: SemanticIdTable) -> None:
         """Note which table serves a data directory: what it is asked for next must have grown from it."""
-        served.note_served(self.folders, data_dir, kind, Memo(table.lineage, table.generation, table.digest))
+        served.note_served(self.folders, data_dir, kind, CacheEntry(table.lineage, table.generation, table.digest))
 
-    def served_before(self, data_dir: Path, kind: str = "") -> tuple[Root, Memo] | None:
+    def served_before(self, data_dir: Path, kind: str = "") -> tuple[CacheFolder, CacheEntry] | None:
         """Return which table this user was last served for a data directory, and where that is noted."""
         return served.served_before(self.folders, data_dir, kind)
 
     # --- others ---
 
-    def turn(
+    def lease(
         self, name: str, *, waiting: tuple[float, float], ready: Callable[[], bool]
-    ) -> "AbstractContextManager[Turn | None]":
-        """Wait until this process may generate, or need not; `waiting` is timeout and deadline. See `take_turn`."""
+    ) -> "AbstractContextManager[Lease | None]":
+        """Wait until this process may generate, or need not; `waiting` is timeout and deadline. See `take_lease`."""
         timeout, deadline = waiting
-        return take_turn(self.writable(), name, timeout=timeout, deadline=deadline, ready=ready)
+        return take_lease(self.writable(), name, timeout=timeout, deadline=deadline, ready=ready)

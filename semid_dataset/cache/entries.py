@@ -12,23 +12,23 @@ from typing import Any
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
-from semid_dataset.cache.fingerprint import FRESH_NS, FileStamp, Question
-from semid_dataset.cache.folders import LINEAGE_NAME, Root
+from semid_dataset.cache.fingerprint import FRESH_NS, CacheKey, FileStamp
+from semid_dataset.cache.folders import LINEAGE_NAME, CacheFolder
 from semid_dataset.cache.notes import flag, items, optional, read_note, record, text, whole
 
-__all__ = ["Memo", "exported_as", "has_exports", "note_export"]
+__all__ = ["CacheEntry", "exported_as", "has_exports", "note_export"]
 
-MOST_BYTES = 1 << 24  # of a memo: some 300 for each of 50,000 files
+MOST_BYTES = 1 << 24  # of an entry: some 300 for each of 50,000 files
 MOST_REASON = 1_000  # characters
 MOST_EXPORT = 1 << 16  # bytes
-KNOWN_PLACES = 8  # (device, inode, ctime) of one file that a memo remembers: as many kinds of container share it
+KNOWN_PLACES = 8  # (device, inode, ctime) of one file that an entry remembers: as many kinds of container share it
 
 # What can stand in a note. Names of lineages become parts of paths.
 LINEAGE = text(LINEAGE_NAME.pattern)
 GENERATION = whole(0, 999_999_999)
 DIGEST = text("[!-~]{0,200}")
 PLACE = items(whole(-(1 << 63), (1 << 64) - 1), least=3, most=3)
-MEMO = record(
+ENTRY = record(
     {
         "lineage": LINEAGE,
         "generation": GENERATION,
@@ -61,7 +61,7 @@ EXPORT = record(
 
 
 @dataclass(frozen=True)
-class Memo:
+class CacheEntry:
     """The answer to a question: table `generation` of `lineage`, whose digest is `digest`."""
 
     lineage: str
@@ -71,7 +71,7 @@ class Memo:
     stale: str = ""  # why the table lacks items that were asked for, if it does
 
     @staticmethod
-    def recall(roots: Iterable[Root], question: Question, *, renew: bool) -> "Memo | None":
+    def recall(roots: Iterable[CacheFolder], cache_key: CacheKey, *, renew: bool) -> "CacheEntry | None":
         """
         Return the answer that was noted for this question, if the files are still the same.
 
@@ -80,23 +80,23 @@ class Memo:
         `renew` that is noted, so that the next reader need not look again.
         """
         for root in roots:
-            path = _path_of(root, "memo", question.name)
-            noted = None if path is None else read_note(path, MEMO, limit=MOST_BYTES)
+            path = _path_of(root, "memo", cache_key.name)
+            noted = None if path is None else read_note(path, ENTRY, limit=MOST_BYTES)
             if path is None or noted is None:
                 continue
-            changed, looked = _compare(noted["files"], question.stamps)
+            changed, looked = _compare(noted["files"], cache_key.stamps)
             if changed is not None:
-                logger.debug("memo %s in %s is out of date: %s", question.name, root.path, changed)
+                logger.debug("entry %s in %s is out of date: %s", cache_key.name, root.path, changed)
                 continue
             if renew and looked:
                 if _is_settled(path):
                     for file in noted["files"]:
                         file["fresh"] = False
-                _write(root, "memo", question.name, noted)
-            return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"], noted["stale"])
+                _write(root, "memo", cache_key.name, noted)
+            return CacheEntry(noted["lineage"], noted["generation"], noted["digest"], noted["identity"], noted["stale"])
         return None
 
-    def note(self, roots: Iterable[Root], question: Question, digests: Mapping[Path, str]) -> None:
+    def note(self, roots: Iterable[CacheFolder], cache_key: CacheKey, digests: Mapping[Path, str]) -> None:
         """Note this answer in the first root that takes it; `digests` are SHA-256 of files already read."""
         try:
             noted = {
@@ -105,13 +105,13 @@ class Memo:
                 "digest": self.digest,
                 "identity": self.identity,
                 "stale": self.stale,
-                "files": [_note_file(stamp, digests.get(stamp.path)) for stamp in question.stamps],
+                "files": [_note_file(stamp, digests.get(stamp.path)) for stamp in cache_key.stamps],
             }
         except OSError as error:
-            logger.debug("no memo: %s", error)
+            logger.debug("no entry: %s", error)
             return
         for root in roots:
-            if _write(root, "memo", question.name, noted):
+            if _write(root, "memo", cache_key.name, noted):
                 return
 
 
@@ -163,25 +163,25 @@ def _compare(noted: list[dict[str, Any]], stamps: Sequence[FileStamp]) -> tuple[
     return None, renew
 
 
-def note_export(roots: Iterable[Root], sha256: str, memo: Memo) -> None:
+def note_export(roots: Iterable[CacheFolder], sha256: str, entry: CacheEntry) -> None:
     """
     Note which table a `semantic_id_dict.json` of this content comes from, before it is written anywhere.
 
     However it gets lost what else is noted, the file is known again by its content: our own export is never taken for
     one that was made by hand.
     """
-    noted = {"sha256": sha256, **asdict(memo)}
+    noted = {"sha256": sha256, **asdict(entry)}
     for root in roots:
         if _export(root, sha256) is not None or _write(root, "exports", sha256[:32], noted):
             return
 
 
-def exported_as(roots: Iterable[Root], sha256: str) -> Memo | None:
+def exported_as(roots: Iterable[CacheFolder], sha256: str) -> CacheEntry | None:
     """Return the table that a `semantic_id_dict.json` of this content was written from."""
-    return next((memo for root in roots if (memo := _export(root, sha256)) is not None), None)
+    return next((entry for root in roots if (entry := _export(root, sha256)) is not None), None)
 
 
-def has_exports(root: Root) -> bool:
+def has_exports(root: CacheFolder) -> bool:
     """Whether exports are noted in a root at all."""
     try:
         root.folder("exports")
@@ -190,22 +190,22 @@ def has_exports(root: Root) -> bool:
     return True
 
 
-def _export(root: Root, sha256: str) -> Memo | None:
+def _export(root: CacheFolder, sha256: str) -> CacheEntry | None:
     path = _path_of(root, "exports", sha256[:32])
     noted = None if path is None else read_note(path, EXPORT, limit=MOST_EXPORT)
     if noted is None or noted["sha256"] != sha256:
         return None
-    return Memo(noted["lineage"], noted["generation"], noted["digest"], noted["identity"])
+    return CacheEntry(noted["lineage"], noted["generation"], noted["digest"], noted["identity"])
 
 
-def _path_of(root: Root, kind: str, name: str) -> Path | None:
+def _path_of(root: CacheFolder, kind: str, name: str) -> Path | None:
     try:
         return root.folder(kind) / f"{name}.json"
     except OSError:  # not there, not ours to look into, or a link
         return None
 
 
-def _write(root: Root, kind: str, name: str, value: Mapping[str, Any]) -> bool:
+def _write(root: CacheFolder, kind: str, name: str, value: Mapping[str, Any]) -> bool:
     try:
         folder = root.folder(kind, create=True)
         files.replace_file(folder / f"{name}.json", [json.dumps(value).encode()], sync=False)

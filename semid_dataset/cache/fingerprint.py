@@ -13,7 +13,7 @@ from pathlib import Path
 from semid_dataset import _files as files
 from semid_dataset.config import Identity
 
-__all__ = ["FileStamp", "Question"]
+__all__ = ["CacheKey", "FileStamp"]
 
 FRESH_NS = 2_000_000_000  # two changes within 2 s may leave the same times: the coarsest clock of a file system
 SKEW_NS = 120_000_000_000  # by which the clock of a file server and this machine's may differ
@@ -101,7 +101,7 @@ def _sha256(blocks: Iterable[bytes]) -> str:
 
 
 @dataclass(frozen=True)
-class Question:
+class CacheKey:
     """
     What a dataset asks: this kind of ID, over these files (or, without files, this content).
 

@@ -5,7 +5,7 @@ A **root** is a cache folder. Roots are read in order, all of them; the first th
 write is written. Below a root:
 
     v1/<lineage>/<n>.safetensors     table n of a lineage; published once, never changed
-    v1/memo/<question>.json          which table answered a question, so that a warm start reads no embeddings
+    v1/memo/<cache key>.json         which table answered a cache key, so that a warm start reads no embeddings
     v1/served/<folder>.json          which lineage last served a data directory
     v1/exports/<sha256>.json         which table a semantic_id_dict.json of this content was written from
     v1/index/<lineage>.<identity>    which kind of ID a lineage is of, see `index`
@@ -28,7 +28,7 @@ from semid_dataset.environment import Environment
 from semid_dataset.errors import ConfigError
 from semid_dataset.objects import as_path
 
-__all__ = ["Found", "Root", "Roots", "generations", "last_generation", "lineages", "writable_root"]
+__all__ = ["CacheFolder", "CacheFolders", "Found", "generations", "last_generation", "lineages", "writable_root"]
 
 VERSION = "v1"
 JOBS = "jobs"  # folder of what is made part by part, see `build.streaming`
@@ -37,7 +37,7 @@ LINEAGE_NAME = re.compile(r"[0-9a-z][0-9a-z-]{7,100}")
 
 
 @dataclass(frozen=True)
-class Root:
+class CacheFolder:
     """A cache folder; `base` is the part of its path that belongs to the user and may be reached through links."""
 
     path: Path
@@ -68,7 +68,7 @@ class Root:
             return False
 
 
-class Roots:
+class CacheFolders:
     """
     The cache folders in reading order.
 
@@ -79,20 +79,20 @@ class Roots:
     def __init__(self, data_dir: Path | None, cache_dir: Path | None, environment: Environment) -> None:
         named = []
         if cache_dir is not None:
-            named.append(Root(cache_dir, cache_dir))
+            named.append(CacheFolder(cache_dir, cache_dir))
         if environment.cache_dir is not None and (path := _at_home(environment.cache_dir)) is not None:
-            named.append(Root(path, path))
+            named.append(CacheFolder(path, path))
         if data_dir is not None:
-            named.append(Root(data_dir / ".semantic_ids", data_dir))
+            named.append(CacheFolder(data_dir / ".semantic_ids", data_dir))
         if environment.user_cache_path is not None and (path := _at_home(environment.user_cache_path)) is not None:
-            named.append(Root(path / "semantic_ids", path))
+            named.append(CacheFolder(path / "semantic_ids", path))
         self._named = named
         self._caches = environment.caches
 
-    def __iter__(self) -> Iterator[Root]:
+    def __iter__(self) -> Iterator[CacheFolder]:
         yield from self._named
         if (own := _own_folder(self._caches)) is not None:
-            yield Root(own, own.parent)
+            yield CacheFolder(own, own.parent)
 
 
 def _at_home(named: str) -> Path | None:
@@ -122,7 +122,7 @@ def _own_folder(caches: str | None) -> Path | None:
     return own
 
 
-def writable_root(roots: Iterable[Root]) -> Root | None:
+def writable_root(roots: Iterable[CacheFolder]) -> CacheFolder | None:
     """Return the first root that takes a write."""
     return next((root for root in roots if root.takes_writes()), None)
 
@@ -136,10 +136,10 @@ class Found:
 
     generation: int
     path: Path
-    root: Root
+    root: CacheFolder
 
 
-def lineages(roots: Iterable[Root]) -> list[str]:
+def lineages(roots: Iterable[CacheFolder]) -> list[str]:
     """Return the names of all lineages in all roots, sorted."""
     names: set[str] = set()
     for root in roots:
@@ -149,7 +149,7 @@ def lineages(roots: Iterable[Root]) -> list[str]:
 
 
 def generations(
-    roots: Iterable[Root], lineage: str, pass_over: Callable[[Path, Exception], None] | None = None
+    roots: Iterable[CacheFolder], lineage: str, pass_over: Callable[[Path, Exception], None] | None = None
 ) -> list[Found]:
     """
     Return the table files of a lineage in all roots, newest first; copies of one generation in reading order.
@@ -177,7 +177,7 @@ def generations(
     return sorted(found, key=lambda table: -table.generation)  # stable: copies stay in reading order
 
 
-def last_generation(roots: Iterable[Root], lineage: str) -> int:
+def last_generation(roots: Iterable[CacheFolder], lineage: str) -> int:
     """Return the highest generation of which there is a file, readable, damaged or set aside; -1 if there is none."""
     last = -1
     for root in roots:

@@ -15,8 +15,8 @@ from pathlib import Path
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.cache import entries
-from semid_dataset.cache.entries import Memo
-from semid_dataset.cache.folders import LINEAGE_NAME, TABLE_NAME, Root
+from semid_dataset.cache.entries import CacheEntry
+from semid_dataset.cache.folders import LINEAGE_NAME, TABLE_NAME, CacheFolder
 from semid_dataset.errors import SemidError
 from semid_dataset.format.tensors import MAX_HEADER, peek
 from semid_dataset.table.header import TableHeader
@@ -42,7 +42,7 @@ def peek_header(path: Path) -> TableHeader:
     return TableHeader.from_json(peek(files.read_head(path, MAX_HEADER), str(path)), str(path))
 
 
-def candidates(root: Root, identity: str, *, may_write: bool, pass_over: PassOver) -> list[str]:
+def candidates(root: CacheFolder, identity: str, *, may_write: bool, pass_over: PassOver) -> list[str]:
     """
     Return the lineages of a root that are of an identity, or of which nobody knows.
 
@@ -63,7 +63,7 @@ def candidates(root: Root, identity: str, *, may_write: bool, pass_over: PassOve
     return found
 
 
-def exported_by(root: Root, sha256: str, *, may_write: bool) -> Memo | None:
+def exported_by(root: CacheFolder, sha256: str, *, may_write: bool) -> CacheEntry | None:
     """
     Return the table that a JSON of this content was written from, as far as headers of lineages without an entry say.
 
@@ -76,13 +76,13 @@ def exported_by(root: Root, sha256: str, *, may_write: bool) -> Memo | None:
         for path, header in _headers(root, name):
             if header.exported(sha256):
                 logger.debug("%s says that it was exported to a JSON of this content", path)
-                return _memo(name, header)
+                return _entry(name, header)
         if may_write:
             _enter(root, name, may_write=True)
     return None
 
 
-def _lineages(root: Root, pass_over: PassOver) -> list[str]:
+def _lineages(root: CacheFolder, pass_over: PassOver) -> list[str]:
     try:
         with os.scandir(root.folder()) as listed:
             return sorted(entry.name for entry in listed if LINEAGE_NAME.fullmatch(entry.name))
@@ -93,7 +93,7 @@ def _lineages(root: Root, pass_over: PassOver) -> list[str]:
         return []
 
 
-def _entries(root: Root) -> dict[str, str]:
+def _entries(root: CacheFolder) -> dict[str, str]:
     """Return the identity of every lineage that has an entry; nothing where two entries contradict each other."""
     found: dict[str, str] = {}
     with suppress(OSError):
@@ -103,7 +103,7 @@ def _entries(root: Root) -> dict[str, str]:
     return {name: identity for name, identity in found.items() if identity}
 
 
-def _headers(root: Root, lineage: str) -> list[tuple[Path, TableHeader]]:
+def _headers(root: CacheFolder, lineage: str) -> list[tuple[Path, TableHeader]]:
     found = []
     with suppress(OSError):
         for path in sorted(root.folder(lineage).iterdir()):
@@ -113,11 +113,13 @@ def _headers(root: Root, lineage: str) -> list[tuple[Path, TableHeader]]:
     return found
 
 
-def _memo(lineage: str, header: TableHeader) -> Memo:
-    return Memo(lineage, header.generation, header.digest, "" if header.identity is None else header.identity.digest)
+def _entry(lineage: str, header: TableHeader) -> CacheEntry:
+    return CacheEntry(
+        lineage, header.generation, header.digest, "" if header.identity is None else header.identity.digest
+    )
 
 
-def _enter(root: Root, lineage: str, *, may_write: bool) -> str | None:
+def _enter(root: CacheFolder, lineage: str, *, may_write: bool) -> str | None:
     """Return the identity that a lineage's tables name, None where none can be read; note it, and their exports."""
     headers = [header for _, header in _headers(root, lineage) if header.lineage == lineage]
     if not headers:
@@ -129,7 +131,7 @@ def _enter(root: Root, lineage: str, *, may_write: bool) -> str | None:
             for header in headers:
                 for sha256 in {header.json_sha256, *(str(step.get("parent_json", "")) for step in header.history)}:
                     if sha256:
-                        entries.note_export([root], sha256, _memo(lineage, header))
+                        entries.note_export([root], sha256, _entry(lineage, header))
         with suppress(OSError):
             (root.folder(INDEX, create=True) / f"{lineage}.{of}").touch()
     return of

@@ -17,47 +17,47 @@ from pathlib import Path
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
-from semid_dataset.cache.folders import Root
+from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cache.notes import parse_note, record, text, whole
 from semid_dataset.errors import LockTimeoutError, StoreError
 
-__all__ = ["Turn", "take_turn"]
+__all__ = ["Lease", "take_lease"]
 
 POLL_SECONDS = 0.1
 SAY_SECONDS = 10.0
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 MOST_BYTES = 4096  # of the file that says who holds the lock
 OWNER = record({"pid": whole(0, 1 << 31), "host": text("[ -~]{0,255}")})
 
 
-class Turn:
+class Lease:
     """
-    One process's turn at generating.
+    One process's lease of generating.
 
-    `beat()` tells the others that work goes on; call it whenever some of it is done.
+    `heartbeat()` tells the others that work goes on; call it whenever some of it is done.
     """
 
     def __init__(self, owner_file: Path | None) -> None:
         self._owner_file = owner_file
-        self._last_beat = 0.0
-        self._beats = 0
+        self._last_heartbeat = 0.0
+        self._heartbeats = 0
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Say that there was progress; at most once a second it reaches the disk."""
         now = time.monotonic()
-        if self._owner_file is None or now - self._last_beat < BEAT_SECONDS:
+        if self._owner_file is None or now - self._last_heartbeat < HEARTBEAT_SECONDS:
             return
-        self._last_beat = now
-        self._beats += 1
-        owner = {"host": os.uname().nodename, "pid": os.getpid(), "beats": self._beats, "time": time.time()}
-        with suppress(OSError):  # the others see an older beat: they may stop waiting, nothing worse
+        self._last_heartbeat = now
+        self._heartbeats += 1
+        owner = {"host": os.uname().nodename, "pid": os.getpid(), "beats": self._heartbeats, "time": time.time()}
+        with suppress(OSError):  # the others see an older heartbeat: they may stop waiting, nothing worse
             files.replace_file(self._owner_file, [json.dumps(owner).encode()], sync=False)
 
 
 @contextmanager
-def take_turn(
-    root: Root | None, name: str, *, timeout: float, ready: Callable[[], bool], deadline: float = math.inf
-) -> Iterator[Turn | None]:
+def take_lease(
+    root: CacheFolder | None, name: str, *, timeout: float, ready: Callable[[], bool], deadline: float = math.inf
+) -> Iterator[Lease | None]:
     """
     Wait until this process may generate, or until there is no need to.
 
@@ -69,13 +69,13 @@ def take_turn(
         deadline: seconds after which waiting ends although the owner makes progress.
 
     Yields:
-        A turn, or None if `ready()` became true while another process held the lock.
+        A lease, or None if `ready()` became true while another process held the lock.
 
     Raises:
         LockTimeoutError: the owner makes no progress, or does not come to an end.
     """
     if root is None:
-        yield Turn(None)
+        yield Lease(None)
         return
     import filelock  # 40 ms: only where something is generated
 
@@ -103,12 +103,12 @@ def take_turn(
         ) from None
     except OSError as error:
         degrade("unlocked", path=path, error=error)
-        yield Turn(owner_file)
+        yield Lease(owner_file)
         return
     try:
-        turn = Turn(owner_file)
-        turn.beat()
-        yield turn
+        lease = Lease(owner_file)
+        lease.heartbeat()
+        yield lease
     finally:
         lock.release()
 

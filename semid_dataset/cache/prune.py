@@ -19,7 +19,7 @@ from semid_dataset import _files as files
 from semid_dataset.cache import folders, use
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.entries import LINEAGE, MOST_BYTES
-from semid_dataset.cache.folders import Found, Root
+from semid_dataset.cache.folders import CacheFolder, Found
 from semid_dataset.cache.index import ENTRY, INDEX, peek_header
 from semid_dataset.cache.notes import items, optional, read_note, record, text
 from semid_dataset.cache.served import MOST_BYTES as MOST_SERVED
@@ -120,7 +120,7 @@ class Live:
         return os.path.realpath(path) in self._paths
 
 
-def _contents(root: Root, live: Live) -> Contents:
+def _contents(root: CacheFolder, live: Live) -> Contents:
     served: dict[str, list[str]] = {}
     notes = note_bytes = 0
     for kind in ("memo", "served", "exports"):
@@ -136,7 +136,7 @@ def _contents(root: Root, live: Live) -> Contents:
     return Contents(root.path, tuple(row for row in rows if row), len(jobs), job_bytes, notes, note_bytes, _now(root))
 
 
-def _row(root: Root, name: str, live: Live, serves: tuple[str, ...]) -> Row | None:
+def _row(root: CacheFolder, name: str, live: Live, serves: tuple[str, ...]) -> Row | None:
     tables = sorted(folders.generations([root], name), key=lambda found: found.generation)
     asides = [path for path in _listed(root.versioned / name) if ".damaged-" in path.name]
     if not tables and not asides:
@@ -236,7 +236,7 @@ def within(waste: Sequence[Waste], total: int, most: int) -> list[Waste]:
 def _waste_of(
     name: str,
     cache: Cache,
-    roots: Sequence[Root],
+    roots: Sequence[CacheFolder],
     now: dict[Path, float],
     ages: tuple[float, float],
     live: Live,
@@ -264,7 +264,7 @@ def _waste_of(
                 yield from _if_old(path, now[root.path] - ages[0], why, "aside")
 
 
-def _orphans(root: Root, before: float) -> Iterator[Waste]:
+def _orphans(root: CacheFolder, before: float) -> Iterator[Waste]:
     """Yield entries of lineages that are gone: of the index, and marks of use."""
     for kind, named in ((INDEX, ENTRY), (use.USED, re.compile(rf"({folders.LINEAGE_NAME.pattern})\.[0-9]+"))):
         for path in _listed(root.versioned / kind):
@@ -279,7 +279,7 @@ def _used(table: Found) -> float:
     return max(_changed(table.path), marked)
 
 
-def _now(root: Root) -> float:
+def _now(root: CacheFolder) -> float:
     """Return the time by the clock of a root's file system; of this machine where it takes no write, nor deletes."""
     try:
         return files.clock_ns(root.folder()) / 1e9
@@ -300,13 +300,13 @@ def _noted(path: Path) -> dict[str, Any] | None:
     return noted
 
 
-def _notes(root: Root, kind: str) -> Iterator[dict[str, Any]]:
+def _notes(root: CacheFolder, kind: str) -> Iterator[dict[str, Any]]:
     for path in _listed(root.versioned / kind):
         if (noted := _noted(path)) is not None:
             yield noted
 
 
-def _pins(root: Root) -> Iterator[dict[str, Any]]:
+def _pins(root: CacheFolder) -> Iterator[dict[str, Any]]:
     for path in _listed(root.versioned / PINS):
         noted = read_note(path, PIN, limit=MOST_SERVED)
         if noted is not None:

@@ -15,8 +15,8 @@ from typing import Any
 
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
-from semid_dataset.cache.entries import Memo
-from semid_dataset.cache.folders import LINEAGE_NAME, Root
+from semid_dataset.cache.entries import CacheEntry
+from semid_dataset.cache.folders import LINEAGE_NAME, CacheFolder
 from semid_dataset.cache.notes import items, optional, read_note, record, text, whole
 
 __all__ = ["note_served", "own_first", "served_before"]
@@ -41,7 +41,7 @@ NOTE = record(
 )
 
 
-def own_first(roots: Iterable[Root]) -> list[Root]:
+def own_first(roots: Iterable[CacheFolder]) -> list[CacheFolder]:
     """
     Return folders in the order in which their notes bind a user: those that he can write first.
 
@@ -54,7 +54,7 @@ def own_first(roots: Iterable[Root]) -> list[Root]:
     return [*own, *shared, *(root for root in listed if root not in writable)]
 
 
-def can_write(root: Root) -> bool:
+def can_write(root: CacheFolder) -> bool:
     """Say whether a folder can be written, as far as that can be told without writing."""
     folder = root.versioned
     try:
@@ -65,7 +65,7 @@ def can_write(root: Root) -> bool:
         return False
 
 
-def note_served(roots: Iterable[Root], data_dir: Path, kind: str, memo: Memo) -> None:
+def note_served(roots: Iterable[CacheFolder], data_dir: Path, kind: str, entry: CacheEntry) -> None:
     """
     Note which table serves a data directory, in the first folder that takes it and wherever this user noted it.
 
@@ -73,18 +73,20 @@ def note_served(roots: Iterable[Root], data_dir: Path, kind: str, memo: Memo) ->
         roots: cache folders in reading order.
         data_dir: the directory.
         kind: of ID, as a name: one directory may be asked for several.
-        memo: the table.
+        entry: the table.
     """
     first = True
     for root in roots:
         said = _read(root, data_dir)
-        if (memo in (said.get(kind), said.get(ANY)) and said.get(kind) == said.get(ANY)) or (
-            (first or (said and can_write(root))) and _write(root, data_dir, {**said, kind: memo, ANY: memo})
+        if (entry in (said.get(kind), said.get(ANY)) and said.get(kind) == said.get(ANY)) or (
+            (first or (said and can_write(root))) and _write(root, data_dir, {**said, kind: entry, ANY: entry})
         ):
             first = False
 
 
-def served_before(roots: Iterable[Root], data_dir: Path, kind: str = ANY) -> tuple[Root, Memo] | None:
+def served_before(
+    roots: Iterable[CacheFolder], data_dir: Path, kind: str = ANY
+) -> tuple[CacheFolder, CacheEntry] | None:
     """
     Return which table this user was last served for a data directory, and where that is noted; None without a note.
 
@@ -94,15 +96,15 @@ def served_before(roots: Iterable[Root], data_dir: Path, kind: str = ANY) -> tup
     """
     for root in own_first(roots):
         said = _read(root, data_dir)
-        memo = said.get(kind)
-        if memo is None and said.keys() == {ANY}:  # a note of the first layout tells of one kind, and not of which
-            memo = said[ANY]
-        if memo is not None:
-            return root, memo
+        entry = said.get(kind)
+        if entry is None and said.keys() == {ANY}:  # a note of the first layout tells of one kind, and not of which
+            entry = said[ANY]
+        if entry is not None:
+            return root, entry
     return None
 
 
-def pin(roots: Iterable[Root], data_dir: Path, wanted: str) -> Path | None:
+def pin(roots: Iterable[CacheFolder], data_dir: Path, wanted: str) -> Path | None:
     """Note what alone may answer for a data directory; "" takes the pin away, everywhere. Return where it was noted."""
     noted = None
     for root in own_first(roots):
@@ -122,7 +124,7 @@ def pin(roots: Iterable[Root], data_dir: Path, wanted: str) -> Path | None:
     return noted
 
 
-def pinned(roots: Iterable[Root], data_dir: Path) -> str:
+def pinned(roots: Iterable[CacheFolder], data_dir: Path) -> str:
     """Return what alone may answer for a data directory, "" where nothing was pinned."""
     for root in own_first(roots):
         with suppress(OSError):
@@ -133,7 +135,7 @@ def pinned(roots: Iterable[Root], data_dir: Path) -> str:
     return ""
 
 
-def _names(root: Root, data_dir: Path) -> list[str]:
+def _names(root: CacheFolder, data_dir: Path) -> list[str]:
     """Return names of the note, the one to write first: within a data directory it moves with it."""
     folder = data_dir.resolve()
     inside = root.path.resolve().is_relative_to(folder)
@@ -141,7 +143,7 @@ def _names(root: Root, data_dir: Path) -> list[str]:
     return [hashlib.sha256(where).hexdigest()[:32] for where in wheres]
 
 
-def _read(root: Root, data_dir: Path) -> dict[str, Memo]:
+def _read(root: CacheFolder, data_dir: Path) -> dict[str, CacheEntry]:
     """Return what was served for a directory, by kind of ID, the last one under "" as well."""
     try:
         folder = root.folder(SERVED)
@@ -150,17 +152,17 @@ def _read(root: Root, data_dir: Path) -> dict[str, Memo]:
     for name in _names(root, data_dir):
         noted = read_note(folder / f"{name}.json", NOTE, limit=MOST_BYTES)
         if noted is not None:
-            return {one["kind"]: Memo(one["lineage"], one["generation"], one["digest"]) for one in noted["kinds"]} | {
-                ANY: Memo(noted["lineage"], noted["generation"], noted["digest"])
-            }
+            return {
+                one["kind"]: CacheEntry(one["lineage"], one["generation"], one["digest"]) for one in noted["kinds"]
+            } | {ANY: CacheEntry(noted["lineage"], noted["generation"], noted["digest"])}
     return {}
 
 
-def _write(root: Root, data_dir: Path, said: Mapping[str, Memo]) -> bool:
-    def fields(memo: Memo) -> dict[str, Any]:
-        return {"lineage": memo.lineage, "generation": memo.generation, "digest": memo.digest}
+def _write(root: CacheFolder, data_dir: Path, said: Mapping[str, CacheEntry]) -> bool:
+    def fields(entry: CacheEntry) -> dict[str, Any]:
+        return {"lineage": entry.lineage, "generation": entry.generation, "digest": entry.digest}
 
-    kinds = [{"kind": kind, **fields(memo)} for kind, memo in said.items() if kind != ANY]
+    kinds = [{"kind": kind, **fields(entry)} for kind, entry in said.items() if kind != ANY]
     noted = {"folder": str(data_dir), **fields(said[ANY]), "kinds": kinds[-MOST_KINDS:]}
     try:
         folder = root.folder(SERVED, create=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from semid_dataset.cache.folders import Root
+from semid_dataset.cache.folders import CacheFolder
 
 __all__ = ["live_files", "mark_used", "used_ns"]
 
@@ -56,7 +56,7 @@ def _processes() -> Iterator[Path]:
         yield from (path for path in Path("/proc").iterdir() if path.name.isdigit() and int(path.name) != os.getpid())
 
 
-def mark_used(root: Root, lineage: str, generation: int, changed_ns: int) -> None:
+def mark_used(root: CacheFolder, lineage: str, generation: int, changed_ns: int) -> None:
     """
     Mark a table as used, at most once a day; what was published in the last day needs no mark.
 
@@ -74,7 +74,7 @@ def mark_used(root: Root, lineage: str, generation: int, changed_ns: int) -> Non
             path.touch()
 
 
-def used_ns(root: Root, lineage: str, generation: int) -> int:
+def used_ns(root: CacheFolder, lineage: str, generation: int) -> int:
     """Return when a table was last marked as used, by the clock of its file system; 0 where it never was."""
     try:
         return (root.versioned / USED / f"{lineage}.{generation}").lstat().st_mtime_ns

@@ -248,8 +248,8 @@ def _is_there(
     from semid_dataset import resolve
 
     with suppress(SemidError):
-        ask = resolve.Ask(source, tuple(features or ("81",)), config=config, parent=parent)
-        return resolve.look(ask, context()).status == "cached"
+        request = resolve.Request(source, tuple(features or ("81",)), config=config, parent=parent)
+        return resolve.look(request, context()).status == "cached"
     return False
 
 

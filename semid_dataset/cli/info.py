@@ -10,7 +10,7 @@ import click
 from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cache.folders import Root
+from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cli._answer import WRONG, Answer, command, context, count, facts_of, how_to_make, quality_line, word
 from semid_dataset.cli._arguments import (
     EXISTING,
@@ -55,14 +55,14 @@ def info(
     from semid_dataset import resolve
     from semid_dataset.inputs.discover import features_folder
 
-    found: list[Root] = []
+    found: list[CacheFolder] = []
     if not target.is_dir() or (features_folder(target) is None and holds_table(target)):
         table = open_ids(target, sizes, rows)
     else:
-        ask = resolve.Ask(target, features or ("81",), config=config_of(**settings), parent=parent)
+        request = resolve.Request(target, features or ("81",), config=config_of(**settings), parent=parent)
         found = list(Cache.of(context().environment, target).folders)
         try:
-            table = resolve.look(ask, context())
+            table = resolve.look(request, context())
         except SemidError as error:
             make = how_to_make(f"semid generate {word(target)}     to make them now")
             if isinstance(error, NoEmbeddingsError) and features_folder(target) is None:
@@ -113,7 +113,7 @@ def info(
     )
 
 
-def _root_facts(root: Root) -> dict[str, Any]:
+def _root_facts(root: CacheFolder) -> dict[str, Any]:
     names = folders.lineages([root])
     return {
         "path": root.path,

@@ -7,7 +7,7 @@ import click
 
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cache.folders import Root
+from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cli._answer import Answer, command, context, count
 from semid_dataset.cli._arguments import EXISTING, options
 
@@ -48,7 +48,7 @@ def cache_of(target: Path | None) -> Cache:
     """Return the cache of a data directory, the one in a folder, or the user's."""
     environment = context().environment
     if target is not None and (target / folders.VERSION).is_dir():
-        return Cache([Root(target, target)], environment.mmap)
+        return Cache([CacheFolder(target, target)], environment.mmap)
     return Cache.of(environment, target)
 
 

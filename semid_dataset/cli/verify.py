@@ -120,11 +120,11 @@ def _lines_of(found: Comparison) -> list[str]:
         )
     if found.relative_mse is None or found.reproduced is None:
         return lines
-    birth = found.relative_mse_at_birth
+    fitted = found.relative_mse_at_fit
     return [
         *lines,
         f"Error {found.relative_mse:.3f} of the variance"
-        + ("" if birth is None else f" ({birth:.3f} at birth)")
+        + ("" if fitted is None else f" ({fitted:.3f} at the fit)")
         + f"; {round(found.reproduced * found.known):,} of {found.known:,} IDs come out again, {found.moved:,} were "
         "moved to make them unique",
     ]

@@ -192,13 +192,13 @@ def train(
     points = _checked(vectors)
     bulk = find_bulk(points)
     kept = None if bulk.beyond is None else np.flatnonzero(~bulk.beyond)
-    beat = on_progress or (lambda: None)
+    heartbeat = on_progress or (lambda: None)
     device = chosen_device(config.device)
     attempts = [(device, config.batch_size), (device, max(config.batch_size // 2, 1))]
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            trained = _train(points, kept, config, device=where, batch=batch, on_epoch=on_epoch, beat=beat)
+            trained = _train(points, kept, config, device=where, batch=batch, on_epoch=on_epoch, heartbeat=heartbeat)
             return replace(trained, radius=bulk.radius)
         except OutOfMemory as error:
             message = str(error)
@@ -263,7 +263,7 @@ def _train(
     device: str,
     batch: int,
     on_epoch: Epoch | None,
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
 ) -> Trained:
     generator = torch.Generator("cpu").manual_seed(config.seed)
     n = len(vectors) if kept is None else len(kept)
@@ -282,10 +282,10 @@ def _train(
     points /= scale
     held = min(n // 20, HELD_OUT)
     fit, judge = (points[held:], points[:held]) if held else (points, points)  # fewer than 20 judge themselves
-    beat()
+    heartbeat()
 
     recipe = SPARSE if len(fit) < ITEMS_PER_WORD * sum(config.codebook_sizes) else DENSE
-    codebooks = _start(fit, config.codebook_sizes, recipe, generator, beat)
+    codebooks = _start(fit, config.codebook_sizes, recipe, generator, heartbeat)
     curve = []
     trains = config.algorithm == "rqvae" and config.num_epochs > 0
     beams = recipe.beams + (recipe.more_beams if trains else ())
@@ -293,7 +293,7 @@ def _train(
         some = sample(fit, REFIT_ITEMS, generator)
         codebooks, error = _refit(some, codebooks, beam, recipe.refit_sums, recipe.ridge)
         curve.append(error)
-        beat()
+        heartbeat()
         if config.algorithm == "rqkmeans" and on_epoch is not None:
             on_epoch(number, len(beams), error)
     start = ResidualQuantizer(codebooks, beam=recipe.beam, prefix_weight=PREFIX_WEIGHT, mean=mean, scale=scale)
@@ -310,7 +310,7 @@ def _train(
             generator=generator,
             beam=recipe.beams[0],
             on_epoch=on_epoch,
-            beat=beat,
+            heartbeat=heartbeat,
         )
         if best is not start:
             return Trained(best, curve, len(curve), device, held_out)
@@ -343,7 +343,7 @@ def _start(
     sizes: Sequence[int],
     recipe: Recipe,
     generator: torch.Generator,
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
 ) -> list[Tensor]:
     """
     Fit one level after the other, each on what the `recipe.start_sums` best sums of the levels before leave over.
@@ -368,7 +368,7 @@ def _start(
             chosen = sent(sample(chosen, most, generator), points.device)
             residuals = _left_over(residuals[chosen // width], search, codes.flatten(0, 1)[chosen])
         codebooks.append(kmeans(residuals, size, generator, rounds))
-        beat()
+        heartbeat()
     return codebooks
 
 
@@ -494,7 +494,7 @@ def _epochs(
     generator: torch.Generator,
     beam: int,
     on_epoch: Epoch | None,
-    beat: Callable[[], None],
+    heartbeat: Callable[[], None],
 ) -> tuple[ResidualQuantizer, list[float], float]:
     """
     Descend from the identity.
@@ -538,7 +538,7 @@ def _epochs(
             descent.step(gradients, share=warm * (1 + math.cos(math.pi * done)) / 2)
             total += loss
         curve.append(float(total / steps))
-        beat()
+        heartbeat()
         state = _state(words, start, encoder, decoder, start.beam)
         error = _judged(judge, state)
         since = 0 if error < best_error * (1 - PROGRESS) else since + 1

@@ -5,10 +5,10 @@ The item that a contested tuple fits best keeps it. The others take the nearest 
 free; where none is free under their leading codes, the nearest code one level above that has room
 below it, and so on upwards. The all-zero tuple means "no ID" and is never given.
 
-Losers are served one after the other, the best fit first. Those of different leading codes do not
-meet, unless one of them spills into the codes of another; so a block of losers is served at once,
-with a bitmap of used codes for every prefix, and only those that spill go one by one. Vectors are
-asked for losers alone: where they lie on disk, the others need not be read again.
+Displaced items are served one after the other, the best fit first. Those of different leading codes do not
+meet, unless one of them overflows into the codes of another; so a block of displaced items is served at once,
+with a bitmap of used codes for every prefix, and only those that overflow go one by one. Vectors are
+asked for displaced items alone: where they lie on disk, the others need not be read again.
 
 Who keeps a tuple and which one is the nearest is decided by numbers that are the same on every machine, and for an item
 the same in any block (`_exact`).
@@ -69,14 +69,14 @@ class Resolution:
         moved: items whose tuple changed.
         exact_duplicates: items whose vector equals that of an item before them, bit for bit (by a 64-bit hash).
         shared: items that share their tuple with another item or with a taken one; 0 within capacity.
-        losers: (k,) rows of the items that had to yield, in the order in which they were served.
+        displaced: (k,) rows of the items that had to yield, in the order in which they were served.
     """
 
     codes: NDArray[Any]
     moved: int
     exact_duplicates: int
     shared: int
-    losers: NDArray[np.integer[Any]] | None = None
+    displaced: NDArray[np.integer[Any]] | None = None
 
 
 @isolated()
@@ -101,9 +101,9 @@ def resolve_collisions(
         never the all-zero one.
 
     Deterministic: of equally good fits the item that comes first keeps the tuple.
-    Memory: beside the codes and the result 8 bytes an item and 4 a tuple while losers are looked for (of tuples up to
-    4 bytes), then 4 a loser, and a bit a code of the last level for every prefix of a loser. Time: n log n for all;
-    losers in blocks, one by one where they spill.
+    Memory: beside the codes and the result 8 bytes an item and 4 a tuple while displaced items are looked for (of
+    tuples up to 4 bytes), then 4 a displaced item, and a bit a code of the last level for every prefix of one. Time:
+    n log n for all; displaced items in blocks, one by one where they overflow.
     """
     known = items if not isinstance(items, np.ndarray) else _Matrix(quantizer, items)
     if len(codes) == 0:
@@ -112,22 +112,23 @@ def resolve_collisions(
     if taken is not None and len(taken):
         held = np.concatenate([held, taken.astype(codes.dtype, copy=False)])
     held = np.unique(packed_rows(held))
-    given, losers, duplicates = _losers(codes, held, known)
-    if len(losers) == 0:
+    given, displaced, duplicates = _displaced(codes, held, known)
+    if len(displaced) == 0:
         return Resolution(codes.copy(), 0, duplicates, 0)
-    known.prepare(losers)
+    known.prepare(displaced)
     result = codes.copy()
-    servant = _Servant(quantizer, given, codes.dtype)
+    allocator = _Allocator(quantizer, given, codes.dtype)
     del given
-    left_over = servant.serve(losers, codes, known, result)
-    del servant
+    left_over = allocator.serve(displaced, codes, known, result)
+    del allocator
     moved = sum(
-        int((result[part] != codes[part]).any(1).sum()) for part in np.array_split(losers, -(-len(losers) // (1 << 20)))
+        int((result[part] != codes[part]).any(1).sum())
+        for part in np.array_split(displaced, -(-len(displaced) // (1 << 20)))
     )
-    return Resolution(result, moved, duplicates, shared_items(result, taken) if left_over else 0, losers)
+    return Resolution(result, moved, duplicates, shared_items(result, taken) if left_over else 0, displaced)
 
 
-def _losers(
+def _displaced(
     codes: NDArray[Any], held: NDArray[Any], items: Items
 ) -> tuple[NDArray[Any], NDArray[np.integer[Any]], int]:
     """
@@ -137,12 +138,12 @@ def _losers(
     are given.
 
     Returns:
-        All tuples that are given to somebody, packed, ascending, each once; the losers, in the order in which they are
-        served; how many items equal one before them.
+        All tuples that are given to somebody, packed, ascending, each once; the displaced items, in the order in which
+        they are served; how many items equal one before them.
     """
     ordered = _ordered(codes)
     given: list[NDArray[Any]] = []
-    losers: list[NDArray[np.integer[Any]]] = []
+    displaced: list[NDArray[np.integer[Any]]] = []
     errors: list[NDArray[np.float32]] = []
     duplicates = 0
     for all_keys, all_rows in _whole_groups(ordered, max(GROUPS, len(codes) // 16)):
@@ -164,7 +165,7 @@ def _losers(
         keeps = np.zeros(len(rows), dtype=bool)
         keeps[order[first]] = True
         keeps &= ~is_in(keys, held)
-        losers.append(rows[~keeps].astype(_narrow(len(codes))))
+        displaced.append(rows[~keeps].astype(_narrow(len(codes))))
         errors.append(misfit[~keeps])
     del ordered
     whole = np.concatenate(given)
@@ -172,7 +173,7 @@ def _losers(
     more = held[~is_in(held, whole)]
     if len(more):
         whole = np.insert(whole, np.searchsorted(whole, more), more)
-    return whole, _by_error(losers, errors, _narrow(len(codes))), duplicates
+    return whole, _by_error(displaced, errors, _narrow(len(codes))), duplicates
 
 
 def _narrow(count: int) -> type[np.uint32] | type[np.int64]:
@@ -223,17 +224,17 @@ def _whole_groups(ordered: tuple[int, Pairs], size: int) -> Iterator[tuple[NDArr
 
 
 def _by_error(
-    losers: list[NDArray[np.integer[Any]]], errors: list[NDArray[np.float32]], dtype: type[np.integer[Any]]
+    displaced: list[NDArray[np.integer[Any]]], errors: list[NDArray[np.float32]], dtype: type[np.integer[Any]]
 ) -> NDArray[np.integer[Any]]:
-    """Return losers in order of their errors, of equal ones in order of their rows. The lists are emptied."""
+    """Return displaced items in order of their errors, of equal ones in order of their rows. The lists are emptied."""
     if dtype is not np.uint32:
-        rows, misfits = np.concatenate(losers), np.concatenate(errors)
+        rows, misfits = np.concatenate(displaced), np.concatenate(errors)
         return rows[np.lexsort((rows, misfits))]
     # Errors are no less than zero: their bits, as integers, ascend as they do. One number of both is sorted in place.
-    pairs = np.empty(sum(map(len, losers)), np.uint64)
+    pairs = np.empty(sum(map(len, displaced)), np.uint64)
     end = len(pairs)
-    while losers:
-        some, misfit = losers.pop(), np.ascontiguousarray(errors.pop()).view(np.uint32)
+    while displaced:
+        some, misfit = displaced.pop(), np.ascontiguousarray(errors.pop()).view(np.uint32)
         pairs[end - len(some) : end] = misfit.astype(np.uint64) << np.uint64(32) | some
         end -= len(some)
     pairs.sort()
@@ -274,13 +275,13 @@ class _Matrix:
         return np.asarray(self.matrix[rows])
 
 
-class _Servant:
+class _Allocator:
     """
-    Gives free tuples to losers.
+    Gives free tuples to displaced items.
 
-    `used` holds a bitmap of the last codes in use for every prefix that is the home of a loser, `free` how many are
-    left. For the other prefixes that a search ends below, `guests` does. `full` says, for prefixes further up, which
-    codes have no room left below, and `room` how many have.
+    `used` holds a bitmap of the last codes in use for every prefix that is the bucket of a displaced item, `free` how
+    many are left. For the other prefixes that a search ends below, `overflows` does. `full` says, for prefixes further
+    up, which codes have no room left below, and `room` how many have.
     """
 
     def __init__(self, quantizer: ResidualQuantizer, given: NDArray[Any], dtype: Any) -> None:
@@ -295,32 +296,34 @@ class _Servant:
         changes[1:] = prefixes[1:] != prefixes[:-1]
         self.prefixes = prefixes[changes]
         self.starts = np.append(np.flatnonzero(changes), len(prefixes))
-        self.homes = self.prefixes[:0]
+        self.buckets = self.prefixes[:0]
         self.used = np.zeros((0, -(-self.sizes[-1] // 8)), np.uint8)
         self.free = np.zeros(0, np.int32)
-        self.guests = _Guests(self.sizes[-1])
+        self.overflows = _Overflow(self.sizes[-1])
         self.full: dict[tuple[int, ...], NDArray[np.bool_]] = {}
         self.room: dict[tuple[int, ...], int] = {}
         for prefix in self.prefixes[np.diff(self.starts) == self.sizes[-1]]:
             self._fill(_unpacked(prefix, len(self.sizes) - 1, self.dtype))
 
-    def serve(self, losers: NDArray[np.integer[Any]], codes: NDArray[Any], items: Items, result: NDArray[Any]) -> int:
-        """Write a tuple for every loser into `result`. Return how many found none."""
-        self._enter_homes(losers, codes)
+    def serve(
+        self, displaced: NDArray[np.integer[Any]], codes: NDArray[Any], items: Items, result: NDArray[Any]
+    ) -> int:
+        """Write a tuple for every displaced item into `result`. Return how many found none."""
+        self._enter_buckets(displaced, codes)
         left_over = 0
-        for begin in range(0, len(losers), BLOCK):
-            block = losers[begin : begin + BLOCK]
+        for begin in range(0, len(displaced), BLOCK):
+            block = displaced[begin : begin + BLOCK]
             own = codes[block]
             latents = self.quantizer.latents(items.vectors(block)).cpu().numpy().astype(np.float64)
             residuals = latents.copy()
             for level in range(len(self.sizes) - 1):
                 residuals -= self.words[level][own[:, level]]
             distances = self._distances(len(self.sizes) - 1, residuals)
-            home = np.searchsorted(self.homes, _split(packed_rows(own), len(self.sizes), self.dtype)[0])
-            served = _Block(self, home, own[:, :-1], latents, distances)
+            bucket = np.searchsorted(self.buckets, _split(packed_rows(own), len(self.sizes), self.dtype)[0])
+            served = _Block(self, bucket, own[:, :-1], latents, distances)
             served.run()
             result[block[served.stayed], -1] = served.taken[served.stayed]
-            for position, found in served.spilled.items():
+            for position, found in served.overflowed.items():
                 item = block[position]
                 if found is not None:
                     result[item] = found
@@ -330,34 +333,34 @@ class _Servant:
                         result[item, -1] = 1 + distances[position, 1:].argmin()
         return left_over
 
-    def _enter_homes(self, losers: NDArray[np.integer[Any]], codes: NDArray[Any]) -> None:
-        """Set the bits of what is given below the homes of losers; a loser's tuple, so its prefix too, is given."""
+    def _enter_buckets(self, displaced: NDArray[np.integer[Any]], codes: NDArray[Any]) -> None:
+        """Set the bits of what is given below the buckets of displaced items; their own tuples are given."""
         size = self.sizes[-1]
         lives = np.zeros(len(self.prefixes), dtype=bool)
-        for begin in range(0, len(losers), GROUPS):
-            keys = packed_rows(codes[losers[begin : begin + GROUPS]])
+        for begin in range(0, len(displaced), GROUPS):
+            keys = packed_rows(codes[displaced[begin : begin + GROUPS]])
             lives[np.searchsorted(self.prefixes, _split(keys, len(self.sizes), self.dtype)[0])] = True
         places = np.flatnonzero(lives)
-        self.homes = self.prefixes[places]
+        self.buckets = self.prefixes[places]
         self.used = np.zeros((len(places), -(-size // 8)), np.uint8)
         self.free = (size - self.starts[places + 1] + self.starts[places]).astype(np.int32)
         for begin in range(0, len(places), 1 << 16):
             some = places[begin : begin + (1 << 16)]
             counts = self.starts[some + 1] - self.starts[some]
-            home = np.repeat(np.arange(begin, begin + len(counts)), counts)
+            bucket = np.repeat(np.arange(begin, begin + len(counts)), counts)
             ends = counts.cumsum()
-            where = np.repeat(self.starts[some] - ends + counts, counts) + np.arange(len(home))
+            where = np.repeat(self.starts[some] - ends + counts, counts) + np.arange(len(bucket))
             last = self.lasts[where]
-            at = home * self.used.shape[1] + (last >> 3)  # ascending
+            at = bucket * self.used.shape[1] + (last >> 3)  # ascending
             runs = np.flatnonzero(np.diff(at, prepend=-1))
             if len(runs):
                 self.used.reshape(-1)[at[runs]] = np.bitwise_or.reduceat(BITS[last & 7], runs)
 
-    def spill(self, prefixes: NDArray[Any], latents: Float64) -> "_Targets":
+    def overflow_to(self, prefixes: NDArray[Any], latents: Float64) -> "_Targets":
         """
-        Find the nearest prefix with room for items whose homes have none, as things stand.
+        Find the nearest prefix with room for items whose buckets have none, as things stand.
 
-        Up to the first prefix with room, then down the nearest way. An item's own home counts as full.
+        Up to the first prefix with room, then down the nearest way. An item's own bucket counts as full.
 
         Args:
             prefixes: (m, levels - 1), the homes.
@@ -390,9 +393,9 @@ class _Servant:
         near = latents.copy()
         self._subtract(near, found, np.full(len(found), depth))
         keys = _split(packed_rows(np.pad(found, ((0, 0), (0, 1))).astype(self.dtype)), depth + 1, self.dtype)[0]
-        homes = np.minimum(np.searchsorted(self.homes, keys), len(self.homes) - 1)
-        homes[self.homes[homes] != keys] = -1
-        return _Targets(list(map(tuple, found.tolist())), lost, homes, keys, self._distances(depth, near))
+        buckets = np.minimum(np.searchsorted(self.buckets, keys), len(self.buckets) - 1)
+        buckets[self.buckets[buckets] != keys] = -1
+        return _Targets(list(map(tuple, found.tolist())), lost, buckets, keys, self._distances(depth, near))
 
     def _first_room(self, prefix: tuple[int, ...]) -> int:
         """Return how long the longest part of a prefix is that has room below it, itself excluded; -1: none has."""
@@ -421,9 +424,9 @@ class _Servant:
         closed = self.full.get(prefix[:-1])
         return closed is None or not closed[prefix[-1]]
 
-    def filled(self, home: int) -> None:
-        """Note that a home has no room left."""
-        self._fill(_unpacked(self.homes[home], len(self.sizes) - 1, self.dtype))
+    def filled(self, bucket: int) -> None:
+        """Note that a bucket has no room left."""
+        self._fill(_unpacked(self.buckets[bucket], len(self.sizes) - 1, self.dtype))
 
     def _fill(self, prefix: tuple[int, ...]) -> None:
         """Tell the levels above that a prefix has no room left."""
@@ -440,17 +443,19 @@ class _Servant:
             if self.room[above]:
                 break
 
-    def take_guest(self, prefix: tuple[int, ...], key: Any, distances: NDArray[np.float32]) -> int:
-        """Take the nearest free last code below a prefix that is no home."""
-        guest = self.guests.find(key)
-        if guest < 0:
+    def take_overflow(self, prefix: tuple[int, ...], key: Any, distances: NDArray[np.float32]) -> int:
+        """Take the nearest free last code below a prefix that is no bucket."""
+        overflow = self.overflows.find(key)
+        if overflow < 0:
             place = int(np.searchsorted(self.prefixes, key))
             there = place < len(self.prefixes) and self.prefixes[place] == key
-            guest = self.guests.enter(key, self.lasts[self.starts[place] : self.starts[place + 1]] if there else None)
-        code = _nearest_free(self.guests.used[guest], distances)
-        self.guests.used[guest, code >> 3] |= BITS[code & 7]
-        self.guests.free[guest] -= 1
-        if self.guests.free[guest] == 0:
+            overflow = self.overflows.enter(
+                key, self.lasts[self.starts[place] : self.starts[place + 1]] if there else None
+            )
+        code = _nearest_free(self.overflows.used[overflow], distances)
+        self.overflows.used[overflow, code >> 3] |= BITS[code & 7]
+        self.overflows.free[overflow] -= 1
+        if self.overflows.free[overflow] == 0:
             self._fill(prefix)
         return code
 
@@ -471,25 +476,25 @@ def _distinct(leads: NDArray[np.int64]) -> tuple[list[tuple[int, ...]], NDArray[
 @dataclass(frozen=True)
 class _Targets:
     """
-    Where items go that spill.
+    Where items go that overflow.
 
     Attributes:
         prefixes: one each.
         lost: which found none.
-        homes: (m,) number of the home that has the prefix, -1 where it is nobody's.
+        buckets: (m,) number of the bucket that has the prefix, -1 where it is nobody's.
         keys: (m,) the prefixes, packed.
         distances: (m, codes) to every last code below the prefix.
     """
 
     prefixes: list[tuple[int, ...]]
     lost: NDArray[np.bool_]
-    homes: NDArray[np.int64]
+    buckets: NDArray[np.int64]
     keys: NDArray[Any]
     distances: NDArray[np.float32]
 
 
-class _Guests:
-    """Bitmaps of the last codes in use below prefixes that are no homes, and how many are free."""
+class _Overflow:
+    """Bitmaps of the last codes in use below prefixes that are no buckets, and how many are free."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -514,162 +519,164 @@ class _Guests:
 
 class _Block:
     """
-    A block of losers, served in their order as far as that matters.
+    A block of displaced items, served in their order as far as that matters.
 
-    Of the items of one home the first ones take what is free and the rest spills. A spill changes a home that others of
-    the block have; so before it, and only in that home, those that come earlier are served, one by one. All
-    others are served at the end, the first of every home at once, then the second, and so on.
+    Of the items of one bucket the first ones take what is free and the rest overflows. An overflow changes a bucket
+    that others of the block have; so before it, and only in that bucket, those that come earlier are served, one by
+    one. All others are served at the end, the first of every bucket at once, then the second, and so on.
 
-    Where items spill to is looked for all at once, as things stand at the beginning: that holds as long as there is
+    Where items overflow to is looked for all at once, as things stand at the beginning: that holds as long as there is
     room at the place found, since what is full never has room again.
     """
 
     def __init__(
         self,
-        servant: _Servant,
-        home: NDArray[np.int64],
+        allocator: _Allocator,
+        bucket: NDArray[np.int64],
         prefixes: NDArray[Any],
         latents: Float64,
         distances: NDArray[np.float32],
     ) -> None:
-        self.servant = servant
-        self.home = home
+        self.allocator = allocator
+        self.bucket = bucket
         self.prefixes = prefixes
         self.latents = latents
-        bits = np.unpackbits(servant.used[home], axis=1, count=servant.sizes[-1], bitorder="little")
+        bits = np.unpackbits(allocator.used[bucket], axis=1, count=allocator.sizes[-1], bitorder="little")
         self.open = distances.copy()
         self.open[bits.view(bool)] = np.inf
-        self.by_home = np.argsort(home, kind="stable")
-        ordered = home[self.by_home]
+        self.by_bucket = np.argsort(bucket, kind="stable")
+        ordered = bucket[self.by_bucket]
         firsts = np.flatnonzero(np.diff(ordered, prepend=-1))
-        homes, counts = ordered[firsts], np.diff(firsts, append=len(home))
-        free = servant.free[homes]
-        rank = np.empty(len(home), np.int64)
-        rank[self.by_home] = np.arange(len(home)) - np.repeat(firsts, counts)
-        self.spills = rank >= servant.free[home]
-        self.taken = np.zeros(len(home), np.int64)
-        self.done = np.zeros(len(home), dtype=bool)
-        self.spilled: dict[int, tuple[int, ...] | None] = {}
+        buckets, counts = ordered[firsts], np.diff(firsts, append=len(bucket))
+        free = allocator.free[buckets]
+        rank = np.empty(len(bucket), np.int64)
+        rank[self.by_bucket] = np.arange(len(bucket)) - np.repeat(firsts, counts)
+        self.overflowing = rank >= allocator.free[bucket]
+        self.taken = np.zeros(len(bucket), np.int64)
+        self.done = np.zeros(len(bucket), dtype=bool)
+        self.overflowed: dict[int, tuple[int, ...] | None] = {}
         self.waiting: list[int] = []
-        if not self.spills.any():
+        if not self.overflowing.any():
             return
-        self.begin = dict(zip(homes.tolist(), firsts.tolist(), strict=True))
-        self.count = dict(zip(homes.tolist(), counts.tolist(), strict=True))
-        # Of homes of this block: how many of its items they can take, and how many of them need no look any more.
-        self.room = dict(zip(homes.tolist(), free.tolist(), strict=True))
+        self.begin = dict(zip(buckets.tolist(), firsts.tolist(), strict=True))
+        self.count = dict(zip(buckets.tolist(), counts.tolist(), strict=True))
+        # Of buckets of this block: how many of its items they can take, and how many of them need no look any more.
+        self.room = dict(zip(buckets.tolist(), free.tolist(), strict=True))
         self.served = dict.fromkeys(self.room, 0)
-        # Of homes that this block fills: who takes the last code.
+        # Of buckets that this block fills: who takes the last code.
         fills = (free > 0) & (free <= counts)
-        closers = self.by_home[firsts[fills] + free[fills] - 1].tolist()
-        self.closing = dict(zip(closers, homes[fills].tolist(), strict=True))
+        closers = self.by_bucket[firsts[fills] + free[fills] - 1].tolist()
+        self.closing = dict(zip(closers, buckets[fills].tolist(), strict=True))
         self.closers = sorted(closers)
 
     @property
     def stayed(self) -> NDArray[np.bool_]:
-        """Which items found a code in their home."""
-        return ~self.spills
+        """Which items found a code in their bucket."""
+        return ~self.overflowing
 
     def run(self) -> None:
         """Serve everybody."""
-        if self.spills.any():
-            self._spill_all()
+        if self.overflowing.any():
+            self._overflow_all()
         self._serve_rest()
 
-    def _spill_all(self) -> None:
-        servant = self.servant
-        positions = np.flatnonzero(self.spills)
-        targets = servant.spill(self.prefixes[positions], self.latents[positions])
+    def _overflow_all(self) -> None:
+        allocator = self.allocator
+        positions = np.flatnonzero(self.overflowing)
+        targets = allocator.overflow_to(self.prefixes[positions], self.latents[positions])
         number_of = dict(zip(positions.tolist(), range(len(positions)), strict=True))
-        homes = targets.homes.tolist()
+        buckets = targets.buckets.tolist()
         self.waiting = positions.tolist()  # ascending: a heap
         exhausted = False
         while self.waiting:
             position = heapq.heappop(self.waiting)
             self._close_until(position)
-            number, found, home_of = number_of.get(position, -1), targets, homes
-            if not exhausted and (number < 0 or targets.lost[number] or not servant.has_room(targets.prefixes[number])):
-                found = servant.spill(self.prefixes[[position]], self.latents[[position]])
-                number, home_of = 0, found.homes.tolist()
+            number, found, bucket_of = number_of.get(position, -1), targets, buckets
+            if not exhausted and (
+                number < 0 or targets.lost[number] or not allocator.has_room(targets.prefixes[number])
+            ):
+                found = allocator.overflow_to(self.prefixes[[position]], self.latents[[position]])
+                number, bucket_of = 0, found.buckets.tolist()
                 exhausted = bool(found.lost[0])  # what is given is never free again
             if exhausted:
-                self.spilled[position] = None
+                self.overflowed[position] = None
                 continue
-            target, distances, home = found.prefixes[number], found.distances[number], home_of[number]
-            if home < 0:
-                code = servant.take_guest(target, found.keys[number], distances)
+            target, distances, bucket = found.prefixes[number], found.distances[number], bucket_of[number]
+            if bucket < 0:
+                code = allocator.take_overflow(target, found.keys[number], distances)
             else:
-                code = self._into_home(home, position, distances)
-            self.spilled[position] = (*target, code)
-        self._close_until(len(self.home))
+                code = self._into_bucket(bucket, position, distances)
+            self.overflowed[position] = (*target, code)
+        self._close_until(len(self.bucket))
 
     def _close_until(self, position: int) -> None:
-        """Note which homes are full before the item at a position is served."""
+        """Note which buckets are full before the item at a position is served."""
         while self.closers and self.closers[0] < position:
-            home = self.closing.pop(heapq.heappop(self.closers), None)
-            if home is not None:
-                self.servant.filled(home)
+            bucket = self.closing.pop(heapq.heappop(self.closers), None)
+            if bucket is not None:
+                self.allocator.filled(bucket)
 
-    def _into_home(self, home: int, position: int, distances: NDArray[np.float32]) -> int:
-        """Take a code of a home that may be that of others in this block, after those of them who come earlier."""
-        servant = self.servant
-        if home in self.room:
-            self._serve_until(home, position)
-        code = _nearest_free(servant.used[home], distances)
-        servant.used[home, code >> 3] |= BITS[code & 7]
-        servant.free[home] -= 1
-        if home not in self.room:
-            if servant.free[home] == 0:
-                servant.filled(home)
+    def _into_bucket(self, bucket: int, position: int, distances: NDArray[np.float32]) -> int:
+        """Take a code of a bucket that may be that of others in this block, after those of them who come earlier."""
+        allocator = self.allocator
+        if bucket in self.room:
+            self._serve_until(bucket, position)
+        code = _nearest_free(allocator.used[bucket], distances)
+        allocator.used[bucket, code >> 3] |= BITS[code & 7]
+        allocator.free[bucket] -= 1
+        if bucket not in self.room:
+            if allocator.free[bucket] == 0:
+                allocator.filled(bucket)
             return code
-        self._forbid(home, code)
-        self.room[home] = room = self.room[home] - 1
-        if room < self.count[home]:
-            displaced = int(self.by_home[self.begin[home] + room])
-            self.spills[displaced] = True
+        self._forbid(bucket, code)
+        self.room[bucket] = room = self.room[bucket] - 1
+        if room < self.count[bucket]:
+            displaced = int(self.by_bucket[self.begin[bucket] + room])
+            self.overflowing[displaced] = True
             heapq.heappush(self.waiting, displaced)
             self.closing.pop(displaced, None)
-        if servant.free[home] == 0:
-            servant.filled(home)
-        elif 0 < room <= self.count[home]:
-            closer = int(self.by_home[self.begin[home] + room - 1])
-            self.closing[closer] = home
+        if allocator.free[bucket] == 0:
+            allocator.filled(bucket)
+        elif 0 < room <= self.count[bucket]:
+            closer = int(self.by_bucket[self.begin[bucket] + room - 1])
+            self.closing[closer] = bucket
             heapq.heappush(self.closers, closer)
         return code
 
-    def _serve_until(self, home: int, position: int) -> None:
-        """Serve the items of a home that come before a position."""
-        begin, at, count = self.begin[home], self.served[home], self.count[home]
-        while at < count and (item := int(self.by_home[begin + at])) < position:
-            if not self.spills[item]:
-                self._take(home, item, int(self.open[item].argmin()))
+    def _serve_until(self, bucket: int, position: int) -> None:
+        """Serve the items of a bucket that come before a position."""
+        begin, at, count = self.begin[bucket], self.served[bucket], self.count[bucket]
+        while at < count and (item := int(self.by_bucket[begin + at])) < position:
+            if not self.overflowing[item]:
+                self._take(bucket, item, int(self.open[item].argmin()))
             at += 1
-        self.served[home] = at
+        self.served[bucket] = at
 
-    def _take(self, home: int, item: int, code: int) -> None:
-        servant = self.servant
-        servant.used[home, code >> 3] |= BITS[code & 7]
-        servant.free[home] -= 1
+    def _take(self, bucket: int, item: int, code: int) -> None:
+        allocator = self.allocator
+        allocator.used[bucket, code >> 3] |= BITS[code & 7]
+        allocator.free[bucket] -= 1
         self.taken[item], self.done[item] = code, True
-        self._forbid(home, code)
+        self._forbid(bucket, code)
 
-    def _forbid(self, home: int, code: int) -> None:
-        begin = self.begin[home]
-        self.open[self.by_home[begin : begin + self.count[home]], code] = np.inf
+    def _forbid(self, bucket: int, code: int) -> None:
+        begin = self.begin[bucket]
+        self.open[self.by_bucket[begin : begin + self.count[bucket]], code] = np.inf
 
     def _serve_rest(self) -> None:
-        servant = self.servant
-        todo = self.by_home[~(self.done | self.spills)[self.by_home]]
+        allocator = self.allocator
+        todo = self.by_bucket[~(self.done | self.overflowing)[self.by_bucket]]
         while len(todo):
-            home = self.home[todo]
+            bucket = self.bucket[todo]
             leads = np.ones(len(todo), dtype=bool)
-            leads[1:] = home[1:] != home[:-1]
-            now, homes = todo[leads], home[leads]
+            leads[1:] = bucket[1:] != bucket[:-1]
+            now, buckets = todo[leads], bucket[leads]
             codes = self.open[now].argmin(1)
             self.taken[now] = codes
-            servant.used[homes, codes >> 3] |= BITS[codes & 7]  # every home is there once
-            servant.free[homes] -= 1
-            for full in homes[servant.free[homes] == 0].tolist():
-                servant.filled(full)
+            allocator.used[buckets, codes >> 3] |= BITS[codes & 7]  # every bucket is there once
+            allocator.free[buckets] -= 1
+            for full in buckets[allocator.free[buckets] == 0].tolist():
+                allocator.filled(full)
             follow = ~leads
             rest = todo[follow]
             self.open[rest, codes[(leads.cumsum() - 1)[follow]]] = np.inf

@@ -173,8 +173,8 @@ def _compact(block: bytes) -> bytes | None:
     white = IS_WHITE[characters]
     if not white.any():
         return block
-    turns = np.flatnonzero(white[1:] != white[:-1])  # the block begins and ends with something else
-    before, after = characters[turns[0::2]], characters[turns[1::2] + 1]
+    leases = np.flatnonzero(white[1:] != white[:-1])  # the block begins and ends with something else
+    before, after = characters[leases[0::2]], characters[leases[1::2] + 1]
     if not (IS_MARK[before] | IS_MARK[after]).all():
         return None
     return block.translate(None, WHITESPACE)
@@ -184,11 +184,11 @@ def _parse_entries(text: bytes, levels: int) -> tuple[NDArray[np.int64], Codes] 
     """Read `"1":[2,3],"4":[5,6]`, or return None."""
     characters = np.frombuffer(text, np.uint8)
     is_digit = characters - ord("0") < 10  # wraps below "0"
-    turns = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
-    if len(turns) == 0 or is_digit[0] or len(turns) % (2 * (levels + 1)):
+    leases = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
+    if len(leases) == 0 or is_digit[0] or len(leases) % (2 * (levels + 1)):
         return None
-    ends = turns[1::2].reshape(-1, levels + 1)
-    lengths = ends - turns[0::2].reshape(-1, levels + 1)
+    ends = leases[1::2].reshape(-1, levels + 1)
+    lengths = ends - leases[0::2].reshape(-1, levels + 1)
     if lengths[:, 0].max() > MAX_QUICK_DIGITS or lengths[:, 1:].max() > len(str(MAX_CODE)):
         return None
     keys = _numbers(characters, ends[:, 0], lengths[:, 0])

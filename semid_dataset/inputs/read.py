@@ -96,7 +96,7 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
     failures: dict[str, EmbeddingError] = {}
     bad = 0
 
-    def beat(done: int) -> None:
+    def heartbeat(done: int) -> None:
         if on_progress is not None:
             on_progress()
 
@@ -109,7 +109,7 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
             for path in source.files:
                 part = whole_file(path, source.form)
                 reader: Format = FORMATS.get(part.format)
-                found[path] = reader.read(part, rows, beat, digest=True)
+                found[path] = reader.read(part, rows, heartbeat, digest=True)
             ids, matrix = rows.finish()
             if not len(ids):
                 first = f" ({rows.bad} were skipped; the first: {rows.first_bad})" if rows.bad else ""

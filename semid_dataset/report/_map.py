@@ -133,8 +133,8 @@ def _nearest(points: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np
         best = np.argpartition(among, wanted - 1, axis=1)[:, :wanted]
         values = np.take_along_axis(among, best, 1)
         found = np.take_along_axis(columns, best, 1)
-        turn = np.lexsort((found, values), axis=1)
-        found, values = np.take_along_axis(found, turn, 1), np.take_along_axis(values, turn, 1)
+        lease = np.lexsort((found, values), axis=1)
+        found, values = np.take_along_axis(found, lease, 1), np.take_along_axis(values, lease, 1)
         squared = np.maximum(values + np.square(block).sum(1)[:, None], 0)
         nearest[begin : begin + rows] = others[found]
         distances[begin : begin + rows] = np.sqrt(squared)

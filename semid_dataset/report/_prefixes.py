@@ -82,9 +82,9 @@ def sample_of(order: Prefixes) -> Sample:
     group = np.repeat(np.arange(len(starts)), np.diff(starts, append=items))
     # The evenly drawn come first in their group, so that a prefix which has one of them waits behind those without.
     shuffled = np.lexsort((chance, ~even, group))  # groups stay runs, in the same places
-    turn = np.arange(items) - starts[group]
+    lease = np.arange(items) - starts[group]
     free = ~even[shuffled]
-    rest, turn = shuffled[free], turn[free]
-    more = rest[np.lexsort((chance[rest], turn))[: SAMPLE_ITEMS - MAP_ITEMS]]
+    rest, lease = shuffled[free], lease[free]
+    more = rest[np.lexsort((chance[rest], lease))[: SAMPLE_ITEMS - MAP_ITEMS]]
     places = np.sort(np.concatenate([np.flatnonzero(even), more]))
     return Sample(places, np.flatnonzero(even[places]), whole=False)

@@ -221,15 +221,15 @@ TEXTS: dict[str, tuple[str, str]] = {
     ),
     "check.extensions": ("Items added since", "此后新增的物品"),
     "found.extensions": (
-        "added: {added!i}, extensions: {times!i}; worst error {error!n}, held out at birth {birth!n}",
-        "{times!i} 次共 {added!i} 个；最大误差 {error!n}，初始留出误差 {birth!n}",
+        "added: {added!i}, extensions: {times!i}; worst error {error!n}, held out at the fit {fitted!n}",
+        "{times!i} 次共 {added!i} 个；最大误差 {error!n}，初始留出误差 {fitted!n}",
     ),
     "short.extensions": (
-        "added items fit the codebooks badly (error {error!n}, items held out at birth {birth!n})",
-        "新增物品与码本不符（误差 {error!n}，初始留出误差 {birth!n}）",
+        "added items fit the codebooks badly (error {error!n}, items held out at the fit {fitted!n})",
+        "新增物品与码本不符（误差 {error!n}，初始留出误差 {fitted!n}）",
     ),
     "rule.extensions": (
-        "Good up to {good} times the error of items held out at birth, bad above {bad} times (more where few were "
+        "Good up to {good} times the error of items held out at the fit, bad above {bad} times (more where few were "
         "added): then the codebooks were made for other items.",
         "不超过初始留出误差的 {good} 倍为良好，超过 {bad} 倍为不好（新增很少时放宽）：超出后码本已不适用于这些物品。",
     ),
@@ -425,9 +425,9 @@ TEXTS: dict[str, tuple[str, str]] = {
     "growth.error": ("Error of the items that were added", "新增物品的误差"),
     "growth.axis": ("generation", "代"),
     "growth.alt": ("{name}: {values}", "{name}：{values}"),
-    "growth.birth": (
-        "Of all items at birth {birth!n}; of those held out {held}.",
-        "初始全部物品 {birth!n}；留出物品 {held}。",
+    "growth.fitted": (
+        "Of all items at the fit {fitted!n}; of those held out {held}.",
+        "初始全部物品 {fitted!n}；留出物品 {held}。",
     ),
     "growth.when": ("when", "时间"),
     "growth.no": ("no.", "代"),

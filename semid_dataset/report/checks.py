@@ -37,7 +37,7 @@ LIMITS = {
     "duplicates": (0.01, 0.10),
     # Of the items asked for, those that have an ID; the others share the default.
     "coverage": (0.99, 0.90),
-    # Error of added items over that of items held out at birth; the very limits at which the package warns and refuses.
+    # Error of added items over that of items held out at the fit; the limits at which the package warns and refuses.
     "extensions": (novelty.FAR, novelty.FOREIGN),
 }
 NEEDED = ("raw", "neighbours")  # without these nobody can say that IDs are good
@@ -215,14 +215,14 @@ def _coverage(facts: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _extensions(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The worst error of added items against that of items held out at birth; nothing where no items were added."""
+    """The worst error of added items against that of items held out at the fit; nothing where no items were added."""
     steps = [step for step in facts["history"][1:] if (step["new"] or 0) > 0 and step["error"] is not None]
     known = [facts["provenance"]["relative_error"], facts["errors"]["held_out"]]
-    birth = max((error for error in known if error is not None), default=None)
-    if not steps or birth is None:
+    fitted = max((error for error in known if error is not None), default=None)
+    if not steps or fitted is None:
         return None
-    worst = max(steps, key=lambda step: step["error"] - (step["expected"] or birth))
-    error, expected = worst["error"], worst["expected"] or birth
+    worst = max(steps, key=lambda step: step["error"] - (step["expected"] or fitted))
+    error, expected = worst["error"], worst["expected"] or fitted
     held = facts["errors"]["held_out_items"] or 0
     few = 1 + novelty.FEW / math.sqrt(worst["new"]) + (1 / math.sqrt(held) if held > 0 else 2.0)  # see novelty.judge
     good, bad = (few * limit for limit in LIMITS["extensions"])
@@ -235,7 +235,7 @@ def _extensions(facts: Mapping[str, Any]) -> dict[str, Any] | None:
         "extensions",
         verdict,
         error=error,
-        birth=expected,
+        fitted=expected,
         generation=worst["generation"],
         added=int(sum(step["new"] for step in steps)),
         times=len(steps),

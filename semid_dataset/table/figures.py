@@ -46,7 +46,7 @@ LEVEL_SHARES = {"usage", "usage_raw"}
 ADDED_LABELS = {
     "relative_mse": "relative error of new items",
     "relative_mse_raw": "the same before uniqueness",
-    "error_ratio": "the same, over that of items held out at birth",
+    "error_ratio": "the same, over that of items held out at the fit",
     "collision_rate_raw": "new items whose ID was taken, before uniqueness",
     "moved_rate": "new items moved to be unique",
 }
@@ -174,7 +174,7 @@ def extensions(history: object) -> list[dict[str, int | float]]:
     Returns:
         For every generation but the first `generation`, `time` (s since 1970), `items` (new ones) and, where they were
         measured, of these items: `relative_mse`, `relative_mse_raw` (before uniqueness), `error_ratio` (the latter
-        over that of items held out at birth), `collision_rate_raw`, `moved_rate`.
+        over that of items held out at the fit), `collision_rate_raw`, `moved_rate`.
     """
     found = []
     for step in history if isinstance(history, list | tuple) else []:

@@ -145,12 +145,12 @@ class TableHeader:
 
     @property
     def variance(self) -> float:
-        """Of the vectors at birth; 0 where nobody measured it."""
+        """Of the vectors at the fit; 0 where nobody measured it."""
         return float(self.provenance.get("variance", 0.0))
 
     @property
     def relative_error(self) -> float:
-        """Squared error over the variance, at birth."""
+        """Squared error over the variance, at the fit."""
         return float(self.provenance.get("relative_error", 0.0))
 
     @property

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for part in range(6):
         lines = [json.dumps({"anonymous_cid": row, "emb": vectors[row].tolist()}) for row in range(part, 240, 6)]
         (source / f"part-{part}").write_text("\n".join(lines))
-    root = folders.Root(tmp_path / "cache", tmp_path)
+    root = folders.CacheFolder(tmp_path / "cache", tmp_path)
     job = scale.open_job(root, "q", find_sources(tmp_path, ["81"])[0], SMALL, limit=LIMIT)
     assert len(job.plan.parts) == 6
     return job.folder

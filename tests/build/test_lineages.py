@@ -269,10 +269,10 @@ def test_names_of_lineages_depend_on_what_they_were_born_from() -> None:
     """So that concurrent first trainings meet, and others do not."""
     identity = Identity.of(SMALL, [("81", 8)])
     keys = {
-        lineage.birth_key(identity, "e"),
-        lineage.birth_key(identity, "f"),
-        lineage.birth_key(identity, "e", "an-older-one"),
-        lineage.birth_key(Identity.of(SMALL, [("81", 9)]), "e"),
+        lineage.origin_key(identity, "e"),
+        lineage.origin_key(identity, "f"),
+        lineage.origin_key(identity, "e", "an-older-one"),
+        lineage.origin_key(Identity.of(SMALL, [("81", 9)]), "e"),
     }
     assert len(keys) == 4
     names = {lineage.lineage_name(key, digest) for key in keys for digest in ("a" * 64, "b" * 64)}
@@ -394,7 +394,7 @@ def test_ids_of_a_bare_quantizer_stay_where_nobody_names_it_again(
 
 
 def test_vectors_of_a_bare_quantizers_items_are_told_by_their_codes(tmp_path: Path, bare: Path) -> None:
-    """Nobody measured an error at birth: those vectors were called another encoder's, whatever they were."""
+    """Nobody measured an error at the fit: those vectors were called another encoder's, whatever they were."""
     config = SemanticIdConfig(num_quantizers=2, codebook_size=8, device="cpu")
     catalogue = crowded(60)
     write_embeddings(tmp_path, catalogue)

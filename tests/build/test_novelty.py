@@ -90,7 +90,7 @@ def test_vectors_that_drifted_are_let_in_with_a_warning(
     assert "Are they of the same encoder" in caplog.text
 
 
-def test_a_table_that_states_nothing_of_its_birth_judges_nobody(base: SemanticIdTable) -> None:
+def test_a_table_that_states_nothing_of_its_fit_judges_nobody(base: SemanticIdTable) -> None:
     """A bare quantizer, as published ones are, has no error to hold others against."""
     from semid_dataset.build.lineages import open_parent
 

@@ -143,15 +143,15 @@ def test_an_explicit_limit_counts_more_than_the_variable(tmp_path: Path) -> None
     context = Context.at_door(variables={"SEMID_MEMORY_LIMIT": "2GiB"})
     assert context.memory_limit == 2 << 30
     for config, limit in ((SemanticIdConfig(), 2 << 30), (SemanticIdConfig(memory_limit=5 << 20), 5 << 20)):
-        ask = commands.Ask(tmp_path, ("81",), config=config)
-        assert commands.Resolution(ask, context, may_generate=True).memory_limit == limit
+        request = commands.Request(tmp_path, ("81",), config=config)
+        assert commands.Resolution(request, context, may_generate=True).memory_limit == limit
 
 
 # The sample.
 
 
 def job_of(data_dir: Path, **options: Any) -> scale.Job:
-    root = folders.Root(data_dir / "cache", data_dir)
+    root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
     return scale.open_job(root, "question", source, SMALL, limit=1 << 30, engine=engines.run_here, **options)
 
@@ -276,12 +276,12 @@ def _raise(*args: Any, **options: Any) -> None:
 def test_other_settings_are_another_job(tmp_path: Path) -> None:
     """What one left does not pass for the other's; the limit alone changes nothing but the size of parts."""
     data_dir = write(tmp_path, "jsonl", *world())
-    root = folders.Root(data_dir / "cache", data_dir)
+    root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
 
-    def folder(question: str = "q", limit: int = 1 << 30, **settings: Any) -> Path:
+    def folder(cache_key: str = "q", limit: int = 1 << 30, **settings: Any) -> Path:
         config = replace(SMALL, **settings)
-        return scale.open_job(root, question, source, config, limit=limit).folder
+        return scale.open_job(root, cache_key, source, config, limit=limit).folder
 
     assert folder() == folder(lock_timeout=1.0) == folder(memory_limit=1 << 21) == folder(limit=1 << 31)
     assert len({folder(), folder("other"), folder(seed=1), folder(num_epochs=3), folder(limit=1 << 20)}) == 5
@@ -305,7 +305,7 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("held", [1, 7])
-def test_vectors_of_losers_stay_on_disk(
+def test_vectors_of_displaced_items_stay_on_disk(
     held: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
 ) -> None:
     """They are read a few at a time, however these fall among the blocks that are served, out of many files."""
@@ -443,7 +443,7 @@ def test_nothing_new_publishes_nothing(tmp_path: Path) -> None:
     (tmp_path / "creative_emb" / f"emb_81_{DIM}" / "part-9").write_text("\n")
     again = generate(tmp_path, engine="local")
     assert (again.status, again.digest) == ("cached", first.digest)
-    assert len(folders.generations(folders.Roots(tmp_path, None, Environment.read()), first.lineage)) == 1
+    assert len(folders.generations(folders.CacheFolders(tmp_path, None, Environment.read()), first.lineage)) == 1
 
 
 # Where it cannot be.
@@ -613,7 +613,7 @@ def test_parts_of_runs_that_never_ended_are_waste(tmp_path: Path) -> None:
     data_dir = write(tmp_path, "jsonl", *world())
     job = job_of(data_dir)
     job.read()
-    root = folders.Root(data_dir / "cache", data_dir)
+    root = folders.CacheFolder(data_dir / "cache", data_dir)
     assert find_waste(cache.Cache([root]), min_age=0) == []
     past = time.time() - 2 * 86_400
     files = sorted(job.folder.iterdir())
@@ -639,7 +639,7 @@ def test_codes_are_of_the_codebooks_that_lie_there_now(tmp_path: Path, again: st
     """A second training in one process, in a folder of the same name: nothing of the first's is taken for its own."""
     ids, vectors = world()
     data_dir = write(tmp_path, "jsonl", ids, vectors)
-    root = folders.Root(data_dir / "cache", data_dir)
+    root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
     found = []
     for seed in (1, 2):
@@ -687,7 +687,7 @@ def test_two_trainings_in_one_process_of_data_that_changed_in_place(
 def test_a_part_is_not_encoded_with_codebooks_that_came_later(tmp_path: Path, small_parts: None) -> None:
     """A task says what it is to be done with; where somebody began anew meanwhile, it fails and is done again."""
     data_dir = write(tmp_path, "jsonl", *world())
-    root = folders.Root(data_dir / "cache", data_dir)
+    root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
     job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
     job.read()
@@ -701,7 +701,7 @@ def test_a_part_is_not_encoded_with_codebooks_that_came_later(tmp_path: Path, sm
 def test_a_plan_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     """However short the time between the two."""
     data_dir = write(tmp_path, "jsonl", *world())
-    root = folders.Root(data_dir / "cache", data_dir)
+    root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
     job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
     first = job.plan

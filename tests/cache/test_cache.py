@@ -1,4 +1,4 @@
-"""Roots, memos, tables on disk, and the lock."""
+"""Folders, entries, tables on disk, and the lock."""
 
 import json
 import multiprocessing
@@ -29,8 +29,8 @@ def environment(**variables: str) -> Environment:
     return Environment.read(variables)
 
 
-def root_at(path: Path) -> folders.Root:
-    return folders.Root(path, path)
+def root_at(path: Path) -> folders.CacheFolder:
+    return folders.CacheFolder(path, path)
 
 
 def a_table(seed: int = 0, generation: int = 0) -> list:
@@ -39,7 +39,7 @@ def a_table(seed: int = 0, generation: int = 0) -> list:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> folders.Root:
+def root(tmp_path: Path) -> folders.CacheFolder:
     return root_at(tmp_path / "cache")
 
 
@@ -53,8 +53,8 @@ def stamped(tmp_path: Path) -> Path:
     return path
 
 
-def question_of(path: Path) -> fingerprint.Question:
-    return fingerprint.Question("ids", IDENTITY, (fingerprint.FileStamp.of(path, path.parent),))
+def cache_key_of(path: Path) -> fingerprint.CacheKey:
+    return fingerprint.CacheKey("ids", IDENTITY, (fingerprint.FileStamp.of(path, path.parent),))
 
 
 # --- roots ---
@@ -63,7 +63,7 @@ def question_of(path: Path) -> fingerprint.Question:
 def test_roots_are_read_in_the_documented_order(tmp_path: Path) -> None:
     """The user's own cache comes last."""
     env = environment(SEMID_CACHE_DIR=str(tmp_path / "b"), USER_CACHE_PATH=str(tmp_path / "c"))
-    roots = list(folders.Roots(tmp_path / "data", tmp_path / "a", env))
+    roots = list(folders.CacheFolders(tmp_path / "data", tmp_path / "a", env))
     assert [root.path for root in roots[:4]] == [
         tmp_path / "a",
         tmp_path / "b",
@@ -84,7 +84,7 @@ def test_the_first_root_that_really_takes_a_write_is_written(tmp_path: Path) -> 
 
 def test_looking_for_roots_creates_nothing(tmp_path: Path) -> None:
     """A reader leaves no trace."""
-    roots = list(folders.Roots(tmp_path / "data", tmp_path / "a", environment()))
+    roots = list(folders.CacheFolders(tmp_path / "data", tmp_path / "a", environment()))
     assert folders.lineages(roots) == []
     assert folders.generations(roots, LINEAGE) == []
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_looking_for_roots_creates_nothing(tmp_path: Path) -> None:
 # --- tables ---
 
 
-def test_a_published_table_is_found_and_opened_once(root: folders.Root) -> None:
+def test_a_published_table_is_found_and_opened_once(root: folders.CacheFolder) -> None:
     """Within a process every file is mapped and checked once."""
     assert cache.publish_table(root, LINEAGE, 0, a_table()) is True
     assert cache.publish_table(root, LINEAGE, 0, a_table(1)) is False
@@ -111,7 +111,7 @@ def test_the_newest_generation_comes_first_and_reading_order_breaks_ties(tmp_pat
     assert [(table.generation, table.root) for table in found] == [(10, second), (9, second), (0, first), (0, second)]
 
 
-def test_foreign_files_in_a_lineage_are_not_tables(root: folders.Root) -> None:
+def test_foreign_files_in_a_lineage_are_not_tables(root: folders.CacheFolder) -> None:
     """Temporary, damaged and hand-placed files are passed over."""
     folder = root.folder(LINEAGE, create=True)
     for name in (
@@ -126,7 +126,7 @@ def test_foreign_files_in_a_lineage_are_not_tables(root: folders.Root) -> None:
     assert folders.generations([root], LINEAGE) == []
 
 
-def test_a_damaged_table_is_refused(root: folders.Root) -> None:
+def test_a_damaged_table_is_refused(root: folders.CacheFolder) -> None:
     """Existence is not validity."""
     cache.publish_table(root, LINEAGE, 0, a_table())
     path = root.folder(LINEAGE) / "0.safetensors"
@@ -136,7 +136,7 @@ def test_a_damaged_table_is_refused(root: folders.Root) -> None:
 
 
 @pytest.mark.parametrize("place", ["v1", f"v1/{LINEAGE}", "v1/memo"])
-def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: folders.Root, place: str) -> None:
+def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: folders.CacheFolder, place: str) -> None:
     """Whoever may write into a shared cache must not send our files elsewhere."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -144,30 +144,30 @@ def test_a_link_in_the_cache_is_refused(tmp_path: Path, root: folders.Root, plac
     link.parent.mkdir(parents=True)
     link.symlink_to(elsewhere)
     if place.endswith("memo"):
-        entries.Memo(LINEAGE, 0, "d").note([root], fingerprint.Question("ids", IDENTITY, ()), {})
+        entries.CacheEntry(LINEAGE, 0, "d").note([root], fingerprint.CacheKey("ids", IDENTITY, ()), {})
     else:
         with pytest.raises(StoreError, match="not a folder"):
             cache.publish_table(root, LINEAGE, 0, a_table())
     assert list(elsewhere.iterdir()) == []
 
 
-# --- the memo ---
+# --- the entry ---
 
 
-def test_a_memo_is_recalled_without_reading_the_files(
-    root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_entry_is_recalled_without_reading_the_files(
+    root: folders.CacheFolder, stamped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """stat is enough while device, inode and times are those noted."""
-    memo = entries.Memo(LINEAGE, 3, "digest")
-    memo.note([root], question_of(stamped), {})
+    entry = entries.CacheEntry(LINEAGE, 3, "digest")
+    entry.note([root], cache_key_of(stamped), {})
     for digest in ("digest", "sampled_digest"):
         monkeypatch.setattr(fingerprint.FileStamp, digest, lambda self: pytest.fail("a file was read"))
-    assert entries.Memo.recall([root], question_of(stamped), renew=True) == memo
+    assert entries.CacheEntry.recall([root], cache_key_of(stamped), renew=True) == entry
 
 
-def test_the_question_changes_with_every_part_of_it(stamped: Path) -> None:
+def test_the_cache_key_changes_with_every_part_of_it(stamped: Path) -> None:
     """Name, size, time, identity, content, parent and kind."""
-    base = question_of(stamped)
+    base = cache_key_of(stamped)
     (stamp,) = base.stamps
     others = [
         replace(base, kind="json"),
@@ -179,22 +179,22 @@ def test_the_question_changes_with_every_part_of_it(stamped: Path) -> None:
         replace(base, stamps=(replace(stamp, mtime_ns=1),)),
         replace(base, stamps=()),
     ]
-    assert len({question.name for question in [base, *others]}) == len(others) + 1
+    assert len({cache_key.name for cache_key in [base, *others]}) == len(others) + 1
     assert replace(base, stamps=(replace(stamp, inode=1, ctime_ns=1, device=1, seen_ns=1),)).name == base.name
 
 
-def test_another_inode_with_the_same_blocks_is_accepted_and_noted(root: folders.Root, stamped: Path) -> None:
+def test_another_inode_with_the_same_blocks_is_accepted_and_noted(root: folders.CacheFolder, stamped: Path) -> None:
     """Containers see other inodes; the next look is cheap again."""
-    memo = entries.Memo(LINEAGE, 0, "digest")
-    memo.note([root], question_of(stamped), {})
+    entry = entries.CacheEntry(LINEAGE, 0, "digest")
+    entry.note([root], cache_key_of(stamped), {})
     status = stamped.stat()
     content = stamped.read_bytes()
     stamped.rename(stamped.with_name("kept"))
     stamped.write_bytes(content)
     os.utime(stamped, ns=(status.st_atime_ns, status.st_mtime_ns))
-    question = question_of(stamped)
-    assert entries.Memo.recall([root], question, renew=True) == memo
-    noted = json.loads((root.folder("memo") / f"{question.name}.json").read_text())
+    cache_key = cache_key_of(stamped)
+    assert entries.CacheEntry.recall([root], cache_key, renew=True) == entry
+    noted = json.loads((root.folder("memo") / f"{cache_key.name}.json").read_text())
     assert len(noted["files"][0]["places"]) == 2
 
 
@@ -211,10 +211,10 @@ def reads_of(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.mark.parametrize("how", ["in place", "another file"])
 def test_other_content_with_the_same_size_and_times_is_noticed_by_ctime_or_inode(
-    root: folders.Root, stamped: Path, how: str
+    root: folders.CacheFolder, stamped: Path, how: str
 ) -> None:
     """`rsync --inplace -t` and `cp -p` keep size and mtime; a byte between the sampled blocks is enough."""
-    entries.Memo(LINEAGE, 0, "digest").note([root], question_of(stamped), {})
+    entries.CacheEntry(LINEAGE, 0, "digest").note([root], cache_key_of(stamped), {})
     status = stamped.stat()
     content = bytearray(stamped.read_bytes())
     content[4096 + 100] ^= 1
@@ -222,113 +222,117 @@ def test_other_content_with_the_same_size_and_times_is_noticed_by_ctime_or_inode
         stamped.rename(stamped.with_name("kept"))
     stamped.write_bytes(content)
     os.utime(stamped, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert entries.Memo.recall([root], question_of(stamped), renew=True) is None
+    assert entries.CacheEntry.recall([root], cache_key_of(stamped), renew=True) is None
 
 
-def test_a_changed_ctime_costs_one_digest(root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_ctime_costs_one_digest(
+    root: folders.CacheFolder, stamped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A chmod leaves the content: it is read once and trusted from then on."""
-    memo = entries.Memo(LINEAGE, 0, "digest")
-    memo.note([root], question_of(stamped), {})
+    entry = entries.CacheEntry(LINEAGE, 0, "digest")
+    entry.note([root], cache_key_of(stamped), {})
     stamped.chmod(0o600)
     reads = reads_of(monkeypatch)
     for _ in range(3):
-        assert entries.Memo.recall([root], question_of(stamped), renew=True) == memo
+        assert entries.CacheEntry.recall([root], cache_key_of(stamped), renew=True) == entry
     assert reads == ["all"]
 
 
 @pytest.mark.parametrize("seconds", [3600.0, -3600.0, 86_400.0 * 365 * 20], ids=["ahead", "behind", "in 20 years"])
 def test_a_file_whose_time_was_set_is_trusted_at_once(
-    root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+    root: folders.CacheFolder, stamped: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
     """Every later write shows in its time, also where that lies in the future: warm starts read nothing."""
     then = time.time() + seconds
     os.utime(stamped, (then, then))
-    memo = entries.Memo(LINEAGE, 0, "digest")
-    memo.note([root], question_of(stamped), {})
+    entry = entries.CacheEntry(LINEAGE, 0, "digest")
+    entry.note([root], cache_key_of(stamped), {})
     reads = reads_of(monkeypatch)
     for _ in range(3):
-        assert entries.Memo.recall([root], question_of(stamped), renew=True) == memo
+        assert entries.CacheEntry.recall([root], cache_key_of(stamped), renew=True) == entry
     assert reads == []
 
 
 @pytest.mark.parametrize("skew", [-61, 0, 61])
 def test_a_file_just_written_is_hashed_once_whatever_the_clocks(
-    root: folders.Root, stamped: Path, monkeypatch: pytest.MonkeyPatch, skew: int
+    root: folders.CacheFolder, stamped: Path, monkeypatch: pytest.MonkeyPatch, skew: int
 ) -> None:
     """The server that dates files may be a minute before or after this machine."""
     stamped.write_bytes(stamped.read_bytes())
-    (stamp,) = question_of(stamped).stamps
+    (stamp,) = cache_key_of(stamped).stamps
 
-    def asked() -> fingerprint.Question:
+    def asked() -> fingerprint.CacheKey:
         seen = stamp.mtime_ns + skew * 1_000_000_000
-        return fingerprint.Question("ids", IDENTITY, (replace(stamp, seen_ns=seen, looked=time.monotonic()),))
+        return fingerprint.CacheKey("ids", IDENTITY, (replace(stamp, seen_ns=seen, looked=time.monotonic()),))
 
-    memo = entries.Memo(LINEAGE, 0, "digest")
-    memo.note([root], asked(), {})
+    entry = entries.CacheEntry(LINEAGE, 0, "digest")
+    entry.note([root], asked(), {})
     noted = root.folder("memo") / f"{asked().name}.json"
     os.utime(noted, ns=(0, noted.stat().st_mtime_ns - 2 * fingerprint.FRESH_NS))  # noted that long ago
     reads = reads_of(monkeypatch)
     for _ in range(3):
-        assert entries.Memo.recall([root], asked(), renew=True) == memo
+        assert entries.CacheEntry.recall([root], asked(), renew=True) == entry
     assert reads == ["all"]
 
 
 @pytest.mark.parametrize("where", [0, 500_000, 1_048_575])
-def test_other_content_of_the_same_size_and_time_is_noticed(root: folders.Root, stamped: Path, where: int) -> None:
+def test_other_content_of_the_same_size_and_time_is_noticed(
+    root: folders.CacheFolder, stamped: Path, where: int
+) -> None:
     """Sampled blocks reach from the first byte to the last."""
-    entries.Memo(LINEAGE, 0, "digest").note([root], question_of(stamped), {})
+    entries.CacheEntry(LINEAGE, 0, "digest").note([root], cache_key_of(stamped), {})
     status = stamped.stat()
     content = bytearray(stamped.read_bytes())
     content[where // 16_644 * 16_644 if where not in (0, 1_048_575) else where] ^= 1
     stamped.rename(stamped.with_name("kept"))
     stamped.write_bytes(content)
     os.utime(stamped, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert entries.Memo.recall([root], question_of(stamped), renew=False) is None
+    assert entries.CacheEntry.recall([root], cache_key_of(stamped), renew=False) is None
 
 
-def test_a_file_that_was_too_fresh_is_hashed_before_it_is_trusted(root: folders.Root, stamped: Path) -> None:
+def test_a_file_that_was_too_fresh_is_hashed_before_it_is_trusted(root: folders.CacheFolder, stamped: Path) -> None:
     """Within two seconds a change can leave the time as it was."""
     stamped.write_bytes(b"a" * 200_000)
-    question = question_of(stamped)
-    entries.Memo(LINEAGE, 0, "digest").note([root], question, {})
+    cache_key = cache_key_of(stamped)
+    entries.CacheEntry(LINEAGE, 0, "digest").note([root], cache_key, {})
     with stamped.open("r+b") as file:  # between two sampled blocks, time and inode kept
         file.seek(4096 + 100)
         file.write(b"b")
-    (stamp,) = question.stamps
+    (stamp,) = cache_key.stamps
     os.utime(stamped, ns=(stamp.mtime_ns, stamp.mtime_ns))
-    assert entries.Memo.recall([root], question_of(stamped), renew=True) is None
+    assert entries.CacheEntry.recall([root], cache_key_of(stamped), renew=True) is None
 
 
-def test_a_fresh_file_that_stayed_is_trusted_from_then_on(root: folders.Root, stamped: Path) -> None:
+def test_a_fresh_file_that_stayed_is_trusted_from_then_on(root: folders.CacheFolder, stamped: Path) -> None:
     """Hashing it once is enough."""
     stamped.write_bytes(b"a" * 100)
-    memo = entries.Memo(LINEAGE, 0, "digest")
-    memo.note([root], question_of(stamped), {})
-    question = question_of(stamped)
-    noted = root.folder("memo") / f"{question.name}.json"
+    entry = entries.CacheEntry(LINEAGE, 0, "digest")
+    entry.note([root], cache_key_of(stamped), {})
+    cache_key = cache_key_of(stamped)
+    noted = root.folder("memo") / f"{cache_key.name}.json"
     os.utime(noted, ns=(0, noted.stat().st_mtime_ns - 2 * fingerprint.FRESH_NS))  # noted that long ago
-    assert entries.Memo.recall([root], question, renew=True) == memo
-    noted = json.loads((root.folder("memo") / f"{question.name}.json").read_text())
+    assert entries.CacheEntry.recall([root], cache_key, renew=True) == entry
+    noted = json.loads((root.folder("memo") / f"{cache_key.name}.json").read_text())
     assert noted["files"][0]["fresh"] is False
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"lineage": 1}', "\0" * 100, '{"files": [], "lineage": "x"}'])
-def test_a_torn_memo_is_a_miss(root: folders.Root, stamped: Path, content: str) -> None:
+def test_a_torn_entry_is_a_miss(root: folders.CacheFolder, stamped: Path, content: str) -> None:
     """Power may fail while it is written; it is not worth a sync."""
-    question = question_of(stamped)
-    (root.folder("memo", create=True) / f"{question.name}.json").write_text(content)
-    assert entries.Memo.recall([root], question, renew=False) is None
+    cache_key = cache_key_of(stamped)
+    (root.folder("memo", create=True) / f"{cache_key.name}.json").write_text(content)
+    assert entries.CacheEntry.recall([root], cache_key, renew=False) is None
 
 
-def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: folders.Root, tmp_path: Path) -> None:
+def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: folders.CacheFolder, tmp_path: Path) -> None:
     """Links to it are the same directory."""
     (tmp_path / "data").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "data")
     assert served.served_before([root], tmp_path / "data") is None
-    memo = entries.Memo(LINEAGE, 3, "0" * 64)
-    served.note_served([root], tmp_path / "data", "ab", memo)
-    assert served.served_before([root], tmp_path / "link") == (root, memo)
-    assert served.served_before([root], tmp_path / "link", "ab") == (root, memo)
+    entry = entries.CacheEntry(LINEAGE, 3, "0" * 64)
+    served.note_served([root], tmp_path / "data", "ab", entry)
+    assert served.served_before([root], tmp_path / "link") == (root, entry)
+    assert served.served_before([root], tmp_path / "link", "ab") == (root, entry)
     assert served.served_before([root], tmp_path / "link", "cd") is None
 
 
@@ -336,12 +340,12 @@ def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: folde
 
 
 @pytest.fixture
-def holder(root: folders.Root) -> Iterator[subprocess.Popen[bytes]]:
+def holder(root: folders.CacheFolder) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the lock "q" until it is ended."""
     code = (
         "import sys, time, pathlib; from semid_dataset.cache import cache, folders, lock\n"
         "path = pathlib.Path(sys.argv[1]); root = folders.Root(path, path)\n"
-        "with lock.take_turn(root, 'q', timeout=60, ready=lambda: False) as turn:\n"
+        "with lock.take_lease(root, 'q', timeout=60, ready=lambda: False) as lease:\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(root.path)], stdout=subprocess.PIPE)
@@ -353,32 +357,34 @@ def holder(root: folders.Root) -> Iterator[subprocess.Popen[bytes]]:
     process.stdout.close()
 
 
-def test_a_waiter_leaves_when_the_answer_is_there(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_a_waiter_leaves_when_the_answer_is_there(root: folders.CacheFolder, holder: subprocess.Popen[bytes]) -> None:
     """It need not wait for the lock itself."""
-    with lock.take_turn(root, "q", timeout=60, ready=lambda: True) as turn:
-        assert turn is None
+    with lock.take_lease(root, "q", timeout=60, ready=lambda: True) as lease:
+        assert lease is None
 
 
-def test_a_waiter_takes_over_when_the_owner_dies(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_a_waiter_takes_over_when_the_owner_dies(root: folders.CacheFolder, holder: subprocess.Popen[bytes]) -> None:
     """The kernel frees the lock of a dead process."""
     os.kill(holder.pid, signal.SIGKILL)
-    with lock.take_turn(root, "q", timeout=30, ready=lambda: False) as turn:
-        assert turn is not None
+    with lock.take_lease(root, "q", timeout=30, ready=lambda: False) as lease:
+        assert lease is not None
 
 
-def test_an_owner_without_progress_is_given_up_by_name(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_an_owner_without_progress_is_given_up_by_name(
+    root: folders.CacheFolder, holder: subprocess.Popen[bytes]
+) -> None:
     """The error names the process and the setting."""
     os.kill(holder.pid, signal.SIGSTOP)
     try:
         with pytest.raises(LockTimeoutError, match=rf"process {holder.pid} on .*SEMID_LOCK_TIMEOUT"):  # noqa: SIM117
-            with lock.take_turn(root, "q", timeout=0.5, ready=lambda: False):
+            with lock.take_lease(root, "q", timeout=0.5, ready=lambda: False):
                 pass
     finally:
         os.kill(holder.pid, signal.SIGCONT)
 
 
 def test_waiting_is_said_with_the_owner(
-    root: folders.Root,
+    root: folders.CacheFolder,
     holder: subprocess.Popen[bytes],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -386,29 +392,31 @@ def test_waiting_is_said_with_the_owner(
     """Who reads the log knows whom to look at."""
     monkeypatch.setattr(lock, "SAY_SECONDS", 0.2)
     with caplog.at_level("INFO", "semid_dataset"), pytest.raises(LockTimeoutError):  # noqa: SIM117
-        with lock.take_turn(root, "q", timeout=0.8, ready=lambda: False):
+        with lock.take_lease(root, "q", timeout=0.8, ready=lambda: False):
             pass
     assert f"Waiting for process {holder.pid}" in caplog.text
 
 
-def test_progress_of_the_owner_keeps_the_others_waiting(root: folders.Root, holder: subprocess.Popen[bytes]) -> None:
+def test_progress_of_the_owner_keeps_the_others_waiting(
+    root: folders.CacheFolder, holder: subprocess.Popen[bytes]
+) -> None:
     """Only silence ends the wait."""
-    beats = iter(range(40))
+    heartbeats = iter(range(40))
     owner = root.folder("locks") / "q.owner"
 
     def answer_after_forty_looks() -> bool:
-        number = next(beats, None)
+        number = next(heartbeats, None)
         if number is None:
             return True
         owner.write_text(json.dumps({"pid": 1, "host": "h", "beats": number}))
         return False
 
-    with lock.take_turn(root, "q", timeout=1.5, ready=answer_after_forty_looks) as turn:
-        assert turn is None
+    with lock.take_lease(root, "q", timeout=1.5, ready=answer_after_forty_looks) as lease:
+        assert lease is None
 
 
 def test_an_owner_that_never_ends_is_given_up_at_the_deadline(
-    root: folders.Root, holder: subprocess.Popen[bytes]
+    root: folders.CacheFolder, holder: subprocess.Popen[bytes]
 ) -> None:
     """Progress keeps waiters for the deadline at most; the error names the process and the setting."""
     owner = root.folder("locks") / "q.owner"
@@ -419,13 +427,13 @@ def test_an_owner_that_never_ends_is_given_up_at_the_deadline(
         return False
 
     with pytest.raises(LockTimeoutError, match=rf"process {holder.pid} on h has held .*SEMID_LOCK_DEADLINE"):  # noqa: SIM117
-        with lock.take_turn(root, "q", timeout=60, deadline=1.0, ready=never):
+        with lock.take_lease(root, "q", timeout=60, deadline=1.0, ready=never):
             pass
 
 
 @pytest.mark.parametrize("error", ["ENOLCK", "EOPNOTSUPP", "EIO", "ESTALE", "ENOSYS"])
 def test_a_lock_that_fails_is_warned_about_and_done_without(
-    root: folders.Root, monkeypatch: pytest.MonkeyPatch, error: str
+    root: folders.CacheFolder, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
     """Correctness never rests on it, and no marker file is left behind."""
     import errno
@@ -436,13 +444,13 @@ def test_a_lock_that_fails_is_warned_about_and_done_without(
 
     monkeypatch.setattr(fcntl, "flock", fail)
     with pytest.warns(SemanticIdWarning, match="without it"):  # noqa: SIM117
-        with lock.take_turn(root, "q", timeout=5, ready=lambda: False) as turn:
-            assert turn is not None
+        with lock.take_lease(root, "q", timeout=5, ready=lambda: False) as lease:
+            assert lease is not None
     assert {path.name for path in root.folder("locks").iterdir()} <= {"q.lock", "q.owner"}
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
-def test_something_else_at_the_locks_path_is_done_without(root: folders.Root, tmp_path: Path, kind: str) -> None:
+def test_something_else_at_the_locks_path_is_done_without(root: folders.CacheFolder, tmp_path: Path, kind: str) -> None:
     """It is neither followed nor waited for."""
     path = root.folder("locks", create=True) / "q.lock"
     if kind == "link":
@@ -452,14 +460,14 @@ def test_something_else_at_the_locks_path_is_done_without(root: folders.Root, tm
     else:
         path.mkdir()
     with pytest.warns(SemanticIdWarning, match="without it"):  # noqa: SIM117
-        with lock.take_turn(root, "q", timeout=5, ready=lambda: False) as turn:
-            assert turn is not None
+        with lock.take_lease(root, "q", timeout=5, ready=lambda: False) as lease:
+            assert lease is not None
     assert not (tmp_path / "target").exists()
 
 
-def _hold_in_turn(root: folders.Root, marker: Path, failures: Path) -> None:
+def _hold_the_lease(root: folders.CacheFolder, marker: Path, failures: Path) -> None:
     for _ in range(20):
-        with lock.take_turn(root, "q", timeout=60, ready=lambda: False):
+        with lock.take_lease(root, "q", timeout=60, ready=lambda: False):
             try:
                 marker.mkdir()  # fails if another process is inside
                 time.sleep(0.001)
@@ -468,13 +476,13 @@ def _hold_in_turn(root: folders.Root, marker: Path, failures: Path) -> None:
                 failures.touch()
 
 
-def test_one_process_at_a_time(root: folders.Root, tmp_path: Path) -> None:
+def test_one_process_at_a_time(root: folders.CacheFolder, tmp_path: Path) -> None:
     """An occupancy marker would show two."""
     context = multiprocessing.get_context("fork")
     arguments = (root, tmp_path / "inside", tmp_path / "failed")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        processes = [context.Process(target=_hold_in_turn, args=arguments) for _ in range(4)]
+        processes = [context.Process(target=_hold_the_lease, args=arguments) for _ in range(4)]
         for process in processes:
             process.start()
     for process in processes:
@@ -485,6 +493,6 @@ def test_one_process_at_a_time(root: folders.Root, tmp_path: Path) -> None:
 
 def test_without_a_root_there_is_no_waiting() -> None:
     """IDs then stay in memory, so there is nothing to meet at."""
-    with lock.take_turn(None, "q", timeout=1, ready=lambda: False) as turn:
-        assert turn is not None
-        turn.beat()
+    with lock.take_lease(None, "q", timeout=1, ready=lambda: False) as lease:
+        assert lease is not None
+        lease.heartbeat()

@@ -34,20 +34,20 @@ VALUES = st.recursive(
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> folders.Root:
-    return folders.Root(tmp_path / "cache", tmp_path / "cache")
+def root(tmp_path: Path) -> folders.CacheFolder:
+    return folders.CacheFolder(tmp_path / "cache", tmp_path / "cache")
 
 
-def asked(folder: Path) -> fingerprint.Question:
+def asked(folder: Path) -> fingerprint.CacheKey:
     path = folder / "emb"
     path.write_bytes(b"x")
-    return fingerprint.Question("ids", IDENTITY, (fingerprint.FileStamp.of(path, folder),))
+    return fingerprint.CacheKey("ids", IDENTITY, (fingerprint.FileStamp.of(path, folder),))
 
 
-def recalled(root: folders.Root, question: fingerprint.Question, noted: object) -> entries.Memo | None:
-    path = root.folder("memo", create=True) / f"{question.name}.json"
+def recalled(root: folders.CacheFolder, cache_key: fingerprint.CacheKey, noted: object) -> entries.CacheEntry | None:
+    path = root.folder("memo", create=True) / f"{cache_key.name}.json"
     path.write_bytes(noted if isinstance(noted, bytes) else json.dumps(noted).encode())
-    return entries.Memo.recall([root], question, renew=True)
+    return entries.CacheEntry.recall([root], cache_key, renew=True)
 
 
 def changed(place: str, value: object) -> dict[str, Any]:
@@ -80,27 +80,27 @@ FORGED = {
 
 
 @pytest.mark.parametrize("noted", FORGED.values(), ids=FORGED)
-def test_a_forged_memo_is_as_good_as_none(root: folders.Root, tmp_path: Path, noted: object) -> None:
+def test_a_forged_entry_is_as_good_as_none(root: folders.CacheFolder, tmp_path: Path, noted: object) -> None:
     """It is passed over, whatever the recursion limit is; nothing that it names is opened."""
-    question = asked(tmp_path)
+    cache_key = asked(tmp_path)
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1_000_000)  # as some programs do: a C parser would then overrun its stack
     try:
-        assert recalled(root, question, noted) is None
+        assert recalled(root, cache_key, noted) is None
     finally:
         sys.setrecursionlimit(before)
 
 
 @settings(max_examples=150, deadline=None)
 @given(place=st.sampled_from([*GOOD, *(f"files.{name}" for name in GOOD["files"][0])]), value=VALUES)  # type: ignore[misc,index]
-def test_any_value_anywhere_in_a_memo_is_used_or_passed_over(
+def test_any_value_anywhere_in_an_entry_is_used_or_passed_over(
     tmp_path_factory: pytest.TempPathFactory, place: str, value: object
 ) -> None:
     """Never another error, never a name that is a path."""
     folder = tmp_path_factory.mktemp("fuzz")
-    root = folders.Root(folder / "cache", folder)
-    memo = recalled(root, asked(folder), changed(place, value))
-    assert memo is None or folders.LINEAGE_NAME.fullmatch(memo.lineage)
+    root = folders.CacheFolder(folder / "cache", folder)
+    entry = recalled(root, asked(folder), changed(place, value))
+    assert entry is None or folders.LINEAGE_NAME.fullmatch(entry.lineage)
 
 
 def sparse(path: Path, size: int) -> None:
@@ -112,11 +112,11 @@ def sparse(path: Path, size: int) -> None:
 @pytest.mark.parametrize("kind", ["memo", "served", "plan"])
 @pytest.mark.parametrize("what", ["sparse", "fifo", "link", "folder", "device"])
 def test_what_is_no_small_file_is_refused_before_it_is_read(
-    root: folders.Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, what: str
+    root: folders.CacheFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, what: str
 ) -> None:
     """3 GiB of nothing cost no read, a FIFO no wait, a link leads nowhere."""
-    question, data = asked(tmp_path), tmp_path / "data"
-    name = {"memo": question.name, "served": served._names(root, data)[0], "plan": "plan"}[kind]
+    cache_key, data = asked(tmp_path), tmp_path / "data"
+    name = {"memo": cache_key.name, "served": served._names(root, data)[0], "plan": "plan"}[kind]
     path = root.folder("jobs" if kind == "plan" else kind, create=True) / f"{name}.json"
     if what == "sparse":
         sparse(path, 3 << 30)
@@ -133,7 +133,7 @@ def test_what_is_no_small_file_is_refused_before_it_is_read(
         os.mknod(path, 0o020666, os.makedev(1, 5))  # /dev/zero, which never ends
     monkeypatch.setattr(os, "read", lambda *_: pytest.fail("it was read"))
     if kind == "memo":
-        assert entries.Memo.recall([root], question, renew=False) is None
+        assert entries.CacheEntry.recall([root], cache_key, renew=False) is None
     elif kind == "served":
         assert served.served_before([root], data) is None
     else:

@@ -23,7 +23,7 @@ LINEAGE = "0123456789abcdef"
 DAY = 86_400.0
 
 
-def publish(root: folders.Root, generation: int, lineage: str = LINEAGE) -> Path:
+def publish(root: folders.CacheFolder, generation: int, lineage: str = LINEAGE) -> Path:
     codes = np.random.default_rng(generation).integers(0, 256, (50, 4)).astype(np.uint8)
     info = {"lineage": lineage, "generation": generation}
     publish_table(root, lineage, generation, build_table_buffers(np.arange(50), codes, info=info))
@@ -36,19 +36,19 @@ def age(path: Path, days: float) -> None:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> folders.Root:
+def root(tmp_path: Path) -> folders.CacheFolder:
     """A cache of one lineage with two generations, 40 days old."""
-    root = folders.Root(tmp_path / "cache", tmp_path / "cache")
+    root = folders.CacheFolder(tmp_path / "cache", tmp_path / "cache")
     for generation in (0, 1):
         age(publish(root, generation), 40)
     return root
 
 
-def doomed(root: folders.Root, **settings: object) -> list[str]:
+def doomed(root: folders.CacheFolder, **settings: object) -> list[str]:
     return sorted(one.path.name for one in find_waste(Cache([root]), **settings))  # type: ignore[arg-type]
 
 
-def test_tables_stay_for_a_month_and_leftovers_for_a_day(root: folders.Root) -> None:
+def test_tables_stay_for_a_month_and_leftovers_for_a_day(root: folders.CacheFolder) -> None:
     """By default; an age that is named holds for all."""
     assert doomed(root) == ["0.safetensors"]
     age(root.folder(LINEAGE) / "0.safetensors", 20)
@@ -60,7 +60,7 @@ def test_tables_stay_for_a_month_and_leftovers_for_a_day(root: folders.Root) -> 
     assert doomed(root, min_age=0) == ["0.safetensors", "2.safetensors.damaged-0"]
 
 
-def test_the_newest_that_can_be_read_stays_whatever_its_age(root: folders.Root) -> None:
+def test_the_newest_that_can_be_read_stays_whatever_its_age(root: folders.CacheFolder) -> None:
     """Also where a newer one is damaged."""
     (root.folder(LINEAGE) / "1.safetensors").write_bytes(b"damaged")
     age(root.folder(LINEAGE) / "1.safetensors", 40)
@@ -94,7 +94,7 @@ HOLD = (
 
 
 @pytest.mark.parametrize("how", ["mapped", "copied"])
-def test_what_a_process_of_this_machine_has_open_stays(root: folders.Root, how: str) -> None:
+def test_what_a_process_of_this_machine_has_open_stays(root: folders.CacheFolder, how: str) -> None:
     """The kernel tells of a map; a copy keeps its file open to be seen."""
     path = root.folder(LINEAGE) / "0.safetensors"
     with a_process(HOLD, path, how):
@@ -139,7 +139,7 @@ def test_pruning_beside_a_running_trainer_leaves_what_its_next_workers_open(tmp_
         assert out == "done\n"
 
 
-def test_a_table_that_was_used_lately_stays(root: folders.Root) -> None:
+def test_a_table_that_was_used_lately_stays(root: folders.CacheFolder) -> None:
     """Its reader may be on another machine: whoever opens a table leaves a mark, once a day."""
     cache = Cache([root])
     assert cache.named(LINEAGE, 0) is not None
@@ -156,13 +156,15 @@ def test_a_table_that_was_used_lately_stays(root: folders.Root) -> None:
     assert doomed(root) == []
 
 
-def test_a_reader_that_may_not_write_leaves_no_mark(root: folders.Root) -> None:
+def test_a_reader_that_may_not_write_leaves_no_mark(root: folders.CacheFolder) -> None:
     """With the gate closed nothing is written."""
     assert Cache([root]).reading().named(LINEAGE, 0) is not None
     assert not (root.versioned / use.USED).exists()
 
 
-def test_ages_are_told_by_the_clock_of_the_file_system(root: folders.Root, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ages_are_told_by_the_clock_of_the_file_system(
+    root: folders.CacheFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A machine two months ahead takes nothing that is a day old."""
     age(root.folder(LINEAGE) / "0.safetensors", 1)
     real = time.time
@@ -170,7 +172,7 @@ def test_ages_are_told_by_the_clock_of_the_file_system(root: folders.Root, monke
     assert doomed(root) == []
 
 
-def test_what_belongs_to_a_lineage_that_is_gone_goes_too(root: folders.Root) -> None:
+def test_what_belongs_to_a_lineage_that_is_gone_goes_too(root: folders.CacheFolder) -> None:
     """Entries of the index and marks of use; jobs and hidden files of dead writers as well."""
     for kind, name in (("index", "gone-lineage.0123456789abcdef"), ("used", "gone-lineage.3")):
         path = root.folder(kind, create=True) / name
@@ -184,7 +186,7 @@ def test_what_belongs_to_a_lineage_that_is_gone_goes_too(root: folders.Root) -> 
     assert doomed(root) == ["0.safetensors", "gone-lineage.0123456789abcdef", "gone-lineage.3", "plan.json"]
 
 
-def test_a_size_is_kept_by_giving_up_what_is_least_missed(root: folders.Root) -> None:
+def test_a_size_is_kept_by_giving_up_what_is_least_missed(root: folders.CacheFolder) -> None:
     """Leftovers first, then the longest unused; never the newest of a lineage."""
     for generation in (2, 3):
         age(publish(root, generation), 35 - generation)
@@ -219,7 +221,7 @@ def test_the_cache_says_what_lies_in_it(tmp_path: Path) -> None:
     assert contents.bytes >= row.bytes
 
 
-def test_a_generation_that_is_pinned_stays(root: folders.Root) -> None:
+def test_a_generation_that_is_pinned_stays(root: folders.CacheFolder) -> None:
     """What was rolled back to answers as long as the pin lies there."""
     assert doomed(root, min_age=0) == ["0.safetensors"]
     served.pin([root], Path("/some/where"), f"{LINEAGE}@0")
@@ -228,9 +230,9 @@ def test_a_generation_that_is_pinned_stays(root: folders.Root) -> None:
     assert doomed(root, min_age=0) == ["0.safetensors"]
 
 
-def test_notes_of_a_copied_cache_keep_their_lineage(root: folders.Root) -> None:
+def test_notes_of_a_copied_cache_keep_their_lineage(root: folders.CacheFolder) -> None:
     """A lineage that a note names is nobody's waste."""
     assert doomed(root, lineages=True, min_age=0) == ["0.safetensors", "1.safetensors"]
     for kind, lineage in (("a1", LINEAGE), ("b2", "another-lineage")):  # of two kinds of ID, the last one is another
-        served.note_served([root], Path("/some/where"), kind, entries.Memo(lineage, 0, "5" * 64))
+        served.note_served([root], Path("/some/where"), kind, entries.CacheEntry(lineage, 0, "5" * 64))
         assert doomed(root, lineages=True, min_age=0) == ["0.safetensors"]

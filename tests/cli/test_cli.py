@@ -186,7 +186,7 @@ def test_verify_finds_nothing_wrong_with_what_was_made(semid: Any, made: Path) -
     assert facts["ok"] is True
     assert facts["embeddings"]["coverage"] == 1.0
     assert facts["embeddings"]["reproduced"] == 1 - facts["embeddings"]["moved"] / 80
-    assert facts["embeddings"]["relative_mse"] == pytest.approx(facts["embeddings"]["relative_mse_at_birth"])
+    assert facts["embeddings"]["relative_mse"] == pytest.approx(facts["embeddings"]["relative_mse_at_fit"])
 
 
 def forged(made: Path, path: Path, **changes: Any) -> Path:
@@ -360,14 +360,14 @@ def test_a_report_is_written(semid: Any, world: Path, made: Path) -> None:
 # --- prune ---
 
 
-def a_used_cache(data: Path) -> tuple[folders.Root, str]:
+def a_used_cache(data: Path) -> tuple[folders.CacheFolder, str]:
     """Make a lineage of two generations with all that may lie around in a cache."""
     make_data(data, 60)
     SmallDataset(data).semantic_id_dict  # noqa: B018 - reading it makes it
     write_embeddings(data, vectors_of(70))
     table = SmallDataset(data).semantic_id_dict
     assert (table.status, table.generation) == ("extended", 1)
-    root = folders.Root(data / ".semantic_ids", data)
+    root = folders.CacheFolder(data / ".semantic_ids", data)
     folder = root.versioned / table.lineage
     (folder / "1.safetensors.damaged-0123456789ab").write_bytes(b"x")
     leftover = folder / ".2.safetensors.0123.tmp"
@@ -417,7 +417,7 @@ def test_pruning_lineages_leaves_those_in_use(semid: Any, tmp_path: Path, monkey
 
 def test_pruning_keeps_the_trace_of_a_loss(semid: Any, tmp_path: Path) -> None:
     """A damaged table without any other tells the next training that IDs were lost."""
-    root = folders.Root(tmp_path, tmp_path)
+    root = folders.CacheFolder(tmp_path, tmp_path)
     cache.publish_table(root, "lost-lineage", 0, [b"nonsense"])
     aside = files.set_aside(
         root.versioned / "lost-lineage" / "0.safetensors",
@@ -528,7 +528,7 @@ def test_a_data_directory_without_a_writable_cache_is_an_error_before_the_work(
     """IDs that end with the process are no answer to a command; where they are there already, none need be written."""
     data = make_data(tmp_path / "data", 60)
     with monkeypatch.context() as patch:
-        patch.setattr(folders.Root, "takes_writes", lambda _: False)
+        patch.setattr(folders.CacheFolder, "takes_writes", lambda _: False)
         patch.setattr(training, "train", None)
         done = semid("generate", data, *QUICK)
         assert (done.code, done.out, done.err.count("\n")) == (3, "", 1)
@@ -536,7 +536,7 @@ def test_a_data_directory_without_a_writable_cache_is_an_error_before_the_work(
         assert "Give -o DIR" in done.err
         assert [path.name for path in data.iterdir()] == ["creative_emb"]
     assert semid("generate", data, *QUICK).code == 0
-    monkeypatch.setattr(folders.Root, "takes_writes", lambda _: False)
+    monkeypatch.setattr(folders.CacheFolder, "takes_writes", lambda _: False)
     again = semid("generate", data, *QUICK)
     assert (again.code, "Nothing was written" in again.out) == (0, True)
     assert semid("generate", data, *QUICK, "--retrain").code == 3

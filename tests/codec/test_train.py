@@ -147,18 +147,18 @@ def test_any_number_of_levels_and_unequal_sizes(sizes: tuple[int, ...]) -> None:
 def test_epochs_are_told_and_counted() -> None:
     """After every epoch; the heartbeat comes at least as often."""
     told: list[tuple[int, int, float]] = []
-    beats: list[None] = []
+    heartbeats: list[None] = []
     config = small(num_epochs=3)
     trained = train(
         mixture(300),
         config,
         on_epoch=lambda *epoch: told.append(epoch),
-        on_progress=lambda: beats.append(None),
+        on_progress=lambda: heartbeats.append(None),
     )
     assert [epoch for epoch, _, _ in told] == list(range(1, trained.stopped_at + 1))
     assert {epochs for _, epochs, _ in told} == {3}
     assert [loss for _, _, loss in told] == trained.curve
-    assert len(beats) >= len(told)
+    assert len(heartbeats) >= len(told)
 
 
 def test_no_epochs_is_k_means() -> None:

@@ -98,7 +98,7 @@ def test_leading_codes_stay_while_last_codes_are_free() -> None:
     assert np.array_equal(result.codes[:, 0], codes[:, 0])
 
 
-def test_a_full_prefix_spills_to_its_nearest_neighbour() -> None:
+def test_a_full_prefix_overflows_to_its_nearest_neighbour() -> None:
     """Five items where four codes are: the one too many goes to the next first code, and no other item moves."""
     quantizer = on_a_line(9, 4)
     vectors = line(300, 300, 301, 302, 303, 400)
@@ -107,7 +107,7 @@ def test_a_full_prefix_spills_to_its_nearest_neighbour() -> None:
 
 
 def test_taken_tuples_stay_with_those_who_have_them() -> None:
-    """However well a new item fits, it yields; so does it to tuples that only a spill would meet."""
+    """However well a new item fits, it yields; so does it to tuples that only an overflow would meet."""
     quantizer = on_a_line(3, 2)
     taken = np.array([[1, 0], [1, 1], [2, 0]], dtype=np.uint8)
     result = resolve_collisions(quantizer, line(100), quantizer.encode(line(100)), taken=taken)
@@ -152,8 +152,8 @@ def test_many_equal_items_fill_the_tree_from_below() -> None:
     vectors = np.ones((3000, 3), dtype=np.float32)
     result = resolve_collisions(quantizer, vectors, quantizer.encode(vectors))
     assert len(set(tuples(result.codes))) == 3000
-    home = quantizer.encode(vectors[:1])[0]
-    assert (result.codes[:, 0] == home[0]).sum() in {255, 256}
+    bucket = quantizer.encode(vectors[:1])[0]
+    assert (result.codes[:, 0] == bucket[0]).sum() in {255, 256}
     assert result.exact_duplicates == 2999
 
 
@@ -166,10 +166,10 @@ def one_by_one(
     errors = collisions.squared_errors(quantizer, vectors, codes)
     order = sorted(range(len(codes)), key=lambda row: (errors[row], row))
     given = {(0,) * levels, *tuples(taken)}
-    result, losers = codes.copy(), []
+    result, displaced = codes.copy(), []
     for row in order:
         if (wanted := tuple(codes[row].tolist())) in given:
-            losers.append(row)
+            displaced.append(row)
         given.add(wanted)
 
     def room(prefix: tuple[int, ...]) -> bool:
@@ -177,7 +177,7 @@ def one_by_one(
             return prefix not in given
         return any(room((*prefix, code)) for code in range(sizes[len(prefix)]))
 
-    for row in losers:
+    for row in displaced:
         prefix = tuple(codes[row].tolist())[:-1]
         while not room(prefix):
             prefix = prefix[:-1]
@@ -195,7 +195,7 @@ def one_by_one(
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_blocks_give_what_one_by_one_gives(data: st.DataObject) -> None:
-    """Whatever the size of a block, with spills into homes of others, before and after they are served."""
+    """Whatever the size of a block, with overflows into buckets of others, before and after they are served."""
     sizes = tuple(data.draw(st.lists(st.integers(2, 5), min_size=1, max_size=4)))
     random = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     n = data.draw(st.integers(0, min(math.prod(sizes) - 1, 60)))
@@ -212,7 +212,7 @@ def test_blocks_give_what_one_by_one_gives(data: st.DataObject) -> None:
 
 
 def test_a_crowd_fills_prefix_after_prefix() -> None:
-    """Many blocks that spill, into homes and elsewhere, and places that fill up after they were looked for."""
+    """Many blocks that overflow, into buckets and elsewhere, and places that fill up after they were looked for."""
     random = np.random.default_rng(3)
     quantizer = random_quantizer((6, 6, 12))
     vectors = random.standard_normal((330, 3)).astype(np.float32) * np.float32(0.2)
@@ -238,9 +238,9 @@ def test_groups_looked_at_in_pieces(sizes: tuple[int, ...], dtype: Any) -> None:
         pieces = resolve_collisions(quantizer, vectors, codes, taken=codes[::9])
     assert np.array_equal(pieces.codes, whole.codes)
     assert pieces.exact_duplicates == whole.exact_duplicates == 300 - len(np.unique(vectors, axis=0))
-    assert whole.losers is not None
-    assert pieces.losers is not None
-    assert np.array_equal(pieces.losers, whole.losers)
+    assert whole.displaced is not None
+    assert pieces.displaced is not None
+    assert np.array_equal(pieces.displaced, whole.displaced)
 
 
 @pytest.mark.parametrize(("levels", "dtype"), [(1, np.uint8), (3, np.uint8), (4, np.uint16), (16, np.uint16)])

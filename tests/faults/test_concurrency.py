@@ -33,7 +33,7 @@ from faultkit import (
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, make_data
 
 from semid_dataset import resolve
-from semid_dataset.build import pipeline as birth
+from semid_dataset.build import pipeline
 from semid_dataset.cache import cache, folders, lock
 from semid_dataset.environment import Context
 from semid_dataset.errors import GenerationError, LockTimeoutError, SemanticIdWarning
@@ -52,13 +52,13 @@ def read_together(data: Path, processes: int, tmp_path: Path, prepare: Callable[
 
     def child(number: int) -> None:
         prepare()
-        train = birth.train_table
+        train = pipeline.train_table
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             (count / uuid.uuid4().hex).touch()
             return train(*args, **kwargs)
 
-        birth.train_table = counted  # type: ignore[assignment]
+        pipeline.train_table = counted  # type: ignore[assignment]
         wait_for(go)
         (answers / str(number)).write_text(SmallDataset(data).semantic_id_dict.digest)
 
@@ -100,7 +100,7 @@ def test_processes_that_all_believe_to_hold_the_lock_serve_one_table(data: Path,
 
     def useless() -> None:
         fcntl.flock = lambda *_: None  # type: ignore[assignment]
-        train = birth.train_table
+        train = pipeline.train_table
 
         def another(embeddings: Any, config: Any, *rest: Any) -> Any:  # as on machines whose sums round otherwise
             from dataclasses import replace
@@ -108,7 +108,7 @@ def test_processes_that_all_believe_to_hold_the_lock_serve_one_table(data: Path,
             time.sleep(0.3)
             return train(embeddings, replace(config, seed=os.getpid()), *rest)
 
-        birth.train_table = another  # type: ignore[assignment]
+        pipeline.train_table = another  # type: ignore[assignment]
 
     digests = read_together(data, 3, tmp_path, useless)
     assert len(digests) == 3
@@ -122,8 +122,8 @@ GENERATE = (
     "inside = go.with_name(f'inside{seed}')\n"
     "ready = lambda: faultkit.read_digest(root) is not None\n"
     "faultkit.wait_for(go)\n"
-    "with lock.take_turn(root, 'q', timeout=60, ready=ready) as turn:\n"
-    "    if turn is not None and not ready():\n"
+    "with lock.take_lease(root, 'q', timeout=60, ready=ready) as lease:\n"
+    "    if lease is not None and not ready():\n"
     "        inside.touch(); time.sleep(0.5)\n"
     "        cache.publish_table(root, faultkit.LINEAGE, 0, [faultkit.table_bytes(seed)])\n"
     "print(faultkit.read_digest(root))\n"
@@ -159,12 +159,12 @@ def test_a_lock_that_fails_is_done_without(tmp_path: Path, error: str) -> None:
 
 HOLD = (
     "import sys, time, pathlib, faultkit; from semid_dataset.cache import cache, folders, lock\n"
-    "with lock.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), sys.argv[2], timeout=60, ready=lambda: False):\n"
+    "with lock.take_lease(faultkit.root_at(pathlib.Path(sys.argv[1])), sys.argv[2], timeout=60, ready=lambda: False):\n"
     "    pathlib.Path(sys.argv[3]).touch(); time.sleep(float(sys.argv[4]))\n"
 )
 
 
-def hold(root: folders.Root, name: str, marker: Path) -> "subprocess.Popen[str]":
+def hold(root: folders.CacheFolder, name: str, marker: Path) -> "subprocess.Popen[str]":
     child = start(HOLD, root.path, name, marker, 300)
     wait_for(marker)
     return child
@@ -172,7 +172,7 @@ def hold(root: folders.Root, name: str, marker: Path) -> "subprocess.Popen[str]"
 
 @pytest.mark.stress
 @pytest.mark.timeout(300)
-def test_a_dead_owners_turn_is_taken_within_a_second(tmp_path: Path, tally: Counter[str]) -> None:
+def test_a_dead_owners_lease_is_taken_within_a_second(tmp_path: Path, tally: Counter[str]) -> None:
     """Row 12: the kernel frees its lock, two waiters are there, one of them gets it."""
     root = root_at(tmp_path / "cache")
     for number in range(10):
@@ -200,7 +200,7 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> N
     root = root_at(tmp_path / "cache")
     code = (
         "import os, sys, time, pathlib, faultkit; from semid_dataset.cache import cache, folders, lock\n"
-        "with lock.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
+        "with lock.take_lease(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
         "    child = os.fork()\n"
         "    if child == 0: os.close(1), os.close(2), time.sleep(30), os._exit(0)\n"
         "    print(child, flush=True); os.kill(os.getpid(), 9)\n"
@@ -208,24 +208,24 @@ def test_a_forked_child_does_not_keep_its_dead_parents_lock(tmp_path: Path) -> N
     owner = start(code, root.path)
     child = int(owner.communicate(timeout=50)[0])
     try:
-        with lock.take_turn(root, "q", timeout=10, ready=lambda: False) as turn:
-            assert turn is not None
+        with lock.take_lease(root, "q", timeout=10, ready=lambda: False) as lease:
+            assert lease is not None
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def question_of(data: Path) -> tuple[folders.Root, str]:
+def cache_key_of(data: Path) -> tuple[folders.CacheFolder, str]:
     """Where the processes that ask for this directory's IDs meet."""
-    resolution = resolve.Resolution(resolve.Ask(data, ("81",), config=SMALL), Context.at_door(), may_generate=True)
-    question, _ = resolution.question(sources.find_sources(data, ["81"]))
-    return next(iter(resolution.cache.folders)), question.name
+    resolution = resolve.Resolution(resolve.Request(data, ("81",), config=SMALL), Context.at_door(), may_generate=True)
+    cache_key, _ = resolution.cache_key(sources.find_sources(data, ["81"]))
+    return next(iter(resolution.cache.folders)), cache_key.name
 
 
 def test_an_owner_that_hangs_ends_in_default_ids_and_under_ranks_in_an_error(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Row 13: waiting is said with the owner's name; the timeout names its setting; ranks stop."""
-    root, name = question_of(data)
+    root, name = cache_key_of(data)
     monkeypatch.setattr(lock, "SAY_SECONDS", 0.3)
     monkeypatch.setenv("SEMID_LOCK_TIMEOUT", "1.0")
     owner = hold(root, name, tmp_path / "held")
@@ -478,13 +478,13 @@ STREAM = (
     "basis_of = tasks.basis_of\n"
     "def late(*given):\n    time.sleep(slow)\n    return basis_of(*given)\n"
     "run.basis_of = late\n"
-    "train = run.birth.train_quantizer\n"
-    "run.birth.train_quantizer = lambda m, config, beat: train(m, replace(config, seed=nth), beat)\n"
+    "train = run.pipeline.train_quantizer\n"
+    "run.pipeline.train_quantizer = lambda m, config, heartbeat: train(m, replace(config, seed=nth), heartbeat)\n"
     "data = pathlib.Path(sys.argv[1])\n"
     "faultkit.wait_for(pathlib.Path(sys.argv[2]))\n"
-    "from semid_dataset.resolve import Ask, Resolution\n"
+    "from semid_dataset.resolve import Request, Resolution\n"
     "from semid_dataset.environment import Context\n"
-    "ask = Ask(data, ('81',), config=SMALL)\n"
+    "ask = Request(data, ('81',), config=SMALL)\n"
     "resolution = Resolution(ask, Context.at_door(), may_generate=True)\n"
     "resolution.engine = 'local'\n"
     "table = resolution.run()\n"
@@ -526,7 +526,7 @@ def test_a_folder_that_vanishes_is_looked_past_without_a_note(
         return encoded(self, basis)
 
     monkeypatch.setattr(streaming.Job, "encoded", vanish)
-    monkeypatch.setattr(Cache, "turn", lambda *_, **__: nullcontext(lock.Turn(None)))
+    monkeypatch.setattr(Cache, "lease", lambda *_, **__: nullcontext(lock.Lease(None)))
     table = generate_semantic_ids(data, config=SMALL, engine="local")
     assert table.digest == published[0]
     assert table.status == "cached"

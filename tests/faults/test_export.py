@@ -47,9 +47,9 @@ def test_damage_between_an_export_and_its_note_heals(warm: Path, monkeypatch: py
     del before
     remember = Cache.remember
 
-    def damaged_first(self: Cache, memo: object, question: object, digests: object) -> None:
-        if getattr(question, "kind", "") != "json":
-            remember(self, memo, question, digests)  # type: ignore[arg-type]
+    def damaged_first(self: Cache, entry: object, cache_key: object, digests: object) -> None:
+        if getattr(cache_key, "kind", "") != "json":
+            remember(self, entry, cache_key, digests)  # type: ignore[arg-type]
 
     for path in warm.glob(".semantic_ids/v1/memo/*"):
         path.unlink()
@@ -79,9 +79,9 @@ def test_the_mark_is_there_before_the_export(data: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(resolve.files, "place_file", look)
     table = ids_of(data)
-    ((memo,),) = seen
-    assert memo is not None
-    assert (memo.lineage, memo.digest) == (table.lineage, table.digest)
+    ((entry,),) = seen
+    assert entry is not None
+    assert (entry.lineage, entry.digest) == (table.lineage, table.digest)
 
 
 @pytest.mark.parametrize("round_", range(5))

@@ -19,7 +19,7 @@ from faultkit import LINEAGE, checksums, immutable, read_only, root_at, table_by
 from world import ITEM0, SmallMixinDataset, vectors_of, write_embeddings
 
 from semid_dataset import SemanticIdConfig, SemanticIdTable
-from semid_dataset.build import pipeline as birth
+from semid_dataset.build import pipeline
 from semid_dataset.build import recover as healing
 from semid_dataset.cache import cache
 from semid_dataset.errors import CorruptTableError, SemanticIdWarning
@@ -100,12 +100,12 @@ def another_training(monkeypatch: pytest.MonkeyPatch, seed: int = 9) -> None:
     """From now on the same training gives other codes, as on another machine."""
     from dataclasses import replace
 
-    train = birth.train_table
+    train = pipeline.train_table
 
     def train_otherwise(embeddings: Any, config: SemanticIdConfig, *rest: Any) -> Any:
         return train(embeddings, replace(config, seed=seed), *rest)
 
-    monkeypatch.setattr(birth, "train_table", train_otherwise)
+    monkeypatch.setattr(pipeline, "train_table", train_otherwise)
 
 
 def test_ids_outlive_a_training_that_would_give_others(
@@ -379,7 +379,7 @@ def test_a_newer_format_is_an_error_and_trains_nothing(
     content = path.read_bytes()
     if not exported:
         (warm / "semantic_id_dict.json").unlink()
-    monkeypatch.setattr(birth, "train_table", lambda *_: pytest.fail("it was trained"))
+    monkeypatch.setattr(pipeline, "train_table", lambda *_: pytest.fail("it was trained"))
     answer = ids_of(warm)
     assert answer.status == "default"
     assert "Install a newer semid_dataset" in answer.reason

@@ -144,7 +144,7 @@ def test_a_neighbour_that_the_system_refuses_costs_no_ids(
 def test_ones_own_newer_table_is_no_neighbours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, warned: Callable[[], str]
 ) -> None:
-    """Row 15 stays: without its memo it is known by what it was born from; nothing is trained."""
+    """Row 15 stays: without its entry it is known by what it was fitted on; nothing is trained."""
     monkeypatch.setenv("SEMID_CACHE_DIR", str(tmp_path / "cache"))
     data = make_data(tmp_path / "data")
     path = ids_of(data).path
@@ -292,7 +292,7 @@ def test_platformdirs_that_returns_a_tilde_makes_no_such_folder(
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # which is what it does, and we do on Linux
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.chdir(tmp_path)
-    assert [root.path for root in folders.Roots(data, None, Environment.read({}))] == [data / ".semantic_ids"]
+    assert [root.path for root in folders.CacheFolders(data, None, Environment.read({}))] == [data / ".semantic_ids"]
     with read_only(data):
         assert ids_of(data).path is None
     assert not (tmp_path / "~").exists()
@@ -302,7 +302,7 @@ def test_a_tilde_in_a_variable_is_the_home(tmp_path: Path, monkeypatch: pytest.M
     """A container's settings are expanded by no shell."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     environment = Environment.read({"SEMID_CACHE_DIR": "~/ids", "USER_CACHE_PATH": "~/shared"})
-    roots = [root.path for root in folders.Roots(None, None, environment)][:2]
+    roots = [root.path for root in folders.CacheFolders(None, None, environment)][:2]
     assert roots == [tmp_path / "home/ids", tmp_path / "home/shared/semantic_ids"]
 
 
@@ -379,7 +379,7 @@ def test_a_copy_in_another_root_answers_for_a_table_that_cannot_be_opened(
     assert table.path is not None
     second = tmp_path / "second"
     shutil.copytree(data / ".semantic_ids", second)
-    cache = Cache([folders.Root(data / ".semantic_ids", data), folders.Root(second, second)])
+    cache = Cache([folders.CacheFolder(data / ".semantic_ids", data), folders.CacheFolder(second, second)])
     real = os.open
 
     def refuse(path: Any, *arguments: Any, **named: Any) -> int:
@@ -393,4 +393,4 @@ def test_a_copy_in_another_root_answers_for_a_table_that_cannot_be_opened(
     assert found.path is not None
     assert found.path.is_relative_to(second)
     with pytest.raises(OSError, match="Input/output"):
-        Cache([folders.Root(data / ".semantic_ids", data)]).newest(table.lineage)
+        Cache([folders.CacheFolder(data / ".semantic_ids", data)]).newest(table.lineage)

@@ -19,13 +19,13 @@ from semid_dataset.inputs.discover import find_sources
 
 HOLD = (
     "import sys, pathlib, faultkit; from semid_dataset.cache import lock\n"
-    "with lock.take_turn(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
+    "with lock.take_lease(faultkit.root_at(pathlib.Path(sys.argv[1])), 'q', timeout=60, ready=lambda: False):\n"
     "    print('ready', flush=True); sys.stdin.readline()\n"
 )
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Iterator[folders.Root]:
+def held(tmp_path: Path) -> Iterator[folders.CacheFolder]:
     """A cache whose lock "q" another process holds."""
     root = root_at(tmp_path / "cache")
     child = subprocess.Popen(
@@ -57,7 +57,7 @@ OWNERS = {
 
 
 @pytest.mark.parametrize("what", OWNERS)
-def test_a_forged_owner_is_not_believed(held: folders.Root, what: str) -> None:
+def test_a_forged_owner_is_not_believed(held: folders.CacheFolder, what: str) -> None:
     """Whoever waits gives up as if nobody had said who owns the lock."""
     owner = held.folder("locks") / "q.owner"
     owner.unlink(missing_ok=True)
@@ -72,7 +72,7 @@ def test_a_forged_owner_is_not_believed(held: folders.Root, what: str) -> None:
         with owner.open("wb") as file:
             file.truncate(3 << 30)
     with pytest.raises(LockTimeoutError, match="another process holds"):  # noqa: SIM117
-        with lock.take_turn(held, "q", timeout=0.4, ready=lambda: False):
+        with lock.take_lease(held, "q", timeout=0.4, ready=lambda: False):
             pass
 
 

@@ -45,12 +45,12 @@ PUBLISH = (
 )
 
 
-def kill_a_publish(root: folders.Root, seed: int, number: int, call: str) -> bool:
+def kill_a_publish(root: folders.CacheFolder, seed: int, number: int, call: str) -> bool:
     """Publish table `seed` in a child that gets SIGKILL as it enters `call` the nth time; whether it was killed."""
     return os.WIFSIGNALED(publish_traced(root, seed, f"trace={call}", f"inject={call}:signal=KILL:when={number}"))
 
 
-def calls_of_a_publish(root: folders.Root, log: Path) -> list[tuple[str, int]]:
+def calls_of_a_publish(root: folders.CacheFolder, log: Path) -> list[tuple[str, int]]:
     """Every system call of a publish in order, as its name and how often it had come until then."""
     cache.publish_table(root, "9" * 16, 0, [table_bytes(1)])  # here too, so that no child imports what it first needs
     assert publish_traced(root, 1, "trace=all", log=log) == 0
@@ -59,7 +59,7 @@ def calls_of_a_publish(root: folders.Root, log: Path) -> list[tuple[str, int]]:
     return [(name, names[first : k + 1].count(name)) for k, name in enumerate(names) if k >= first]
 
 
-def publish_traced(root: folders.Root, seed: int, *expressions: str, log: Path = Path("/dev/null")) -> int:
+def publish_traced(root: folders.CacheFolder, seed: int, *expressions: str, log: Path = Path("/dev/null")) -> int:
     """Publish table `seed` in a child under strace; return its wait status."""
     return traced(lambda: cache.publish_table(root, LINEAGE, 0, [table_bytes(seed)]), *expressions, log=log)
 
@@ -67,7 +67,7 @@ def publish_traced(root: folders.Root, seed: int, *expressions: str, log: Path =
 class Readers:
     """Threads that read without pause and note every digest they see."""
 
-    def __init__(self, root: folders.Root, count: int = 2) -> None:
+    def __init__(self, root: folders.CacheFolder, count: int = 2) -> None:
         self.seen: Counter[str | None] = Counter()
         self.failures: list[BaseException] = []
         self._root, self._end = root, threading.Event()
@@ -113,9 +113,9 @@ def test_a_publish_killed_at_every_call_leaves_a_miss_or_a_hit(tmp_path: Path, t
     need_strace()
     calls = calls_of_a_publish(root_at(tmp_path / "first"), tmp_path / "log")
     assert {"mkdir", "openat", "write", "fsync", "linkat", "unlink"} <= {name for name, _ in calls}
-    for turn in range(3):
+    for lease in range(3):
         for name, number in calls:
-            root = root_at(tmp_path / f"cache{turn}-{name}-{number}")
+            root = root_at(tmp_path / f"cache{lease}-{name}-{number}")
             with Readers(root) as readers:
                 killed = kill_a_publish(root, 1, number, name)
                 found = read_digest(root)
@@ -180,12 +180,12 @@ def test_a_power_loss_at_any_call_leaves_a_miss_or_a_hit(tmp_path: Path, tally: 
     image = tmp_path / "disk.img"
     with loop_device(image, tmp_path / "disk") as folder:
         calls = calls_of_a_publish(root_at(folder / "first"), tmp_path / "log")
-        for turn, (name, number) in enumerate([*calls, ("read", 60_000)]):
-            root = root_at(folder / f"cache{turn}")
+        for lease, (name, number) in enumerate([*calls, ("read", 60_000)]):
+            root = root_at(folder / f"cache{lease}")
             killed = kill_a_publish(root, 1, number, name)
-            if turn % 2:  # the journal is written every few seconds: force it now and then, as time would
+            if lease % 2:  # the journal is written every few seconds: force it now and then, as time would
                 os.sync()
-            found, _ = read_after_power_loss(image, tmp_path, f"cache{turn}")
+            found, _ = read_after_power_loss(image, tmp_path, f"cache{lease}")
             tally["runs"] += 1
             tally["faults injected"] += 1
             tally["hits" if found else "misses"] += 1

@@ -166,7 +166,7 @@ def test_a_lock_of_another_user_does_not_stop_reading_or_generating(tmp_path: Pa
         "root = faultkit.root_at(pathlib.Path(sys.argv[1])); print(faultkit.read_digest(root))\n"
         "with warnings.catch_warnings(record=True) as seen:\n"
         "    warnings.simplefilter('always')\n"
-        "    with lock.take_turn(root, 'q', timeout=5, ready=lambda: False) as turn: turn.beat()\n"
+        "    with lock.take_lease(root, 'q', timeout=5, ready=lambda: False) as lease: lease.heartbeat()\n"
         "print(*[warning.message for warning in seen])\n"
     )
     done = as_nobody(code, root.path)
@@ -219,14 +219,14 @@ def test_what_is_no_file_of_ours_is_refused_without_a_hang(warm: Path, tmp_path:
     ids = table.to_dict()
     assert table.path is not None
     cache = warm / ".semantic_ids"
-    (memo,) = (
+    (entry,) = (
         path for path in (cache / "v1/memo").iterdir() if '"emb_81' in path.read_text().replace("creative_emb/", "")
     )
     (owner,) = (cache / "v1/locks").glob("*.owner")
     (served,) = (cache / "v1/served").iterdir()
     path = {
         "table": table.path,
-        "memo": memo,
+        "memo": entry,
         "served": served,
         "owner": owner,
         "locks": cache / "v1/locks",

@@ -24,14 +24,14 @@ from world import SmallMixinDataset, vectors_of, write_embeddings
 from semid_dataset import SemanticIdConfig, SemanticIdTable, _files, generate_semantic_ids
 from semid_dataset.cache import served
 from semid_dataset.cache.cache import Cache
-from semid_dataset.cache.folders import Root
+from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cache.prune import find_waste
 from semid_dataset.environment import Environment
 
 CATALOGUE = vectors_of(400)
 USERS = ("owner", "reader", "another reader")
 ASKERS = (*USERS, *(f"{user}, of a copy" for user in USERS))
-REAL_FOLDER, PLACE_FILE = Root.folder, _files.place_file
+REAL_FOLDER, PLACE_FILE = CacheFolder.folder, _files.place_file
 
 
 class Walk(RuleBasedStateMachine):
@@ -58,12 +58,12 @@ class Walk(RuleBasedStateMachine):
         """Do something as a user: his own cache, and only the owner can write into the directory."""
         shared, copied = self.data / ".semantic_ids", self.folder / "copy" / ".semantic_ids"
 
-        def folder(root: Root, *parts: str, create: bool = False) -> Path:
+        def folder(root: CacheFolder, *parts: str, create: bool = False) -> Path:
             if create and not can_write(root):
                 raise PermissionError(13, "Permission denied", str(root.path))
             return REAL_FOLDER(root, *parts, create=create)
 
-        def can_write(root: Root) -> bool:
+        def can_write(root: CacheFolder) -> bool:
             return root.path != copied and (user == "owner" or root.path != shared)
 
         def place_file(path: Path, *rest: Any, **named: Any) -> Any:
@@ -77,7 +77,7 @@ class Walk(RuleBasedStateMachine):
         logging.getLogger("semid_dataset").addHandler(handler)
         try:
             with (
-                mock.patch.object(Root, "folder", folder),
+                mock.patch.object(CacheFolder, "folder", folder),
                 mock.patch.object(served, "can_write", can_write),
                 mock.patch.object(_files, "place_file", place_file),
                 mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.folder / user)}),
@@ -126,10 +126,10 @@ class Walk(RuleBasedStateMachine):
         self.write()
 
     @rule(seed=st.integers(0, 2))
-    def turn(self, seed: int) -> None:
+    def lease(self, seed: int) -> None:
         """Another encoder."""
-        turn, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(8, 8)))
-        self.vectors = (CATALOGUE @ turn).astype(np.float32)
+        lease, _ = np.linalg.qr(np.random.default_rng(seed).normal(size=(8, 8)))
+        self.vectors = (CATALOGUE @ lease).astype(np.float32)
         self.write()
 
     @rule()

@@ -1,4 +1,4 @@
-"""Row 50: memo, mark, export, claim, lock, job and prune, killed and failed at every system call, as publishing is."""
+"""Row 50: entry, mark, export, claim, lock, job and prune, killed and failed at every system call, as publishing is."""
 
 import errno
 import os
@@ -24,8 +24,8 @@ from semid_dataset.protocols import Partition
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 IDENTITY = Identity.of(SemanticIdConfig(), [("81", 32)])
-MEMO = entries.Memo(LINEAGE, 0, "digest", "identity")
-MEMO_SERVED = entries.Memo(LINEAGE, 0, "6" * 64)
+ENTRY = entries.CacheEntry(LINEAGE, 0, "digest", "identity")
+ENTRY_SERVED = entries.CacheEntry(LINEAGE, 0, "6" * 64)
 SHA = "5" * 64
 
 
@@ -54,31 +54,31 @@ class Path_:
         raise NotImplementedError
 
 
-class WritesMemo(Path_):
+class WritesEntry(Path_):
     def before(self) -> None:
         super().before()
         self.emb = self.folder / "emb"
         self.emb.write_bytes(b"x" * 10_000)
         os.utime(self.emb, (1e9, 1e9))
-        self.question = fingerprint.Question("ids", IDENTITY, (fingerprint.FileStamp.of(self.emb, self.folder),))
+        self.cache_key = fingerprint.CacheKey("ids", IDENTITY, (fingerprint.FileStamp.of(self.emb, self.folder),))
 
     def do(self) -> None:
-        MEMO.note([self.root], self.question, {})
+        ENTRY.note([self.root], self.cache_key, {})
 
     def holds(self, done: bool) -> None:
-        found = entries.Memo.recall([self.root], self.question, renew=True)
-        assert found in ({MEMO} if done else {MEMO, None})
+        found = entries.CacheEntry.recall([self.root], self.cache_key, renew=True)
+        assert found in ({ENTRY} if done else {ENTRY, None})
 
 
 class WritesMark(Path_):
     def do(self) -> None:
-        entries.note_export([self.root], SHA, MEMO)
-        served.note_served([self.root], self.folder, "kind", MEMO_SERVED)
+        entries.note_export([self.root], SHA, ENTRY)
+        served.note_served([self.root], self.folder, "kind", ENTRY_SERVED)
 
     def holds(self, done: bool) -> None:
-        assert entries.exported_as([self.root], SHA) in ({MEMO} if done else {MEMO, None})
+        assert entries.exported_as([self.root], SHA) in ({ENTRY} if done else {ENTRY, None})
         said = served.served_before([self.root], self.folder, "kind")
-        assert said in ([(self.root, MEMO_SERVED)] if done else [(self.root, MEMO_SERVED), None])
+        assert said in ([(self.root, ENTRY_SERVED)] if done else [(self.root, ENTRY_SERVED), None])
 
 
 class WritesExport(Path_):
@@ -139,11 +139,11 @@ def _refuse(*_: object, **__: object) -> None:
     raise OSError(errno.EPERM, "links are refused here")
 
 
-class TakesTurn(Path_):
+class TakesLease(Path_):
     def do(self) -> None:
-        with lock.take_turn(self.root, "q", timeout=5, ready=lambda: False) as turn:
-            assert turn is not None
-            turn.beat()
+        with lock.take_lease(self.root, "q", timeout=5, ready=lambda: False) as lease:
+            assert lease is not None
+            lease.heartbeat()
 
     def holds(self, done: bool) -> None:
         with warnings.catch_warnings():
@@ -194,7 +194,7 @@ class Prunes(Path_):
         assert [found.generation for found in Cache([self.root]).generations(LINEAGE)] == [2]
 
 
-PATHS: list[Any] = [WritesMemo, WritesMark, WritesExport, WritesFirstExport, Claims, TakesTurn, WritesParts, Prunes]
+PATHS: list[Any] = [WritesEntry, WritesMark, WritesExport, WritesFirstExport, Claims, TakesLease, WritesParts, Prunes]
 DECISIVE = {"write", "fsync", "link", "linkat", "rename", "renameat2", "unlink", "mkdir", "flock"}
 # What a failing call would not be told to: memory, threads and signals are Python's own.
 NOT_FAILED = {"mmap", "munmap", "brk", "rt_sigaction", "exit_group", "futex", "mprotect", "madvise", "clock_gettime"}

@@ -163,7 +163,7 @@ def test_one_array_under_many_ids(protocol: int, tmp_path: Path) -> None:
     check(dump(tmp_path / "a.pkl", items, protocol), items, 4)
 
 
-def test_a_pickle_without_a_memo(tmp_path: Path) -> None:
+def test_a_pickle_without_an_entry(tmp_path: Path) -> None:
     """`pickletools.optimize` takes out what nobody recalls."""
     items = dict(zip(range(20_000_000_000, 20_000_002_500), matrix(2_500, 4), strict=True))
     path = tmp_path / "a.pkl"
@@ -306,7 +306,7 @@ def test_most_items_are_copied_in_runs(tmp_path: Path, monkeypatch: pytest.Monke
         assert singles < 600, protocol
 
 
-def test_the_memo_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_entry_forgets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was stored long ago and is no name or type is forgotten, and recalling it is an error, not a wrong row."""
     monkeypatch.setattr(array_pickle, "PINNED", 64)
     monkeypatch.setattr(array_pickle, "RECENT", 64)

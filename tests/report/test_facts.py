@@ -255,7 +255,7 @@ def history(*errors: float | None) -> list[dict[str, Any]]:
 
 
 def test_extensions_are_shown_over_time(tmp_path: Path) -> None:
-    """Their error against that of items held out at birth (0.33): beyond 1.5 times it is watched, beyond 2.5 bad."""
+    """Their error against that of items held out at the fit (0.33): beyond 1.5 times it is watched, beyond 2.5 bad."""
     provenance = {"relative_error": 0.3, "born": 1.7e9}
     for errors, verdict in (((0.3, 0.5), "good"), ((0.3, 0.55), "watch"), ((0.9, 0.3), "bad")):
         table = table_of(history=history(*errors), provenance=provenance)

@@ -137,7 +137,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> SemanticIdTable:
 
 
 def test_an_extended_table_says_which_items_its_figures_are_of(base: SemanticIdTable) -> None:
-    """Those of the birth stay as they were; each extension is measured and dated, and neither passes for the other."""
+    """Those of the fit stay as they were; each extension is measured and dated, and neither passes for the other."""
     before = time.time()
     vectors = world.vectors_of(500, 16)
     table = grown(grown(base, vectors[300:400], 300), vectors[400:430], 400)
@@ -166,7 +166,7 @@ def test_an_extended_table_says_which_items_its_figures_are_of(base: SemanticIdT
 
 
 def relative_error(base: SemanticIdTable, vectors: np.ndarray, codes: np.ndarray) -> float:
-    """Squared error of codes over the variance at birth."""
+    """Squared error of codes over the variance at the fit."""
     squared = np.square(vectors.astype(np.float64) - base.quantizer.decode(codes)).sum(1).mean()
     return float(squared / base.info["provenance"]["variance"])
 

@@ -35,8 +35,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset._messages import meter, tell
-from semid_dataset.build import novelty
-from semid_dataset.build import pipeline as birth
+from semid_dataset.build import novelty, pipeline
 from semid_dataset.build.streaming.executors import Engine, run_processes
 from semid_dataset.build.streaming.tasks import (
     LAYOUT,
@@ -53,8 +52,8 @@ from semid_dataset.build.streaming.tasks import (
     task_file,
     write_file,
 )
-from semid_dataset.cache.folders import JOBS, Root
-from semid_dataset.cache.lock import Turn
+from semid_dataset.cache.folders import JOBS, CacheFolder
+from semid_dataset.cache.lock import Lease
 from semid_dataset.codec.bulk import distances, rows_with_share
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import EmbeddingError, WorkGoneError
@@ -92,14 +91,14 @@ LEAST_SAMPLED = 16_384  # whatever the limit: with fewer, codebooks are noise
 TRAINING_COPIES = 8  # float32 copies of the sample that training may hold at its peak
 PART_BYTES = 64 << 20  # of float32 vectors, at most
 LEAST_PART = 1024  # rows
-LOSERS_SHARE = 32  # what part of the limit vectors that are read again may take in memory
-LEAST_LOSERS = 4096  # of them at once, whatever the limit
+DISPLACED_SHARE = 32  # what part of the limit vectors that are read again may take in memory
+LEAST_DISPLACED = 4096  # of them at once, whatever the limit
 ROWS = 1 << 20  # that are looked at together
 NAMED = "an item is no integer"
 MOST_OPEN = 256  # files; a process may open 1,024, often
 EVERYTHING = (1 << 64) - 1
 SPARE = 1.25  # the sample is looked for among so many times the items that it needs: some are bad or come twice
-BEAT_SECONDS = 1.0
+HEARTBEAT_SECONDS = 1.0
 BASIS_NAME = re.compile(r"[0-9a-z]{1,64}")
 
 
@@ -125,7 +124,9 @@ def _bytes_of(sources: Sequence[FeatureSource]) -> int:
     return taken
 
 
-def open_array_job(root: Root, path: Path, ids: str | Path, config: SemanticIdConfig, *, limit: int) -> "Job | None":
+def open_array_job(
+    root: CacheFolder, path: Path, ids: str | Path, config: SemanticIdConfig, *, limit: int
+) -> "Job | None":
     """
     Return the job of a matrix in an .npy file; None where it is better read into memory.
 
@@ -160,14 +161,14 @@ def open_array_job(root: Root, path: Path, ids: str | Path, config: SemanticIdCo
 
 
 def open_job(
-    root: Root,
-    question: str,
+    root: CacheFolder,
+    cache_key: str,
     source: FeatureSource,
     config: SemanticIdConfig,
     *,
     limit: int,
     engine: Engine | None = None,
-    beat: Callable[[], None] = lambda: None,
+    heartbeat: Callable[[], None] = lambda: None,
 ) -> "Job":
     """
     Return the job of a feature; its work folder is made, or is there from a run before.
@@ -179,7 +180,7 @@ def open_job(
         config: how IDs are made.
         limit: bytes of memory.
         engine: who does the work; by default processes of this machine.
-        beat: called whenever there is progress.
+        heartbeat: called whenever there is progress.
 
     Raises:
         StoreError, OSError: the folder cannot be made.
@@ -188,9 +189,9 @@ def open_job(
     row = 4 * source.dim
     sampled = int(min(MOST_SAMPLED, max(LEAST_SAMPLED, limit // (TRAINING_COPIES * row))))
     rows_per_part = max(LEAST_PART, min(PART_BYTES, limit // 16) // row)
-    named = json.dumps([LAYOUT, question, settings, sampled, rows_per_part, [str(path) for path in source.files]])
+    named = json.dumps([LAYOUT, cache_key, settings, sampled, rows_per_part, [str(path) for path in source.files]])
     folder = root.folder(JOBS, hashlib.sha256(named.encode()).hexdigest()[:32], create=True)
-    return Job(folder, source, config.seed, sampled, rows_per_part, limit, engine or run_processes, beat)
+    return Job(folder, source, config.seed, sampled, rows_per_part, limit, engine or run_processes, heartbeat)
 
 
 class Job:
@@ -213,12 +214,12 @@ class Job:
         rows_per_part: int,
         limit: int,
         engine: Engine,
-        beat: Callable[[], None],
+        heartbeat: Callable[[], None],
     ) -> None:
         self.folder = folder
         self.limit = limit
         self.strict = source.form == "npy"
-        self.beat = beat
+        self.heartbeat = heartbeat
         self._source = source
         self._seed = seed
         self._sampled = sampled
@@ -286,19 +287,19 @@ class Job:
             def progress(done: int) -> None:
                 nonlocal last
                 advance(done)
-                if time.monotonic() - last > BEAT_SECONDS / 2:
+                if time.monotonic() - last > HEARTBEAT_SECONDS / 2:
                     last = time.monotonic()
-                    self.beat()
+                    self.heartbeat()
 
-            self.beat()
+            self.heartbeat()
             self._engine(self.folder, tasks, progress, self.limit)
-            self.beat()
+            self.heartbeat()
 
     def _stage(self, tasks: Sequence[Task], description: str) -> None:
         if not tasks:
             return
         missing = [task for task in tasks if self._fitting(task) is None]
-        self.beat()
+        self.heartbeat()
         if len(missing) < len(tasks):
             tell("resumed", done=len(tasks) - len(missing), parts=len(tasks), stage=tasks[0]["stage"])
         if missing:
@@ -359,7 +360,7 @@ class Job:
             here = np.flatnonzero((places >= begin) & (places < begin + len(vectors)))
             matrix[here] = vectors[places[here] - begin]
             begin += len(vectors)
-            self.beat()
+            self.heartbeat()
         return matrix
 
     def sample_share(self, shard: tuple[int, int]) -> None:
@@ -527,8 +528,8 @@ class Encoded:
         first = self._part(self._names[0]).arrays["codes"]
         codes = self._column("codes", np.empty((rows, first.shape[1]), first.dtype))
         self.codes = codes if self.places is None else codes[self.places]
-        # Losers, in the order in which they are served: their parts, the vectors of some, how many come before these,
-        # which of these is next, and how many were read of every part.
+        # Displaced items, in the order in which they are served: their parts, the vectors of some, how many come before
+        # these, which of these is next, and how many were read of every part.
         self._owner: NDArray[Any] = np.empty(0, np.uint16)
         self._held = np.empty((0, job.plan.dim), np.float32)
         self._first = self._next = 0
@@ -539,7 +540,7 @@ class Encoded:
         """Warn of the rows outside of the bulk, if there are some."""
         if self.beyond:
             named = [str(item) for item in sorted(self._named)[:3]]
-            birth.tell_beyond(self.beyond, self.rows + self.beyond, named, self._times)
+            pipeline.tell_beyond(self.beyond, self.rows + self.beyond, named, self._times)
 
     def in_bulk(self, vectors: NDArray[np.float32]) -> NDArray[np.bool_]:
         """Say which vectors, in the quantizer's space, lie in the bulk."""
@@ -554,7 +555,7 @@ class Encoded:
     def _column(self, name: str, out: NDArray[Any]) -> NDArray[Any]:
         for number, file in enumerate(self._names):
             out[self.begins[number] : self.begins[number + 1]] = self._part(file).arrays[name]
-            self._job.beat()
+            self._job.heartbeat()
         return out
 
     def _places_of(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -571,7 +572,7 @@ class Encoded:
             here = order[begin:end]
             column = self._part(self._names[number]).arrays[name]
             out[here] = column[places[here] - self.begins[number]]
-        self._job.beat()
+        self._job.heartbeat()
         return out
 
     def errors(self, rows: NDArray[np.int64], codes: NDArray[Any]) -> NDArray[np.float32]:
@@ -619,7 +620,7 @@ class Encoded:
         """
         dim = self._job.plan.dim
         first = self._first + len(self._held)
-        owner = self._owner[first : first + max(LEAST_LOSERS, self._job.limit // LOSERS_SHARE // (4 * dim))]
+        owner = self._owner[first : first + max(LEAST_DISPLACED, self._job.limit // DISPLACED_SHARE // (4 * dim))]
         if not len(owner):
             raise IndexError("more vectors were asked for than prepared")
         if len(self._held) != len(owner):
@@ -633,7 +634,7 @@ class Encoded:
             self._held[order[begin:end]] = block
             self._taken[part] += end - begin
         self._first, self._next = first, 0
-        self._job.beat()
+        self._job.heartbeat()
 
     def rewind(self) -> None:
         """Begin again with the rows of `prepare`."""
@@ -670,10 +671,10 @@ def _runs(ordered: NDArray[Any]) -> list[tuple[int, int, int]]:
 
 # --- the table -----------------------------------------------------------------------------------
 
-BIRTH = "new"  # name of the codebooks that a job trains
+FIT = "new"  # name of the codebooks that a job trains
 
 
-def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Callable[[], None]) -> "Trained":
+def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, heartbeat: Callable[[], None]) -> "Trained":
     """
     Return the codebooks of a job: trained on its sample, or as a run before left them.
 
@@ -684,9 +685,9 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
     from semid_dataset.codec.train import Trained
 
     job: Job = embeddings.stream
-    found = job.basis(BIRTH)
+    found = job.basis(FIT)
     if found is None:
-        trained = birth.train_quantizer(embeddings.features[0].matrix, config, beat)
+        trained = pipeline.train_quantizer(embeddings.features[0].matrix, config, heartbeat)
         noted = {
             "curve": [float(loss) for loss in trained.curve],
             "stopped_at": trained.stopped_at,
@@ -694,8 +695,8 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, beat: Call
             "held_out": trained.held_out,
         }
         bulk = {"radius": trained.radius} if math.isfinite(trained.radius) else {}
-        job.set_basis(BIRTH, trained.quantizer, {"trained": noted | bulk, **bulk}, first=True)
-        found = job.basis(BIRTH)
+        job.set_basis(FIT, trained.quantizer, {"trained": noted | bulk, **bulk}, first=True)
+        found = job.basis(FIT)
         if found is None:
             raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
     weights = {key.removeprefix("quantizer."): np.array(array) for key, array in found.arrays.items()}
@@ -706,13 +707,13 @@ def train_table(
     embeddings: Embeddings,
     config: SemanticIdConfig,
     identity: Identity,
-    turn: Turn,
+    lease: Lease,
     started: float,
 ) -> TableData:
     """
     Train codebooks on the sample of a job, encode everything, and return table 0 of a new lineage.
 
-    As `birth.train_table`; `embeddings.stream` is the job.
+    As `pipeline.train_table`; `embeddings.stream` is the job.
 
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
@@ -721,20 +722,20 @@ def train_table(
     from semid_dataset.codec.metrics import measure
 
     job: Job = embeddings.stream
-    clock = birth.Clock(started, turn.beat)
+    clock = pipeline.Clock(started, lease.heartbeat)
     clock.done("reading")
-    trained = train_codebooks(embeddings, config, turn.beat)
-    job.choose(BIRTH)
+    trained = train_codebooks(embeddings, config, lease.heartbeat)
+    job.choose(FIT)
     quantizer = trained.quantizer
     clock.done("training")
     tell("encoding")
-    job.encode(BIRTH)
+    job.encode(FIT)
     clock.done("encoding")
-    encoded = job.encoded(BIRTH)
+    encoded = job.encoded(FIT)
     items = len(encoded.ids)
     _report_bad(job, encoded)
     encoded.tell_beyond()
-    resolution, unique = birth.make_unique(quantizer, encoded, encoded.codes, config)
+    resolution, unique = pipeline.make_unique(quantizer, encoded, encoded.codes, config)
     clock.done("uniqueness")
     tell("encoded", items=items)
     sample = np.searchsorted(encoded.ids, embeddings.items)
@@ -753,7 +754,7 @@ def train_table(
     quality["sampled"] = len(sample)
     encoded.close()
     clock.done("measuring")
-    header = birth.first_header(
+    header = pipeline.first_header(
         identity,
         {**config.to_dict(), "unique": unique},
         description,
@@ -773,7 +774,7 @@ def train_table(
     return TableData(ids, codes, header, weights)
 
 
-def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, turn: Turn) -> str:
+def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, lease: Lease) -> str:
     """
     Have the codebooks ready that all parts are encoded with: those of `base`, which is extended, or new ones.
 
@@ -785,8 +786,8 @@ def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: Semanti
     """
     job: Job = embeddings.stream
     if base is None:
-        train_codebooks(embeddings, config, turn.beat)
-        name = BIRTH
+        train_codebooks(embeddings, config, lease.heartbeat)
+        name = FIT
     else:
         name = base.digest[:16]
         if job.basis(name) is None:
@@ -807,16 +808,16 @@ class Extension:
         embeddings: a sample, whose `stream` is the job.
         config: how IDs are made.
         base: the table that is extended.
-        turn: of this process.
+        lease: of this process.
 
     Raises:
         EmbeddingError: a part cannot be read.
         StoreError: the cache has no room for the work.
     """
 
-    def __init__(self, embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable, turn: Turn) -> None:
+    def __init__(self, embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable, lease: Lease) -> None:
         job: Job = embeddings.stream
-        basis = choose_basis(embeddings, config, base, turn)
+        basis = choose_basis(embeddings, config, base, lease)
         tell("encoding")
         job.encode(basis)
         self._encoded = job.encoded(basis)
@@ -891,12 +892,12 @@ def _error_change(
     quantizer: "ResidualQuantizer", items: "Encoded | _Some", raw: NDArray[Any], resolution: "Resolution"
 ) -> float:
     """Return by how much uniqueness raised the squared error, summed over the items of the bulk."""
-    if resolution.losers is None:
+    if resolution.displaced is None:
         return 0.0
     change = 0.0
     items.rewind()
-    for begin in range(0, len(resolution.losers), 4096):
-        rows = resolution.losers[begin : begin + 4096]
+    for begin in range(0, len(resolution.displaced), 4096):
+        rows = resolution.displaced[begin : begin + 4096]
         vectors = items.vectors(rows)
         near = items.in_bulk(vectors)
         vectors, rows = vectors[near], rows[near]
