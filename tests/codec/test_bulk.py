@@ -90,6 +90,27 @@ def test_broken_rows_are_found_and_no_others(count: int, size: float, kind: str)
     assert np.flatnonzero(bulk.beyond).tolist() == sorted(rows.tolist())
 
 
+@pytest.mark.parametrize("count", [1, 10])
+@pytest.mark.parametrize("kind", ["mixture", "unit", "far from the origin"])
+def test_a_few_rows_ten_times_as_long_are_found(count: int, kind: str) -> None:
+    """One in 200 is no group of its own, and costs the others 6 % of error where training sees it."""
+    x = {"mixture": mixture(), "unit": unit(mixture()), "far from the origin": mixture()}[kind]
+    rows = np.random.default_rng(count).choice(N, count, replace=False)
+    x[rows] *= 10
+    if kind == "far from the origin":
+        x += 100
+    bulk = find_bulk(x)
+    assert bulk.beyond is not None
+    assert np.flatnonzero(bulk.beyond).tolist() == sorted(rows.tolist())
+
+
+def test_many_rows_ten_times_as_long_are_a_group_of_their_own() -> None:
+    """One in fifty: training must see them."""
+    x = mixture()
+    x[::50] *= 10
+    assert find_bulk(x).beyond is None
+
+
 def test_broken_rows_of_sizes_without_a_gap_are_found() -> None:
     """From a hundred times to 1e12 times as long, evenly: there is no step to see them by."""
     x = mixture().astype(np.float64)

@@ -1,7 +1,10 @@
 """
 Coverage-guided fuzzing of everything that reads bytes which others wrote.
 
-    python targets.py array_pickle|container|id_json|jsonl|own|lists [libFuzzer's options] [CORPUS]
+    python targets.py TARGET [libFuzzer's options] [CORPUS]
+
+A target is array_pickle, container, id_json, jsonl, one of the formats of files of one's own (npy, npz, parquet,
+safetensors, arrow, own: any of them), items, sequences, titles or exports.
 
 Every input must end in rows or in an error of ours, within the address space below, without running
 anything. See README.md.
@@ -21,10 +24,11 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["semid_dataset"]):
-    from semid_dataset.errors import EmbeddingError, TableError
+    from semid_dataset.errors import ConfigError, EmbeddingError, TableError
+    from semid_dataset.exports import read_export
     from semid_dataset.format import id_json
     from semid_dataset.format import tensors as container
-    from semid_dataset.inputs import _file, _rows, matrix, sequences
+    from semid_dataset.inputs import _file, _rows, matrix, sequences, titles
     from semid_dataset.inputs import discover as sources
     from semid_dataset.inputs import read as features
     from semid_dataset.inputs.formats import _pickle_machine as array_pickle
@@ -126,8 +130,12 @@ def fuzz_jsonl(data: bytes) -> None:
 
 def fuzz_own(data: bytes) -> None:
     """A file of one's own; its first byte chooses the ending, so that what begins like nothing is tried as anything."""
-    path = SCRATCH / f"x{ENDINGS[data[0] % len(ENDINGS)] if data else '.npy'}"
-    path.write_bytes(data[1:])
+    own(data[1:], ENDINGS[data[0] % len(ENDINGS)] if data else ".npy")
+
+
+def own(data: bytes, ending: str) -> None:
+    path = SCRATCH / f"x{ending}"
+    path.write_bytes(data)
     for items in (None, "rows", "b"):
         try:
             keys, found = matrix.read_vectors(path, items)
@@ -138,22 +146,69 @@ def fuzz_own(data: bytes) -> None:
     path.unlink()
 
 
-def fuzz_lists(data: bytes) -> None:
-    """Lists of items, and of what users took."""
-    for ending in (".txt", ".json", ".npy", ".jsonl", ".parquet"):
+def of_form(name: str, ending: str) -> None:
+    """Make the target of one format, whose seeds are those of `own` of its ending."""
+
+    def fuzz(data: bytes) -> None:
+        own(data, ending)
+
+    def seeds() -> list[bytes]:
+        number = ENDINGS.index(ending)
+        return [seed[1:] for seed in seeds_own() if seed[0] == number]
+
+    globals()[f"fuzz_{name}"], globals()[f"seeds_{name}"] = fuzz, seeds
+
+
+def fuzz_items(data: bytes) -> None:
+    """Lists of items."""
+    for ending in (".txt", ".json", ".npy"):
         path = SCRATCH / f"list{ending}"
         path.write_bytes(data)
         try:
-            if ending in {".txt", ".json", ".npy"}:
-                keys = matrix.read_items(path)
-                assert isinstance(keys, np.ndarray) or all(isinstance(key, str) and key for key in keys)
-            else:
-                sequences.read_sequences(path)
+            keys = matrix.read_items(path)
+            assert isinstance(keys, np.ndarray) or all(isinstance(key, str) and key for key in keys)
         except EmbeddingError:
             continue
 
 
+def fuzz_sequences(data: bytes) -> None:
+    """What users took."""
+    for ending in (".txt", ".jsonl", ".parquet"):
+        path = SCRATCH / f"list{ending}"
+        path.write_bytes(data)
+        try:
+            sequences.read_sequences(path)
+        except EmbeddingError:
+            continue
+
+
+def fuzz_titles(data: bytes) -> None:
+    for ending in (".json", ".jsonl", ".tsv", ".csv"):
+        path = SCRATCH / f"titles{ending}"
+        path.write_bytes(data)
+        try:
+            found = titles.read_titles(path)
+        except EmbeddingError:
+            continue
+        assert all(isinstance(item, str) and isinstance(title, str) for item, title in found.items())
+
+
+def fuzz_exports(data: bytes) -> None:
+    """IDs that others wrote; torch is left out: its own reader takes longer to start than all others."""
+    for ending in (".json", ".index.json", ".parquet", ".npy", ".flat.npz", ".trie.npz"):
+        path = SCRATCH / f"ids{ending}"
+        path.write_bytes(data)
+        try:
+            found = read_export(path, items="rows" if ending.endswith((".npy", ".npz")) else None)
+        except (TableError, ConfigError):
+            continue
+        for item in list(itertools.islice(found, 50)):
+            assert len(found[item]) == found.levels
+
+
 ENDINGS = (".npy", ".npz", ".parquet", ".jsonl", ".safetensors", ".pkl", ".arrow", ".gz", ".feather")
+for ending_ in (".npy", ".npz", ".parquet", ".safetensors", ".arrow"):
+    of_form(ending_[1:], ending_)
 
 
 def seeds_own() -> list[bytes]:
@@ -191,8 +246,44 @@ def seeds_own() -> list[bytes]:
     return [*made, b"\2" + target.getvalue(), b"\6" + stream.getvalue()]
 
 
-def seeds_lists() -> list[bytes]:
+def seeds_items() -> list[bytes]:
     return [b"1\n2\n", b"1.0e+03\n2\n", b'"a"\nb \n', b"[1, 2.0]\n[]\n", b"[1.5]", b"\xff\xfe1\0", b"a\xc2\x85b\n"]
+
+
+def seeds_sequences() -> list[bytes]:
+    import io
+
+    import pyarrow
+    import pyarrow.parquet
+
+    target = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"s": [[1, 2], [3]]}), target)
+    return [b"1 2\n3\n", b'[1, 2.0]\n["a"]\n', target.getvalue()]
+
+
+def seeds_titles() -> list[bytes]:
+    return [
+        b'{"1": "a", "2": ["b", "c"], "3": null}',
+        b'{"item_id": 1, "title": "a"}\n{"asin": "B", "name": 2}\n',
+        b'1\ta\n2\t"b\n',
+        b'item,title\n1,"a, b"\n2,"c""d"\n',
+    ]
+
+
+def seeds_exports() -> list[bytes]:
+    import io
+
+    from semid_dataset.exports import export
+
+    made = table.SemanticIdTable.from_mapping({k: [k, 2 * k, 3] for k in range(5)})
+    found = []
+    for ending in (".json", ".index.json", ".parquet", ".npy", ".flat.npz", ".trie.npz"):
+        path = SCRATCH / f"seed{ending}"
+        export(made, path)
+        found.append(path.read_bytes())
+    array = io.BytesIO()
+    np.save(array, np.array([[1, 2], [3, 4]], ">i8"))
+    return [*found, array.getvalue()]
 
 
 def seeds_array_pickle() -> list[bytes]:
