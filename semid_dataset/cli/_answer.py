@@ -8,8 +8,11 @@ import functools
 import json
 import logging
 import shlex
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +45,7 @@ __all__ = [
     "gate_forbids",
     "how_to_make",
     "quality_line",
+    "sent",
     "word",
     "write_ids",
 ]
@@ -60,16 +64,31 @@ class Answer:
     lines: list[str] = field(default_factory=list)
     next: list[str] = field(default_factory=list)
     code: int = 0
+    aside: bool = False  # print on stderr: stdout has taken what was made
 
     def show(self, as_json: bool) -> None:
         """Print it."""
         if as_json:
-            click.echo(json.dumps({**self.facts, "next": self.next}, ensure_ascii=False, indent=2, default=_plain))
+            facts = json.dumps({**self.facts, "next": self.next}, ensure_ascii=False, indent=2, default=_plain)
+            click.echo(facts, err=self.aside)
             return
         for line in self.lines:
-            click.echo(line)
-        if self.next:
+            click.echo(line, err=self.aside)
+        if self.next and not self.aside:
             click.echo("Next: " + "\n      ".join(self.next))
+
+
+@contextmanager
+def sent(output: Path, name: str) -> Iterator[Path]:
+    """Yield the file to write: `output`; where that is "-", one called `name`, which goes to the standard output."""
+    if str(output) != "-":
+        yield output
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder) / name
+        with (Path(folder) / name).open("rb") as file:
+            shutil.copyfileobj(file, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 def _plain(value: Any) -> Any:

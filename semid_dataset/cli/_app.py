@@ -32,6 +32,7 @@ from semid_dataset.cli.info import info
 from semid_dataset.cli.pin import pin
 from semid_dataset.cli.prune import prune
 from semid_dataset.cli.report import report
+from semid_dataset.cli.show import show
 from semid_dataset.cli.verify import verify
 from semid_dataset.errors import SemanticIdWarning, SemidError
 
@@ -96,6 +97,7 @@ def cli() -> None:
     semid generate x.npy --ids ids.txt -o out     IDs of your own embeddings
     semid generate DATA_DIR                       IDs of a data directory (creative_emb/), into its cache
     semid report out -o report.html               look at them
+    semid show out ITEM                           one item, level by level, and its neighbours
     semid export out -o item.index.json           carry them elsewhere
 
     Exit codes: 0 done, 1 found wrong (verify, diff) or found nothing (info), 2 called wrongly, 3 failed,
@@ -103,5 +105,5 @@ def cli() -> None:
     """
 
 
-for _one in (demo, generate, info, verify, encode, export, diff, compare, cache, history, pin, prune, report):
+for _one in (demo, generate, info, verify, encode, export, diff, compare, cache, history, pin, prune, report, show):
     cli.add_command(_one)

@@ -37,6 +37,8 @@ __all__ = [
     "ROWS",
     "SETTINGS",
     "SIZES",
+    "TITLES",
+    "TITLES_FILE",
     "check_device",
     "check_no_columns",
     "check_writable",
@@ -47,9 +49,11 @@ __all__ = [
     "open_parent",
     "options",
     "read_embeddings",
+    "read_names",
 ]
 
 DEFAULTS = SemanticIdConfig()
+TITLES_FILE = "titles.json"
 
 
 def options(*decorators: Callable[[Function], Function]) -> Callable[[Function], Function]:
@@ -97,6 +101,16 @@ ROWS = click.option(
     "rows",
     type=click.Choice(["rows"]),
     help="Of an array of IDs without a file of items beside it: row k is item k.",
+)
+TITLES = options(
+    click.option(
+        "--titles",
+        type=EXISTING,
+        metavar="FILE",
+        help="What people call the items: .json {item: title}, .jsonl, .csv, .tsv or .parquet. [titles.json beside the "
+        "table]",
+    ),
+    click.option("--title", metavar="COLUMN", help="The column of FILE that holds the titles."),
 )
 FORCE = click.option(
     "--force",
@@ -246,6 +260,29 @@ def read_embeddings(path: Path, ids: str | None, features: Sequence[str], vector
     from semid_dataset.inputs.matrix import read_vectors
 
     return own_embeddings(*read_vectors(path, ids, vectors))
+
+
+def read_names(
+    path: Path, titles: Path | None, title: str | None, source: Path | None = None, items: str | None = None
+) -> dict[str, str] | None:
+    """
+    Return the titles of items, None where none are named.
+
+    Args:
+        path: the table; `titles.json` beside it is taken where no other file is named.
+        titles, title: the file, and its column.
+        source: the file of vectors, which a column alone is of.
+        items: the column of it that holds the items.
+    """
+    beside = (path if path.is_dir() else path.parent) / TITLES_FILE
+    file = titles or (source if title else beside if beside.is_file() else None)
+    if file is None:
+        if title is not None:
+            raise click.UsageError("--title names a column: give its file, --titles FILE.")
+        return None
+    from semid_dataset.inputs.titles import read_titles
+
+    return read_titles(file, title or "", (items or "") if file == source else "")
 
 
 def is_data_directory(path: Path) -> bool:

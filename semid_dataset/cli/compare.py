@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from semid_dataset.cli._answer import Answer, command, context
-from semid_dataset.cli._arguments import ANY_PATH, EXISTING, open_ids, options
-from semid_dataset.cli.report import read_titles
+from semid_dataset.cli._arguments import ANY_PATH, EXISTING, TITLES, open_ids, options, read_names
 from semid_dataset.table.figures import percent
 
 __all__ = ["compare"]
@@ -17,12 +16,10 @@ __all__ = ["compare"]
 @click.argument("b", type=EXISTING)
 @options(
     click.option("-o", "--output", type=ANY_PATH, metavar="FILE", help="Write a page, too."),
-    click.option(
-        "--titles", type=EXISTING, metavar="FILE", help="What people call the items, as for a report; for the page."
-    ),
+    TITLES,
     click.option("--lang", type=click.Choice(["en", "zh"]), help="Language of the page."),
 )
-def compare(a: Path, b: Path, output: Path | None, titles: Path | None, lang: str | None) -> Answer:
+def compare(a: Path, b: Path, output: Path | None, titles: Path | None, title: str | None, lang: str | None) -> Answer:
     """
     Set the checks of two sets of IDs side by side, and say whether they put the same items together.
 
@@ -34,7 +31,7 @@ def compare(a: Path, b: Path, output: Path | None, titles: Path | None, lang: st
     from semid_dataset.report.compare import side_by_side, write_comparison
 
     tables = open_ids(a), open_ids(b)
-    named = None if titles is None else read_titles(titles)
+    named = read_names(a, titles, title)
     names = (str(a), str(b))
     facts = compared(*tables, titles=named, names=names)
     counts = facts["items"]

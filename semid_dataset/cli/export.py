@@ -4,9 +4,10 @@ from pathlib import Path
 
 import click
 
-from semid_dataset.cli._answer import Answer, command, count, word
+from semid_dataset.cli._answer import Answer, command, count, sent, word
 from semid_dataset.cli._arguments import ANY_PATH, EXISTING, ROWS, SIZES, open_ids, options
 from semid_dataset.errors import ConfigError
+from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["export"]
 
@@ -15,14 +16,19 @@ __all__ = ["export"]
 @click.argument("path", metavar="TABLE", type=EXISTING)
 @options(
     click.option(
-        "-o", "--output", type=ANY_PATH, required=True, metavar="PATH", help="The file; with --format all, a folder."
+        "-o",
+        "--output",
+        type=ANY_PATH,
+        required=True,
+        metavar="PATH",
+        help="The file; with --format all, a folder; - is the standard output.",
     ),
     click.option(
         "-f",
         "--format",
         "form",
         metavar="NAME",
-        help="json, index, parquet, npy, pt, flat, packed, tokens, trie, or all; by default the ending decides.",
+        help="json, index, parquet, csv, npy, pt, flat, packed, tokens, trie, or all; by default the ending decides.",
     ),
     click.option(
         "--style",
@@ -58,6 +64,7 @@ def export(
     .index.json     {item: tokens}, for LC-Rec and MiniOneRec
     .tokens.json    the tokens of all codes, for tokenizer.add_tokens
     .parquet        item_id, codes, offset_codes (levels side by side, from 0), for TorchEasyRec
+    .csv            item_id, code_0, code_1, ..., for spreadsheets and SQL
     .npy            codes (items, levels)
     .pt             codes (levels, items), for GRID
     .flat.npz       ids of one vocabulary over all levels, 0 = padding
@@ -76,6 +83,8 @@ def export(
         except ConfigError as error:
             raise click.UsageError(str(error)) from None
     table = open_ids(path, sizes, rows)
+    if str(output) == "-":
+        return _sent(table, names[output], style, first)
     written = [
         file for target, name in names.items() for file in exports.export(table, target, name, style=style, first=first)
     ]
@@ -93,3 +102,14 @@ def export(
         [*lines, f"{count(len(table), 'item')} exported.", *(f"Wrote {file}" for file in written)],
         following,
     )
+
+
+def _sent(table: SemanticIdTable, name: str, style: str, first: int) -> Answer:
+    """Write an export to the standard output."""
+    from semid_dataset import exports
+
+    if name in exports.registry.ARRAYS:
+        raise click.UsageError(f"The format {name} is two files, codes and items: name a file, -o FILE.")
+    with sent(Path("-"), "ids") as file:
+        exports.export(table, file, name, style=style, first=first)
+    return Answer({"items": len(table)}, [f"{count(len(table), 'item')} exported."], aside=True)

@@ -1,5 +1,6 @@
 """`semid generate`: make IDs of embeddings."""
 
+import json
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -8,6 +9,7 @@ from typing import Any
 
 import click
 
+from semid_dataset._files import replace_file
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cli._answer import (
     JSON,
@@ -31,6 +33,7 @@ from semid_dataset.cli._arguments import (
     FORCE,
     IDS,
     SETTINGS,
+    TITLES_FILE,
     check_device,
     check_no_columns,
     check_writable,
@@ -39,7 +42,9 @@ from semid_dataset.cli._arguments import (
     open_parent,
     options,
     read_embeddings,
+    read_names,
 )
+from semid_dataset.cli.report import about_titles
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import GenerationError, SemidError
 from semid_dataset.table.table import SemanticIdTable
@@ -76,6 +81,11 @@ __all__ = ["generate"]
         metavar="FILE",
         help="What users took in order (.txt, .jsonl, .parquet): what is taken together gets IDs that are alike.",
     ),
+    click.option(
+        "--title",
+        metavar="COLUMN",
+        help="A column of SOURCE that holds titles: kept beside the table, for report and show.",
+    ),
     FORCE,
     SETTINGS,
 )
@@ -91,6 +101,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     num_shards: int | None,
     shard_id: int | None,
     sequences: Path | None,
+    title: str | None,
     force: bool,
     **settings: Any,
 ) -> Answer:
@@ -110,6 +121,8 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
             f"{word(output)}, or start over with --retrain."
         )
     data_directory = is_data_directory(source)
+    if title is not None and source.suffix not in {".csv", ".tsv", ".parquet", ".pq", ".jsonl", ".ndjson"}:
+        raise click.UsageError(f"'{source}' has no column of titles (--title). Give them later: report --titles FILE.")
     if {engine, num_shards, shard_id} != {None} and not data_directory:
         raise click.UsageError("--engine and shards are for data directories: work on one file is not shared.")
     if gate_forbids() is not None and not _is_there(source, features, config, output, parent, retrain):
@@ -121,6 +134,7 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
     check_device(config.device)
     started = time.perf_counter()
     new: int | None = None
+    said: list[str] = []
     if data_directory:
         check_no_columns(ids, vectors)
         if output is not None:
@@ -150,26 +164,51 @@ def generate(  # noqa: PLR0912 - one branch for everything that does not go toge
         if output is None:
             raise click.UsageError("Where shall the IDs go? Give -o DIR.")
         check_writable(output)
-        streamed = None
-        if source.suffix == ".npy" and ids is not None and parent is None and sequences is None:
-            streamed = commands.generate_from_array(source, ids, output_dir=output, config=config)
-        if streamed is not None:
-            seconds = time.perf_counter() - started
-            return _generated(streamed, None, [output / TABLE, output / JSON], seconds, str(output))
-        embeddings = read_embeddings(source, ids, features, vectors)
-        matrix = embeddings.features[0].matrix
-        if parent is None:
-            taken = None if sequences is None else read_sequences(sequences)
-            table = commands.generate_from_vectors(
-                embeddings.items, matrix, config=config, output_dir=output, sequences=taken
-            )
-            written = [output / TABLE, output / JSON]
-        else:
-            base = open_parent(parent, unique=config.unique)
-            table, new = commands.extend_with_vectors(base, embeddings.items, matrix, force=force)
-            written = write_ids(table, output)
+        named = None if title is None else read_names(source, None, title, source, ids)  # wrong columns are said first
+        table, new = _of_file(source, ids, vectors, output, parent, sequences, config, force)
+        written = [output / TABLE, output / JSON]
+        if named is not None:
+            before = {} if parent is None else read_names(parent, None, None) or {}
+            texts = {item: text for item, text in {**before, **named}.items() if item in table}
+            replace_file(output / TITLES_FILE, [json.dumps(texts, ensure_ascii=False).encode()])
+            written.append(output / TITLES_FILE)
+            said = about_titles(table, named)
     seconds = time.perf_counter() - started
-    return _generated(table, new, written, seconds, str(output or table.path or source))
+    answer = _generated(table, new, written, seconds, str(output or table.path or source))
+    answer.lines += said
+    return answer
+
+
+def _of_file(
+    source: Path,
+    ids: str | None,
+    vectors: str | None,
+    output: Path,
+    parent: Path | None,
+    sequences: Path | None,
+    config: SemanticIdConfig,
+    force: bool,
+) -> tuple[SemanticIdTable, int | None]:
+    """Make IDs of a file of vectors in a folder; return their table and, with a parent, how many are new."""
+    from semid_dataset import api as commands
+    from semid_dataset.inputs.sequences import read_sequences
+
+    if source.suffix == ".npy" and ids is not None and parent is None and sequences is None:
+        streamed = commands.generate_from_array(source, ids, output_dir=output, config=config)
+        if streamed is not None:
+            return streamed, None
+    embeddings = read_embeddings(source, ids, (), vectors)
+    matrix = embeddings.features[0].matrix
+    if parent is None:
+        taken = None if sequences is None else read_sequences(sequences)
+        table = commands.generate_from_vectors(
+            embeddings.items, matrix, config=config, output_dir=output, sequences=taken
+        )
+        return table, None
+    base = open_parent(parent, unique=config.unique)
+    table, new = commands.extend_with_vectors(base, embeddings.items, matrix, force=force)
+    write_ids(table, output)
+    return table, new
 
 
 def _generated(table: SemanticIdTable, new: int | None, written: Sequence[Path], seconds: float, where: str) -> Answer:

@@ -7,13 +7,23 @@ import click
 import numpy as np
 
 from semid_dataset.check import vectors_for
-from semid_dataset.cli._answer import Answer, command, context, count
-from semid_dataset.cli._arguments import ANY_PATH, EXISTING, FEATURES, IDS, SIZES, open_ids, options, read_embeddings
+from semid_dataset.cli._answer import Answer, command, context, count, sent
+from semid_dataset.cli._arguments import (
+    ANY_PATH,
+    EXISTING,
+    FEATURES,
+    IDS,
+    SIZES,
+    TITLES,
+    open_ids,
+    options,
+    read_embeddings,
+    read_names,
+)
 from semid_dataset.errors import EmbeddingError
-from semid_dataset.inputs.titles import read_titles
 from semid_dataset.table.table import SemanticIdTable
 
-__all__ = ["read_titles", "report"]
+__all__ = ["about_titles", "report"]
 
 
 @command
@@ -26,7 +36,7 @@ __all__ = ["read_titles", "report"]
         default=Path("report.html"),
         show_default=True,
         metavar="FILE",
-        help="The page.",
+        help="The page; - is the standard output.",
     ),
     click.option(
         "--embeddings",
@@ -36,12 +46,7 @@ __all__ = ["read_titles", "report"]
     ),
     IDS,
     FEATURES,
-    click.option(
-        "--titles",
-        type=EXISTING,
-        metavar="FILE",
-        help="What people call the items: .json {item: title}, .jsonl, .csv or .tsv (item, title).",
-    ),
+    TITLES,
     SIZES,
     click.option("--name", metavar="TEXT", help="What the data is called; else by its files."),
     click.option(
@@ -56,6 +61,7 @@ def report(
     vectors: str | None,
     features: tuple[str, ...],
     titles: Path | None,
+    title: str | None,
     name: str | None,
     lang: str | None,
     sizes: int | tuple[int, ...] | None,
@@ -64,7 +70,7 @@ def report(
     from semid_dataset.report.page import write_report
 
     table = open_ids(path, sizes)
-    named = None if titles is None else read_titles(titles)
+    named = read_names(path, titles, title, embeddings, ids)
     found = None
     if embeddings is not None:
         read = read_embeddings(embeddings, ids, features, vectors)
@@ -79,19 +85,21 @@ def report(
         found = np.empty((len(table), fused.shape[1]), np.float32)
         found[rows[known]] = fused[known]
     lang = lang or context().environment.language
-    write_report(table, output, vectors=found, titles=named, name=name, lang=lang)
-    size = output.stat().st_size
+    with sent(output, "report.html") as file:
+        write_report(table, file, vectors=found, titles=named, name=name, lang=lang)
+        size = file.stat().st_size
     return Answer(
         {"path": output, "bytes": size, "items": len(table)},
         [
             f"Wrote {output} ({size / 2**20:.1f} MB), {count(len(table), 'item')}.",
-            *([] if named is None else _about_titles(table, named)),
+            *([] if named is None else about_titles(table, named)),
         ],
         [f"open {output} in a browser"],
+        aside=str(output) == "-",
     )
 
 
-def _about_titles(table: SemanticIdTable, titles: dict[str, str]) -> list[str]:
+def about_titles(table: SemanticIdTable, titles: dict[str, str]) -> list[str]:
     """Say how many titles are of items of the table; where none is, what both look like."""
     rows = table.rows_of(list(titles)) if titles else np.empty(0, np.int64)
     rows = rows[rows >= 0]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.errors import ConfigError, TableError
 from semid_dataset.exports._common import How
+from semid_dataset.exports._csv import read_csv, write_csv
 from semid_dataset.exports._json import read_json, write_json
 from semid_dataset.exports.arrays import (
     read_flat,
@@ -126,6 +127,7 @@ FORMATS: dict[str, Format] = {
         Format("json", ".json", "{item: codes}, the semantic_id_dict.json", write_json, read_json),
         Format("index", ".index.json", "{item: tokens}, for LC-Rec and MiniOneRec", write_index, read_index),
         Format("parquet", ".parquet", "item_id, codes and codes with level offsets", write_parquet, read_parquet),
+        Format("csv", ".csv", "item_id, code_0, code_1, ..., for spreadsheets and SQL", write_csv, read_csv),
         Format("npy", ".npy", "codes (items, levels)", write_npy, read_npy),
         Format("pt", ".pt", "codes (levels, items) int64, for GRID", write_pt, read_pt),
         Format("flat", ".flat.npz", "ids of one vocabulary over all levels", write_flat, read_flat),

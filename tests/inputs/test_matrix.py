@@ -116,7 +116,7 @@ def test_faults_name_file_row_found_and_wanted(tmp_path: Path) -> None:
     with pytest.raises(EmbeddingError, match="Python objects, which are not read"):
         read_vectors(path, "rows")
     (tmp_path / "x.csv").write_text("1,2,3\n")
-    with pytest.raises(EmbeddingError, match="a table of text"):
+    with pytest.raises(EmbeddingError, match="a table of text whose first line names no columns"):
         read_vectors(tmp_path / "x.csv")
     (tmp_path / "x.vec").write_text("1,2,3\n")
     with pytest.raises(EmbeddingError, match=r"\.safetensors"):

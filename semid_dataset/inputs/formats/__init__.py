@@ -29,6 +29,7 @@ FORMATS = Registry(
             "npz": "npy:Npz",
             "safetensors": "safetensors:Safetensors",
             "arrow": "arrow:ArrowFile",
+            "text": "text:Text",
             "rows": "_rows:SpooledRows",
         }.items()
     },
@@ -42,6 +43,7 @@ KINDS: tuple[tuple[str, tuple[str, ...], bytes], ...] = (
     ("pickle", (".pkl", ".pickle"), rb"\x80[\x02-\x05]|\}q\x00|\(dp?[0-9]*\n|c[a-z_.]+\n[a-z_]+\n"),
     ("safetensors", (".safetensors",), rb".{4}\x00\x00\x00\x00\{"),
     ("jsonl", (".jsonl", ".ndjson", ".json"), rb"(?:\xef\xbb\xbf)?\s*\{"),
+    ("text", (".csv", ".tsv", ".txt"), rb"(?!)"),  # text begins with anything
 )
 
 
@@ -65,11 +67,6 @@ def format_of(path: Path, expected: str = "") -> Format:
             return _get(other.name)
     if not head and expected != "jsonl" and not path.name.endswith((".jsonl", ".ndjson")):
         raise EmbeddingError(f"'{path}' is empty: 0 bytes. Copy or write it again.")
-    if path.suffix in {".csv", ".tsv", ".txt"}:
-        raise EmbeddingError(
-            f"'{path}' is a table of text, which is not read as embeddings. Write it as parquet with a column of items "
-            "and one of lists, or its numbers with np.save and its items as text, one a line."
-        )
     ending = Path(COMPRESSED.sub("", path.name)).suffix
     name = expected or next((name for name, endings, _ in KINDS if ending in endings), "")
     if not name:
