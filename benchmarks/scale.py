@@ -167,17 +167,15 @@ def cpu() -> float:
 def child(data_dir: Path, limit: str) -> None:
     """Generate, and print what it took."""
     from semid_dataset import SemanticIdConfig, generate_semantic_ids
-    from semid_dataset.build import pipeline
     from semid_dataset.config import parse_bytes
+    from semid_dataset.progress import Heartbeat
 
     stages: dict[str, float] = {}
-    done = pipeline.Clock.done
 
-    def note(clock: pipeline.Clock, stage: str) -> None:
-        stages[stage] = cpu() - sum(stages.values())
-        done(clock, stage)
+    def note(heartbeat: Heartbeat, stage: str) -> None:
+        stages[stage] = stages.get(stage, 0.0) + cpu() - sum(stages.values())
 
-    pipeline.Clock.done = note  # type: ignore[method-assign]
+    Heartbeat.end = note  # type: ignore[method-assign]
     started = time.perf_counter()
     table = generate_semantic_ids(data_dir, config=SemanticIdConfig(memory_limit=parse_bytes("--limit", limit)))
     seconds = time.perf_counter() - started
@@ -217,6 +215,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
     from semid_dataset.cache.cache import Cache
     from semid_dataset.environment import Environment
     from semid_dataset.inputs.discover import find_sources
+    from semid_dataset.progress import Progress
 
     data_dir = Path(tempfile.mkdtemp(dir=where))
     try:
@@ -226,7 +225,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
         config = SemanticIdConfig(num_epochs=0)
         # So small a limit makes parts of 8 MB, enough for all workers to end together.
         job = scale.open_job(root, "ray", source, config, limit=128 << 20)
-        scale.train_codebooks(job.read(), config, lambda: None)
+        scale.train_codebooks(job.read(), config, Progress())
         job = scale.open_job(root, "ray", source, config, limit=128 << 20, engine=run_on_ray)
         parts = len(job.plan.parts)
         runs = []

@@ -7,20 +7,14 @@ a NullHandler hides log lines from programs that configure no logging.
 """
 
 import logging
-import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from typing import TypeVar
 
 from semid_dataset.errors import SemanticIdWarning
 
-__all__ = ["degrade", "logger", "meter", "progress_bar", "speak", "tell", "text"]
+__all__ = ["degrade", "logger", "speak", "tell", "text"]
 
 logger = logging.getLogger("semid_dataset")
 logger.addHandler(logging.NullHandler())
-
-T = TypeVar("T")
 
 LINES: dict[str, tuple[str, str]] = {
     # id: (English, Chinese). Chinese wording of the first blocks is fixed: monitoring greps for it.
@@ -289,46 +283,3 @@ def degrade(message: str, /, *, stacklevel: int = 2, **fields: object) -> None:
     line = text(message, **fields)
     logger.warning("%s", line)
     warnings.warn(line, SemanticIdWarning, stacklevel=stacklevel + 1)
-
-
-def progress_bar(items: Iterable[T], description: str) -> Iterator[T]:
-    """
-    Yield from `items` behind a progress bar on a terminal.
-
-    Without a terminal, or without tqdm (the extra "progress"), the items come without a bar.
-    """
-    if sys.stderr.isatty():
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            pass
-        else:
-            total = len(items) if isinstance(items, Sized) else None
-            yield from tqdm(items, desc=description, total=total, leave=True)
-            return
-    yield from items
-
-
-@contextmanager
-def meter(total: int, description: str) -> Iterator[Callable[[int], None]]:
-    """
-    Show how much of `total` bytes is done, at what rate, and how long the rest will take, on a terminal.
-
-    Yields:
-        What is to be told of bytes that were done (or, with a minus, have to be done again). Without a terminal, or
-        without tqdm (the extra "progress"), it does nothing.
-    """
-    if sys.stderr.isatty():
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            pass
-        else:
-            with tqdm(total=total, desc=description, unit="B", unit_scale=True, leave=True) as bar:
-
-                def advance(done: int) -> None:
-                    bar.update(done)
-
-                yield advance
-            return
-    yield lambda done: None

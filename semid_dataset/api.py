@@ -6,7 +6,6 @@ The explicit ones ignore `ALLOW_SEMANTIC_GENERATION` and raise: who calls them m
 """
 
 import hashlib
-import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -31,6 +30,7 @@ from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError, TableError
 from semid_dataset.inputs.discover import FeatureSource, feature_names, find_sources
 from semid_dataset.objects import as_choice, as_count, as_path, expect
+from semid_dataset.progress import Progress, shown
 from semid_dataset.resolve import JSON_FILE, Request, Resolution, first_table, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
@@ -139,7 +139,7 @@ def generate_shard(
     resolution, found, cache_key = _asked(data_dir, feature_ids, config, parent, engine, force)
     if (table := resolution.remembered(cache_key)) is not None:
         return table, 0, 0
-    job = resolution.job(found, cache_key, resolution.workplace(), lambda: None)
+    job = resolution.job(found, cache_key, resolution.workplace(), shown())
     assert job is not None  # without a folder to work in this was an error
 
     def ready() -> bool:
@@ -149,7 +149,7 @@ def generate_shard(
         job.sample_share((shard, shards))
         with resolution.cache.lease(cache_key.name, waiting=resolution.waiting, ready=ready) as lease:
             if lease is not None and not ready():
-                resolution.choose_codebooks(found, cache_key, lease)
+                resolution.choose_codebooks(found, cache_key, shown(lease.heartbeat))
         basis = job.chosen
         done, parts = (0, 0) if basis is None else job.encode(basis, (shard, shards))
     except (SemidError, OSError):
@@ -203,23 +203,22 @@ def _generate_into(
     if resolution.parent is not None:
         raise ConfigError("output_dir trains anew and parent extends: give one of them.")
     assert cache_key.identity is not None
-    started = time.perf_counter()
+    progress = shown()
     tell("loading_features")
-    lease = Lease(None)
     root = CacheFolder(output / WORK, output)  # the cache is left alone
     if sequences is None:
-        embeddings = resolution.read_or_stream(found, cache_key, root, lease)
+        embeddings = resolution.read_or_stream(found, cache_key, root, progress)
     else:
-        embeddings = with_sequences(resolution.read(found, lease), sequences)
-    return _train_into(output, embeddings, resolution.config, cache_key.identity, started, resolution.cache.mmap)
+        embeddings = with_sequences(resolution.read(found, progress), sequences)
+    return _train_into(output, embeddings, resolution.config, cache_key.identity, progress, resolution.cache.mmap)
 
 
 def _train_into(
-    output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, started: float, mmap: bool
+    output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, progress: Progress, mmap: bool
 ) -> SemanticIdTable:
     items = embeddings.rows or len(embeddings.items)
     tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
-    data = first_table(embeddings, config, identity, Lease(None), started)
+    data = first_table(embeddings, config, identity, progress)
     data = data.named(lineage.lineage_name(lineage.origin_key(identity, embeddings.digest), data.digest))
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / TABLE_FILE, data.buffers())
@@ -264,14 +263,14 @@ def generate_from_vectors(
             the items occur near each other in the sequences.
         SemidError, OSError: as the steps say.
     """
-    started = time.perf_counter()
+    progress = shown()
     environment = Context.at_door(explicit=True).environment
     output, config = as_path(output_dir, what="output_dir"), _settings(config)
     embeddings = own_embeddings(items, vectors)
     if sequences is not None:
         embeddings = with_sequences(embeddings, sequences)
     identity = Identity.of(config, embeddings.dims)
-    return _train_into(output, embeddings, config, identity, started, environment.mmap)
+    return _train_into(output, embeddings, config, identity, progress, environment.mmap)
 
 
 def generate_from_array(
@@ -294,7 +293,7 @@ def generate_from_array(
     """
     from semid_dataset.build.streaming import run as scale
 
-    started = time.perf_counter()
+    progress = shown()
     config, output = _settings(config), as_path(output_dir, what="output_dir")
     root = CacheFolder(output / WORK, output)
     environment = Context.at_door(explicit=True).environment
@@ -303,7 +302,7 @@ def generate_from_array(
         return None
     embeddings = job.read()
     identity = Identity.of(config, embeddings.dims)
-    return _train_into(output, embeddings, config, identity, started, environment.mmap)
+    return _train_into(output, embeddings, config, identity, progress, environment.mmap)
 
 
 def extend_with_vectors(

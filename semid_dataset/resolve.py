@@ -14,7 +14,7 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -54,6 +54,7 @@ from semid_dataset.errors import (
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
 from semid_dataset.objects import as_path
+from semid_dataset.progress import Progress, shown
 from semid_dataset.table.build import TableData, content_digests
 from semid_dataset.table.header import TableHeader
 from semid_dataset.table.sizes import fitting_sizes, say_guessed
@@ -105,16 +106,15 @@ def first_table(
     embeddings: "Embeddings",
     config: SemanticIdConfig,
     identity: Identity,
-    lease: Lease,
-    started: float,
+    progress: Progress,
 ) -> TableData:
     """Return table 0 of a new lineage, made in memory or part by part; see `pipeline` and `scale`."""
     if embeddings.stream is None:
-        data = pipeline.train_table(embeddings, config, identity, lease, started)
+        data = pipeline.train_table(embeddings, config, identity, progress)
     else:
         from semid_dataset.build.streaming import run as scale
 
-        data = scale.train_table(embeddings, config, identity, lease, started)
+        data = scale.train_table(embeddings, config, identity, progress)
     sketch = Evidence(embeddings.items, embeddings.features).sketch()
     return replace(data, header=replace(data.header, sketch=sketch))
 
@@ -671,11 +671,11 @@ class Resolution:
         if moved:
             logger.error("%s", text("moved", moved=moved, items=both, lineage=before.lineage, new=table.lineage))
 
-    def read(self, sources: Sequence[FeatureSource], lease: Lease | None = None) -> "Embeddings":
+    def read(self, sources: Sequence[FeatureSource], progress: Progress | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
         from semid_dataset.inputs.read import read_sources
 
-        read = read_sources(sources, on_progress=None if lease is None else lease.heartbeat)
+        read = read_sources(sources, progress=progress)
         return replace(read, base=self.request.data_dir)
 
     def read_or_stream(
@@ -683,7 +683,7 @@ class Resolution:
         sources: Sequence[FeatureSource],
         cache_key: CacheKey,
         root: CacheFolder | None,
-        lease: Lease,
+        progress: Progress,
     ) -> "Embeddings":
         """
         Return the embeddings; where they would take too much memory, a sample whose `stream` is the job on all of them.
@@ -692,7 +692,7 @@ class Resolution:
             ConfigError: streaming was asked for by name, and cannot be.
             EmbeddingError: nothing can be read.
         """
-        job = self.job(sources, cache_key, root, lease.heartbeat)
+        job = self.job(sources, cache_key, root, progress)
         if job is not None:
             from semid_dataset.inputs.partitions import NamedItemsError
 
@@ -702,14 +702,14 @@ class Resolution:
                 if self.engine is not None:
                     raise
                 self._say_not_streamed(sources, str(error))
-        return self.read(sources, lease)
+        return self.read(sources, progress)
 
     def job(
         self,
         sources: Sequence[FeatureSource],
         cache_key: CacheKey,
         root: CacheFolder | None,
-        heartbeat: Callable[[], None],
+        progress: Progress,
     ) -> "Job | None":
         """
         Return the job that streams these features, or None where they are read into memory.
@@ -740,10 +740,10 @@ class Resolution:
         tell("streaming", size=size, limit=limit)
         engine = engines.ENGINES[self.engine or "local"]
         return scale.open_job(
-            root, cache_key.name, sources[0], self.config, limit=self.memory_limit, engine=engine, heartbeat=heartbeat
+            root, cache_key.name, sources[0], self.config, limit=self.memory_limit, engine=engine, progress=progress
         )
 
-    def choose_codebooks(self, sources: Sequence[FeatureSource], cache_key: CacheKey, lease: Lease) -> None:
+    def choose_codebooks(self, sources: Sequence[FeatureSource], cache_key: CacheKey, progress: Progress) -> None:
         """
         Have the codebooks ready that all shards encode with: the lineage's, or new ones.
 
@@ -752,11 +752,11 @@ class Resolution:
         """
         from semid_dataset.build.streaming import run as scale
 
-        embeddings = self.read_or_stream(sources, cache_key, self.workplace(), lease)
+        embeddings = self.read_or_stream(sources, cache_key, self.workplace(), progress)
         row = self._row(self.cache.writing(), self._about_what_was_read(cache_key, embeddings), embeddings)
         if row is not None and row.other_space and self.foreign != "take":
             raise ForeignVectorsError(self._of_another_space(row, embeddings))
-        scale.choose_basis(embeddings, self.config, None if row is None else row.base, lease)
+        scale.choose_basis(embeddings, self.config, None if row is None else row.base, progress)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
         from semid_dataset.build.streaming import run as scale
@@ -877,8 +877,7 @@ class Resolution:
         self,
         embeddings: "Embeddings",
         cache_key: CacheKey,
-        lease: Lease,
-        started: float,
+        progress: Progress,
     ) -> lineage.Lineage | None:
         """
         Publish again the table that `semantic_id_dict.json` was exported from, if it was lost; see `healing`.
@@ -909,7 +908,7 @@ class Resolution:
             return self._rejoin(ids, base, export, path)
 
         def train_again() -> SemanticIdTable:
-            return pipeline.train_table(embeddings, self.config, identity, lease, started).in_memory("trained")
+            return pipeline.train_table(embeddings, self.config, identity, progress).in_memory("trained")
 
         key = lineage.origin_key(identity, embeddings.digest)
         same = export.lineage == key or export.lineage.startswith(f"{key}-")
@@ -1070,30 +1069,30 @@ class Resolution:
         retraining: bool,
     ) -> SemanticIdTable:
         """Do what `generate_now` does, once."""
-        started = time.perf_counter()
+        progress = shown(lease.heartbeat)
         tell("generating")
         if self.request.data_dir is not None:
             files.sweep_placed(self.request.data_dir / JSON_FILE, self._is_export)
         tell("loading_features")
-        embeddings = embeddings or self.read_or_stream(sources, cache_key, self.workplace(), lease)
-        lease.heartbeat()
+        with progress.stage("reading"):
+            embeddings = embeddings or self.read_or_stream(sources, cache_key, self.workplace(), progress)
         dims = "+".join(str(dim) for _, dim in embeddings.dims)
         tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)
         found = self._about_what_was_read(cache_key, embeddings)
-        row = None if retraining else self._heal(embeddings, found, lease, started)
+        row = None if retraining else self._heal(embeddings, found, progress)
         row = row or self._row(self.cache.writing(), found, embeddings)
         if retraining:
             noted = self.remembered(cache_key)
             replaced = noted if noted is not None else None if row is None else row.base
-            table = self._train(embeddings, found, lease, started, replaced=replaced)
+            table = self._train(embeddings, found, progress, replaced=replaced)
             if replaced is not None:
                 moved, both = lineage.moved_items(replaced, table)
                 tell("retrained", moved=moved, items=both, lineage=replaced.lineage)
         else:
             if row is not None:
-                table = self._extend(row, embeddings, found, lease)
+                table = self._extend(row, embeddings, found, progress)
             else:
-                table = self._train(embeddings, found, lease, started)
+                table = self._train(embeddings, found, progress)
             self._say_moved(table)
         self._remember(table, embeddings, cache_key)
         if table.status == "stale":
@@ -1128,7 +1127,7 @@ class Resolution:
         row: lineage.Lineage,
         embeddings: "Embeddings",
         cache_key: CacheKey,
-        lease: Lease,
+        progress: Progress,
     ) -> SemanticIdTable:
         if (newer := self.cache.unreadable(row.base)) is not None:
             return self._stale(row.base, str(newer))
@@ -1149,7 +1148,7 @@ class Resolution:
         if embeddings.stream is not None:
             from semid_dataset.build.streaming import run as scale
 
-            extension = scale.Extension(embeddings, self.config, row.base, lease)
+            extension = scale.Extension(embeddings, self.config, row.base, progress)
             items, features = extension.items, extension.encode
         try:
             table, new = lineage.grow(self.cache, row, items, features, evidence.sketch(), force=self.foreign == "take")
@@ -1177,8 +1176,7 @@ class Resolution:
         self,
         embeddings: "Embeddings",
         cache_key: CacheKey,
-        lease: Lease,
-        started: float,
+        progress: Progress,
         *,
         replaced: SemanticIdTable | None = None,
     ) -> SemanticIdTable:
@@ -1192,7 +1190,7 @@ class Resolution:
         if replaced is None and (born := cache.born(key)) is not None:
             table = cache.newest(born.lineage, since=born.digest) or born
             return table.with_status("cached", f"lineage {table.lineage} began with these embeddings")
-        data = first_table(embeddings, self.config, cache_key.identity, lease, started)
+        data = first_table(embeddings, self.config, cache_key.identity, progress)
         if replaced is not None:
             before = (replaced.lineage, *replaced.header.replaces)
             data = replace(data, header=replace(data.header, replaces=before))

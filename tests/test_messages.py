@@ -63,16 +63,3 @@ def test_the_library_configures_no_logging() -> None:
         "assert not logging.getLogger().handlers and l.level == 0"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
-    """Log files are spared the bar's carriage returns."""
-    assert list(messages.progress_bar([1, 2], "Loading mm_emb")) == [1, 2]
-    assert capsys.readouterr().err == ""
-
-
-def test_on_a_terminal_the_bar_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The description is the original's, in front of the bar."""
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    assert list(messages.progress_bar([1, 2], "Loading mm_emb")) == [1, 2]
-    assert "Loading mm_emb: 100%" in capsys.readouterr().err

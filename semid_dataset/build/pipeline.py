@@ -8,15 +8,15 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, tell
-from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset.progress import Progress
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
 
@@ -26,43 +26,14 @@ if TYPE_CHECKING:
     from semid_dataset.codec.unique import Items, Resolution
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Clock", "bulk_rows", "first_header", "make_unique", "tell_beyond", "train_quantizer", "train_table"]
-
-EPOCHS_PER_LINE = 5
-
-
-class Clock:
-    """
-    Seconds of every stage of a run.
-
-    Args:
-        started: when it began, as `time.perf_counter` says it.
-        heartbeat: called at the end of every stage.
-    """
-
-    def __init__(self, started: float, heartbeat: Callable[[], None]) -> None:
-        self.stages: dict[str, float] = {}
-        self._heartbeat = heartbeat
-        self._started = self._began = started
-
-    def done(self, stage: str) -> None:
-        """Note that a stage has ended."""
-        self._heartbeat()
-        now = time.perf_counter()
-        self._began, self.stages[stage] = now, now - self._began
-
-    @property
-    def seconds(self) -> float:
-        """Since it began."""
-        return time.perf_counter() - self._started
+__all__ = ["bulk_rows", "first_header", "make_unique", "tell_beyond", "train_quantizer", "train_table"]
 
 
 def train_table(
     embeddings: "Embeddings",
     config: SemanticIdConfig,
     identity: Identity,
-    lease: Lease,
-    started: float,
+    progress: Progress,
 ) -> TableData:
     """
     Train codebooks on embeddings and return table 0 of a new lineage, which has no name yet.
@@ -74,36 +45,33 @@ def train_table(
     from semid_dataset.codec.fusion import Fusion
     from semid_dataset.codec.metrics import measure
 
-    clock = Clock(started, lease.heartbeat)
-    clock.done("reading")
     items = len(embeddings.items)
-    if embeddings.fused is None:
-        fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
-        vectors = fusion.apply(embeddings.features, items)
-    else:
-        fusion, vectors = embeddings.fused
-    clock.done("fusion")
-    trained = train_quantizer(vectors, config, lease.heartbeat)
-    clock.done("training")
+    with progress.stage("fusion"):
+        if embeddings.fused is None:
+            fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
+            vectors = fusion.apply(embeddings.features, items)
+        else:
+            fusion, vectors = embeddings.fused
+    trained = train_quantizer(vectors, config, progress)
     quantizer = trained.quantizer
     if fusion.kind != "single":
         quantizer.fusion = fusion
     tell("encoding")
-    raw = quantizer.encode(vectors)
-    clock.done("encoding")
+    with progress.stage("encoding"):
+        raw = quantizer.encode(vectors)
     weights, description = quantizer.to_arrays()
-    far = distances(vectors, weights["mean"])
-    rows = bulk_rows(embeddings.items, far, trained.radius)
-    resolution, unique = make_unique(quantizer, vectors, raw, config)
-    clock.done("uniqueness")
+    with progress.stage("uniqueness"):
+        far = distances(vectors, weights["mean"])
+        rows = bulk_rows(embeddings.items, far, trained.radius)
+        resolution, unique = make_unique(quantizer, vectors, raw, config)
     tell("encoded", items=items)
     codes = resolution.codes
     if rows is not None:
         vectors, codes = vectors[rows], codes[rows]
-    quality = measure(quantizer, vectors, raw, resolution, trained, rows=rows)
-    quality |= {"set_aside": items - len(vectors), "rows_with_99_percent": rows_with_share(far)}
-    clock.done("measuring")
-    error, variance = _error_and_variance(vectors, quantizer.decode(codes))
+    with progress.stage("measuring"):
+        quality = measure(quantizer, vectors, raw, resolution, trained, rows=rows)
+        quality |= {"set_aside": items - len(vectors), "rows_with_99_percent": rows_with_share(far)}
+        error, variance = _error_and_variance(vectors, quantizer.decode(codes))
     header = first_header(
         identity,
         {**config.to_dict(), "unique": unique},
@@ -117,7 +85,7 @@ def train_table(
         variance=variance,
         relative_error=error / variance if variance > 0 else 0.0,
         radius=trained.radius,
-        clock=clock,
+        progress=progress,
     )
     return TableData(embeddings.items, resolution.codes, header, weights)
 
@@ -148,7 +116,7 @@ def tell_beyond(count: int, rows: int, named: Sequence[str], times: float) -> No
     tell("beyond_bulk", logging.WARNING, count=count, rows=rows, named=", ".join(named) + more, times=times)
 
 
-def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, heartbeat: Callable[[], None]) -> "Trained":
+def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, progress: Progress) -> "Trained":
     """
     Train codebooks on vectors (n, dim), telling the user how far it is.
 
@@ -158,15 +126,8 @@ def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, hear
     from semid_dataset.codec.train import train
 
     tell("training")
-
-    def on_epoch(epoch: int, epochs: int, loss: float) -> None:
-        heartbeat()
-        if epoch % EPOCHS_PER_LINE == 0 or epoch == epochs:
-            tell("epoch", epoch=epoch, epochs=epochs, loss=loss)
-
-    trained = train(vectors, config, on_epoch=on_epoch, on_progress=heartbeat)
-    if trained.curve and trained.stopped_at % EPOCHS_PER_LINE and trained.stopped_at < config.num_epochs:
-        tell("epoch", epoch=trained.stopped_at, epochs=config.num_epochs, loss=trained.curve[-1])  # stopped early
+    with progress.stage("training"):
+        trained = train(vectors, config, progress=progress)
     tell("trained")
     return trained
 
@@ -206,7 +167,7 @@ def first_header(
     variance: float,
     relative_error: float,
     radius: float,
-    clock: Clock,
+    progress: Progress,
 ) -> TableHeader:
     """Return what table 0 of a lineage says about itself."""
     now = time.time()
@@ -224,8 +185,8 @@ def first_header(
             "variance": variance,
             "relative_error": relative_error,
             **({"radius": radius} if math.isfinite(radius) else {}),
-            "seconds": clock.seconds,
-            "stages": clock.stages,
+            "seconds": progress.seconds,
+            "stages": dict(progress.stages),
             "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         },
         behaviour=embeddings.behaviour,

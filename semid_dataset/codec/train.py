@@ -10,7 +10,7 @@ renewed once an epoch and fixed in between: looking for codes costs more than a 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,6 +27,7 @@ from semid_dataset.codec.bulk import find_bulk
 from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, ForkError, TrainingError
+from semid_dataset.progress import Progress
 
 __all__ = ["Trained", "chosen_device", "train"]
 
@@ -130,8 +131,6 @@ LLOYD = 25
 # 53 / 10 %, beam 5: 45 / 11 %).
 PREFIX_WEIGHT = 0.3
 
-Epoch = Callable[[int, int, float], None]
-
 
 @dataclass(frozen=True)
 class Trained:
@@ -162,8 +161,7 @@ def train(
     vectors: NDArray[np.floating],
     config: SemanticIdConfig,
     *,
-    on_epoch: Epoch | None = None,
-    on_progress: Callable[[], None] | None = None,
+    progress: Progress | None = None,
 ) -> Trained:
     """
     Train a quantizer on item vectors.
@@ -171,8 +169,7 @@ def train(
     Args:
         vectors: (n, dim), n >= 1, finite; float16, float32 or float64.
         config: algorithm, sizes, epochs, device and seed.
-        on_epoch: called with epoch, epochs and loss after every epoch.
-        on_progress: called after every piece of work, every few seconds at the most.
+        progress: told of every epoch, and every few seconds at the most that work goes on.
 
     Rows far beyond all others take no part (see `bulk`): codebooks are those of a training without them.
 
@@ -192,13 +189,13 @@ def train(
     points = _checked(vectors)
     bulk = find_bulk(points)
     kept = None if bulk.beyond is None else np.flatnonzero(~bulk.beyond)
-    heartbeat = on_progress or (lambda: None)
+    progress = progress or Progress()
     device = chosen_device(config.device)
     attempts = [(device, config.batch_size), (device, max(config.batch_size // 2, 1))]
     attempts += [("cpu", config.batch_size)] if device != "cpu" else [("cpu", max(config.batch_size // 4, 1))]
     for number, (where, batch) in enumerate(attempts):
         try:
-            trained = _train(points, kept, config, device=where, batch=batch, on_epoch=on_epoch, heartbeat=heartbeat)
+            trained = _train(points, kept, config, device=where, batch=batch, progress=progress)
             return replace(trained, radius=bulk.radius)
         except OutOfMemory as error:
             message = str(error)
@@ -262,8 +259,7 @@ def _train(
     *,
     device: str,
     batch: int,
-    on_epoch: Epoch | None,
-    heartbeat: Callable[[], None],
+    progress: Progress,
 ) -> Trained:
     generator = torch.Generator("cpu").manual_seed(config.seed)
     n = len(vectors) if kept is None else len(kept)
@@ -282,10 +278,10 @@ def _train(
     points /= scale
     held = min(n // 20, HELD_OUT)
     fit, judge = (points[held:], points[:held]) if held else (points, points)  # fewer than 20 judge themselves
-    heartbeat()
+    progress.advance()
 
     recipe = SPARSE if len(fit) < ITEMS_PER_WORD * sum(config.codebook_sizes) else DENSE
-    codebooks = _start(fit, config.codebook_sizes, recipe, generator, heartbeat)
+    codebooks = _start(fit, config.codebook_sizes, recipe, generator, progress)
     curve = []
     trains = config.algorithm == "rqvae" and config.num_epochs > 0
     beams = recipe.beams + (recipe.more_beams if trains else ())
@@ -293,9 +289,9 @@ def _train(
         some = sample(fit, REFIT_ITEMS, generator)
         codebooks, error = _refit(some, codebooks, beam, recipe.refit_sums, recipe.ridge)
         curve.append(error)
-        heartbeat()
-        if config.algorithm == "rqkmeans" and on_epoch is not None:
-            on_epoch(number, len(beams), error)
+        progress.advance()
+        if config.algorithm == "rqkmeans":
+            progress.epoch(number, len(beams), error)
     start = ResidualQuantizer(codebooks, beam=recipe.beam, prefix_weight=PREFIX_WEIGHT, mean=mean, scale=scale)
     start_error = _judged(judge, start)
     held_out = {"start": start_error, "end": start_error, "items": len(judge)}
@@ -309,8 +305,7 @@ def _train(
             batch=batch,
             generator=generator,
             beam=recipe.beams[0],
-            on_epoch=on_epoch,
-            heartbeat=heartbeat,
+            progress=progress,
         )
         if best is not start:
             return Trained(best, curve, len(curve), device, held_out)
@@ -343,7 +338,7 @@ def _start(
     sizes: Sequence[int],
     recipe: Recipe,
     generator: torch.Generator,
-    heartbeat: Callable[[], None],
+    progress: Progress,
 ) -> list[Tensor]:
     """
     Fit one level after the other, each on what the `recipe.start_sums` best sums of the levels before leave over.
@@ -368,7 +363,7 @@ def _start(
             chosen = sent(sample(chosen, most, generator), points.device)
             residuals = _left_over(residuals[chosen // width], search, codes.flatten(0, 1)[chosen])
         codebooks.append(kmeans(residuals, size, generator, rounds))
-        heartbeat()
+        progress.advance()
     return codebooks
 
 
@@ -493,8 +488,7 @@ def _epochs(
     batch: int,
     generator: torch.Generator,
     beam: int,
-    on_epoch: Epoch | None,
-    heartbeat: Callable[[], None],
+    progress: Progress,
 ) -> tuple[ResidualQuantizer, list[float], float]:
     """
     Descend from the identity.
@@ -538,14 +532,13 @@ def _epochs(
             descent.step(gradients, share=warm * (1 + math.cos(math.pi * done)) / 2)
             total += loss
         curve.append(float(total / steps))
-        heartbeat()
+        progress.advance()
         state = _state(words, start, encoder, decoder, start.beam)
         error = _judged(judge, state)
         since = 0 if error < best_error * (1 - PROGRESS) else since + 1
         if error < best_error:
             best, best_error = state, error
-        if on_epoch is not None:
-            on_epoch(epoch, config.num_epochs, curve[-1])
+        progress.epoch(epoch, config.num_epochs, curve[-1])
         if since == PATIENCE:
             break
     if best_error > start_error * (1 - WORTH):

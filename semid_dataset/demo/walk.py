@@ -18,6 +18,7 @@ from semid_dataset.config import SemanticIdConfig
 from semid_dataset.dataset import LazySemanticIds, SemanticIdMixin
 from semid_dataset.demo.catalogue import FEATURE_ID, Shop, make_shop, write_shop
 from semid_dataset.errors import ConfigError, GenerationError
+from semid_dataset.progress import Bars, Progress
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["ShopDataset", "walk"]
@@ -147,17 +148,17 @@ def _show(shop: Shop, table: SemanticIdTable, rows: Sequence[int], say: Say) -> 
 
 
 def _recommend(shop: Shop, table: SemanticIdTable, say: Say) -> None:
-    from semid_dataset._messages import progress_bar
     from semid_dataset.demo.recommender import EPOCHS, compare, interval  # torch: seconds
 
-    steps = iter(progress_bar(range(2 * EPOCHS), "training, twice"))
+    progress = Progress(Bars())
     started = time.perf_counter()
-    comparison = compare(
-        shop,
-        table.codes(shop.items, offset=1),
-        table.embedding_table_sizes(),
-        lambda: next(steps, None),
-    )
+    with progress.stage("training, twice", 2 * EPOCHS, "it"):
+        comparison = compare(
+            shop,
+            table.codes(shop.items, offset=1),
+            table.embedding_table_sizes(),
+            lambda: progress.advance(1),
+        )
     say(f"   {'what came next':<34}{'customers':>10}{'without':>10}{'with IDs':>10}   difference (95 % interval)")
     for found in comparison.slices:
         low, high = interval(found.with_ids, found.without)

@@ -42,7 +42,7 @@ BATCH = 4 << 20  # bytes of vectors that are handed on at once
 
 Consume = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
 Wanted = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-Progress = Callable[[int], None]
+Report = Callable[[int], None]
 
 
 class NamedItemsError(EmbeddingError):
@@ -226,14 +226,14 @@ class _Named(Stream):
         self._stream.reject(what, count)
 
 
-def read_part(part: Partition, stream: Stream, on_progress: Progress, *, digest: bool = False) -> str:
+def read_part(part: Partition, stream: Stream, report: Report, *, digest: bool = False) -> str:
     """
     Send the rows of a partition through `stream`.
 
     Args:
         part: what to read.
         stream: where rows go; closed at the end.
-        on_progress: told, from time to time, how many bytes more were read.
+        report: told, from time to time, how many bytes more were read.
         digest: read and hash the whole file too.
 
     Returns:
@@ -246,7 +246,7 @@ def read_part(part: Partition, stream: Stream, on_progress: Progress, *, digest:
     sink = stream
     if part.ids:
         sink = _Named(stream, parse(files.map_file(Path(part.ids))[0], part.ids, verify=False).arrays["ids"])
-    found = _format(part).read(part, sink, on_progress, digest=digest)
+    found = _format(part).read(part, sink, report, digest=digest)
     stream.close()
     return found
 

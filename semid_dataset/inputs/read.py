@@ -9,7 +9,7 @@ held against it. A row that does not fit is counted, reported and skipped, since
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,21 +17,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset._messages import progress_bar, tell
+from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.inputs._rows import Rows
 from semid_dataset.inputs.discover import MAX_DIM, FeatureSource, check_feature_ids, passed_over
 from semid_dataset.inputs.formats import FORMATS, whole_file
 from semid_dataset.objects import as_vector, item_of, shown
+from semid_dataset.progress import Progress
 from semid_dataset.protocols import Format
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
 
 __all__ = ["Embeddings", "files_digest", "from_memory", "read_sources"]
-
-Progress = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,12 @@ class Embeddings:
         return [(feature.id, feature.dim) for feature in self.features]
 
 
-def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | None = None) -> Embeddings:
+def read_sources(sources: Sequence[FeatureSource], *, progress: Progress | None = None) -> Embeddings:
     """
     Read features into one set of items.
 
     Args:
-        on_progress: called every few megabytes, so that others can see that this process is alive.
+        progress: told every few megabytes that work goes on, and of every feature that is read.
 
     Raises:
         NoEmbeddingsError: `sources` is empty.
@@ -96,31 +95,30 @@ def read_sources(sources: Sequence[FeatureSource], *, on_progress: Progress | No
     failures: dict[str, EmbeddingError] = {}
     bad = 0
 
-    def heartbeat(done: int) -> None:
-        if on_progress is not None:
-            on_progress()
-
-    for source in progress_bar(sources, "Loading mm_emb"):
-        rows = Rows(source.id, source.dim)
-        found: dict[Path, str] = {}
-        try:
-            if passed := passed_over(source.path, source.files):
-                tell("files_passed_over", logging.WARNING, path=source.path, names=", ".join(passed[:12]))
-            for path in source.files:
-                part = whole_file(path, source.form)
-                reader: Format = FORMATS.get(part.format)
-                found[path] = reader.read(part, rows, heartbeat, digest=True)
-            ids, matrix = rows.finish()
-            if not len(ids):
-                first = f" ({rows.bad} were skipped; the first: {rows.first_bad})" if rows.bad else ""
-                raise EmbeddingError(f"'{source.path}' holds no usable row of {source.dim} numbers{first}.")
-        except EmbeddingError as error:
-            failures[source.id] = error
-            continue
-        digests.update(found)
-        bad += _report(rows, len(ids))
-        read.append((source.id, ids, matrix))
-        tell("loaded_feature", feature=source.id)
+    progress = progress or Progress()
+    with progress.stage("Loading mm_emb", len(sources), "it"):
+        for source in sources:
+            rows = Rows(source.id, source.dim)
+            found: dict[Path, str] = {}
+            try:
+                if passed := passed_over(source.path, source.files):
+                    tell("files_passed_over", logging.WARNING, path=source.path, names=", ".join(passed[:12]))
+                for path in source.files:
+                    part = whole_file(path, source.form)
+                    reader: Format = FORMATS.get(part.format)
+                    found[path] = reader.read(part, rows, lambda done: progress.advance(), digest=True)
+                ids, matrix = rows.finish()
+                if not len(ids):
+                    first = f" ({rows.bad} were skipped; the first: {rows.first_bad})" if rows.bad else ""
+                    raise EmbeddingError(f"'{source.path}' holds no usable row of {source.dim} numbers{first}.")
+            except EmbeddingError as error:
+                failures[source.id] = error
+                continue
+            digests.update(found)
+            bad += _report(rows, len(ids))
+            read.append((source.id, ids, matrix))
+            progress.advance(1)
+            tell("loaded_feature", feature=source.id)
     if not read:
         if len(failures) == 1:
             raise next(iter(failures.values()))

@@ -20,6 +20,7 @@ from semid_dataset.build.streaming import tasks as stages
 from semid_dataset.cache import folders
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
 from semid_dataset.inputs.discover import find_sources
+from semid_dataset.progress import Listener, Progress
 
 DIM = 8
 LIMIT = 1 << 30
@@ -54,18 +55,27 @@ def made(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.glob("sample-*.part")}
 
 
+class Advanced(Listener):
+    """Adds up what was done."""
+
+    done = 0
+
+    def advance(self, done: int) -> None:
+        self.done += done
+
+
 def test_processes_make_what_this_one_makes(folder: Path) -> None:
     """Byte for byte; progress adds up to all there is."""
     tasks = samples(folder)
-    engines.run_here(folder, tasks, lambda done: None, LIMIT)
+    engines.run_here(folder, tasks, Progress(), LIMIT)
     wanted = made(folder)
     for path in folder.glob("sample-*.part"):
         path.unlink()
-    progress: list[int] = []
-    engines.run_processes(folder, tasks, progress.append, LIMIT)
+    heard = Advanced()
+    engines.run_processes(folder, tasks, Progress(heard), LIMIT)
     assert made(folder) == wanted
     assert len(wanted) == 6
-    assert sum(progress) == sum(task["bytes"] for task in tasks)
+    assert heard.done == sum(task["bytes"] for task in tasks)
 
 
 def test_a_process_that_is_killed_loses_one_part(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -82,7 +92,7 @@ def test_a_process_that_is_killed_loses_one_part(folder: Path, caplog: pytest.Lo
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engines, "_start", doomed)
-        engines.run_processes(folder, samples(folder), lambda done: None, LIMIT)
+        engines.run_processes(folder, samples(folder), Progress(), LIMIT)
     assert len(made(folder)) == 6
     assert len(started) == 3
     assert "ended with -9" in caplog.text
@@ -99,7 +109,7 @@ def test_processes_that_keep_dying_end_the_run(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(engines, "_start", doomed)
     with pytest.raises(TrainingError, match=r"ended 3 times \(last with -9\).*SEMID_MEMORY_LIMIT"):
-        engines.run_processes(folder, samples(folder), lambda done: None, LIMIT)
+        engines.run_processes(folder, samples(folder), Progress(), LIMIT)
 
 
 def test_errors_of_processes_are_what_they_were(folder: Path) -> None:
@@ -111,7 +121,7 @@ def test_errors_of_processes_are_what_they_were(folder: Path) -> None:
     path.mkdir()
     before = threading.active_count()
     with pytest.raises(EmbeddingError, match="part-3' is a folder"):
-        engines.run_processes(folder, tasks, lambda done: None, LIMIT)
+        engines.run_processes(folder, tasks, Progress(), LIMIT)
     assert threading.active_count() == before
     with pytest.raises(OSError, match="No such file or directory: 'x'"):
         raise engines._error_of({"error": "FileNotFoundError", "message": "", "errno": 2, "path": "x"})
@@ -148,11 +158,11 @@ def test_few_bytes_or_one_core_need_no_process(folder: Path, monkeypatch: pytest
     """Starting one would take longer."""
     monkeypatch.setattr(engines, "_start", lambda: pytest.fail("a process was started"))
     monkeypatch.setattr(engines, "ALONE_BYTES", 64 << 20)
-    engines.run_processes(folder, samples(folder), lambda done: None, LIMIT)
+    engines.run_processes(folder, samples(folder), Progress(), LIMIT)
     monkeypatch.setattr(engines, "ALONE_BYTES", 0)
-    engines.run_processes(folder, samples(folder), lambda done: None, engines.WORKER_BYTES)
+    engines.run_processes(folder, samples(folder), Progress(), engines.WORKER_BYTES)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
-    engines.run_processes(folder, samples(folder), lambda done: None, LIMIT)
+    engines.run_processes(folder, samples(folder), Progress(), LIMIT)
     assert len(made(folder)) == 6
 
 
@@ -208,14 +218,14 @@ class Reference:
 
 def test_ray_makes_what_this_process_makes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A local Ray is started where there is none, and ended; a task may be done twice."""
-    engines.run_here(folder, samples(folder), lambda done: None, LIMIT)
+    engines.run_here(folder, samples(folder), Progress(), LIMIT)
     wanted = made(folder)
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
-    progress: list[int] = []
-    engines.run_on_ray(folder, samples(folder), progress.append, LIMIT)
+    heard = Advanced()
+    engines.run_on_ray(folder, samples(folder), Progress(heard), LIMIT)
     assert made(folder) == wanted
-    assert sum(progress) == sum(task["bytes"] for task in samples(folder))
+    assert heard.done == sum(task["bytes"] for task in samples(folder))
     assert (fake.started, fake.here, fake.retries, fake.cancelled) == (1, False, 1, [])
 
 
@@ -224,7 +234,7 @@ def test_a_ray_that_the_program_has_joined_stays(folder: Path, monkeypatch: pyte
     fake = FakeRay()
     fake.init(include_dashboard=False)
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
-    engines.run_on_ray(folder, samples(folder), lambda done: None, LIMIT)
+    engines.run_on_ray(folder, samples(folder), Progress(), LIMIT)
     assert (fake.started, fake.here) == (1, True)
     assert len(made(folder)) == 6
 
@@ -236,7 +246,7 @@ def test_an_error_under_ray_ends_the_others(folder: Path, monkeypatch: pytest.Mo
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
     with pytest.raises(EmbeddingError, match="part-0' cannot be opened"):
-        engines.run_on_ray(folder, samples(folder), lambda done: None, LIMIT)
+        engines.run_on_ray(folder, samples(folder), Progress(), LIMIT)
     assert len(fake.cancelled) == 5
 
 
@@ -250,7 +260,7 @@ def test_a_part_that_ray_gives_up_ends_the_run(folder: Path, monkeypatch: pytest
 
     monkeypatch.setattr(fake, "get", lost)
     with pytest.raises(TrainingError, match=r"gave up on part 0 of the stage 'sample': the worker died\. Finished"):
-        engines.run_on_ray(folder, samples(folder), lambda done: None, LIMIT)
+        engines.run_on_ray(folder, samples(folder), Progress(), LIMIT)
     assert len(fake.cancelled) == 5
 
 
@@ -258,7 +268,7 @@ def test_ray_is_an_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The message is the command that helps."""
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ConfigError, match=r'pip install "semid_dataset\[ray\]"'):
-        engines.run_on_ray(folder, [], lambda done: None, LIMIT)
+        engines.run_on_ray(folder, [], Progress(), LIMIT)
 
 
 def test_parts_hold_the_same_bytes_whoever_encodes_them(folder: Path) -> None:
@@ -273,10 +283,10 @@ def test_parts_hold_the_same_bytes_whoever_encodes_them(folder: Path) -> None:
     arrays = {f"quantizer.{name}": array for name, array in weights.items()}
     stages.write_file(folder, "basis-x", arrays, {"quantizer": description})
     tasks = [{**task, "stage": "encode", "basis": "x"} for task in samples(folder)]
-    engines.run_here(folder, tasks, lambda done: None, LIMIT)
+    engines.run_here(folder, tasks, Progress(), LIMIT)
     wanted = {path.name: path.read_bytes() for path in folder.glob("encode-*.part")}
     for name in wanted:
         (folder / name).unlink()
-    engines.run_processes(folder, tasks, lambda done: None, LIMIT)
+    engines.run_processes(folder, tasks, Progress(), LIMIT)
     assert {path.name: path.read_bytes() for path in folder.glob("encode-*.part")} == wanted
     assert len(wanted) == 6

@@ -313,8 +313,8 @@ def test_vectors_of_displaced_items_stay_on_disk(
     blocks: list[int] = []
     monkeypatch.setattr(scale, "MOST_OPEN", 2)
     monkeypatch.setattr(scale.Encoded, "_open", _noting_part(blocks, scale.Encoded._open))
-    monkeypatch.setattr(scale, "LOSERS_SHARE", 1 << 40)
-    monkeypatch.setattr(scale, "LEAST_LOSERS", held)
+    monkeypatch.setattr(scale, "DISPLACED_SHARE", 1 << 40)
+    monkeypatch.setattr(scale, "LEAST_DISPLACED", held)
     assert generate(write(tmp_path / "disk", "parquet", *world()), engine="local").digest == whole.digest
     assert len(set(blocks)) > 2
 

@@ -17,6 +17,7 @@ from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.codec.train import train
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
+from semid_dataset.progress import Listener, Progress
 
 
 def mixture(n: int = 2000, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
@@ -147,14 +148,17 @@ def test_any_number_of_levels_and_unequal_sizes(sizes: tuple[int, ...]) -> None:
 def test_epochs_are_told_and_counted() -> None:
     """After every epoch; the heartbeat comes at least as often."""
     told: list[tuple[int, int, float]] = []
-    heartbeats: list[None] = []
+    heartbeats: list[int] = []
+
+    class Heard(Listener):
+        def epoch(self, number: int, epochs: int, loss: float) -> None:
+            told.append((number, epochs, loss))
+
+        def advance(self, done: int) -> None:
+            heartbeats.append(done)
+
     config = small(num_epochs=3)
-    trained = train(
-        mixture(300),
-        config,
-        on_epoch=lambda *epoch: told.append(epoch),
-        on_progress=lambda: heartbeats.append(None),
-    )
+    trained = train(mixture(300), config, progress=Progress(Heard()))
     assert [epoch for epoch, _, _ in told] == list(range(1, trained.stopped_at + 1))
     assert {epochs for _, epochs, _ in told} == {3}
     assert [loss for _, _, loss in told] == trained.curve

@@ -479,7 +479,7 @@ STREAM = (
     "def late(*given):\n    time.sleep(slow)\n    return basis_of(*given)\n"
     "run.basis_of = late\n"
     "train = run.pipeline.train_quantizer\n"
-    "run.pipeline.train_quantizer = lambda m, config, heartbeat: train(m, replace(config, seed=nth), heartbeat)\n"
+    "run.pipeline.train_quantizer = lambda m, config, progress: train(m, replace(config, seed=nth), progress)\n"
     "data = pathlib.Path(sys.argv[1])\n"
     "faultkit.wait_for(pathlib.Path(sys.argv[2]))\n"
     "from semid_dataset.resolve import Request, Resolution\n"

@@ -27,6 +27,7 @@ from semid_dataset.inputs import discover as sources
 from semid_dataset.inputs.discover import features_folder, find_sources
 from semid_dataset.inputs.partitions import Stream, estimate, read_part, split_source
 from semid_dataset.inputs.read import Embeddings, from_memory, read_sources
+from semid_dataset.progress import Heartbeat, Progress
 
 Matrix = NDArray[np.float32]
 CID0 = 20_000_000_000
@@ -538,7 +539,7 @@ def test_a_file_that_changes_meanwhile_is_an_error(form: str, tmp_path: Path) ->
             file.write(b"\n")
 
     with pytest.raises(EmbeddingError, match="was changed while it was read"):
-        read_sources(find_sources(tmp_path, [81]), on_progress=grow)
+        read_sources(find_sources(tmp_path, [81]), progress=Progress(Heartbeat(grow)))
 
 
 def test_the_log_says_what_was_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -551,8 +552,9 @@ def test_the_log_says_what_was_loaded(tmp_path: Path, caplog: pytest.LogCaptureF
     assert [record.getMessage() for record in caplog.records] == [f"Loaded #{k} mm_emb" for k in (81, 82, 83)]
     for feature in (81, 82, 83):
         calls: list[int] = []
-        read_sources(find_sources(tmp_path, [feature]), on_progress=lambda calls=calls: calls.append(1))
-        assert calls
+        progress = Progress(Heartbeat(lambda calls=calls: calls.append(1)))
+        read_sources(find_sources(tmp_path, [feature]), progress=progress)
+        assert len(calls) > 3  # more than begin, one feature, end
 
 
 # From memory.

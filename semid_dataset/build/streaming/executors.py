@@ -23,7 +23,7 @@ from semid_dataset._messages import logger
 from semid_dataset.build.streaming.tasks import Task, perform
 from semid_dataset.errors import ConfigError, TrainingError
 from semid_dataset.inputs import partitions as parts
-from semid_dataset.inputs.partitions import Progress
+from semid_dataset.progress import Progress
 
 __all__ = ["ENGINES", "Engine", "run_here", "run_on_ray", "run_processes", "serve"]
 
@@ -39,7 +39,7 @@ Engine = Callable[[Path, Sequence[Task], Progress, int], None]
 def run_here(folder: Path, tasks: Sequence[Task], progress: Progress, limit: int) -> None:
     """Do tasks one after the other in this process."""
     for task in tasks:
-        perform(folder, task, progress)
+        perform(folder, task, progress.advance)
 
 
 def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit: int) -> None:
@@ -77,7 +77,7 @@ def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit
             if said is None:
                 left -= 1
             else:
-                progress(said)
+                progress.advance(said)
     finally:
         stopped.set()
         for child in children:
@@ -255,9 +255,9 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
                     for other in waiting:
                         ray.cancel(other)
                     raise _error_of(said)
-                progress(task["bytes"])
+                progress.advance(task["bytes"])
             if not ready:
-                progress(0)
+                progress.advance()
 
 
 @contextmanager

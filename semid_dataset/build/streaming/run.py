@@ -23,8 +23,7 @@ import math
 import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
-from semid_dataset._messages import meter, tell
+from semid_dataset._messages import tell
 from semid_dataset.build import novelty, pipeline
 from semid_dataset.build.streaming.executors import Engine, run_processes
 from semid_dataset.build.streaming.tasks import (
@@ -53,7 +52,6 @@ from semid_dataset.build.streaming.tasks import (
     write_file,
 )
 from semid_dataset.cache.folders import JOBS, CacheFolder
-from semid_dataset.cache.lock import Lease
 from semid_dataset.codec.bulk import distances, rows_with_share
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import EmbeddingError, WorkGoneError
@@ -65,6 +63,7 @@ from semid_dataset.inputs._items import canonical_int
 from semid_dataset.inputs.discover import FeatureSource
 from semid_dataset.inputs.partitions import hash_ids
 from semid_dataset.inputs.read import Embeddings, files_digest
+from semid_dataset.progress import Progress
 from semid_dataset.protocols import Partition
 from semid_dataset.table.build import TableData
 from semid_dataset.table.table import SemanticIdTable
@@ -98,7 +97,6 @@ NAMED = "an item is no integer"
 MOST_OPEN = 256  # files; a process may open 1,024, often
 EVERYTHING = (1 << 64) - 1
 SPARE = 1.25  # the sample is looked for among so many times the items that it needs: some are bad or come twice
-HEARTBEAT_SECONDS = 1.0
 BASIS_NAME = re.compile(r"[0-9a-z]{1,64}")
 
 
@@ -168,7 +166,7 @@ def open_job(
     *,
     limit: int,
     engine: Engine | None = None,
-    heartbeat: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
 ) -> "Job":
     """
     Return the job of a feature; its work folder is made, or is there from a run before.
@@ -180,7 +178,7 @@ def open_job(
         config: how IDs are made.
         limit: bytes of memory.
         engine: who does the work; by default processes of this machine.
-        heartbeat: called whenever there is progress.
+        progress: told how far it is.
 
     Raises:
         StoreError, OSError: the folder cannot be made.
@@ -191,7 +189,9 @@ def open_job(
     rows_per_part = max(LEAST_PART, min(PART_BYTES, limit // 16) // row)
     named = json.dumps([LAYOUT, cache_key, settings, sampled, rows_per_part, [str(path) for path in source.files]])
     folder = root.folder(JOBS, hashlib.sha256(named.encode()).hexdigest()[:32], create=True)
-    return Job(folder, source, config.seed, sampled, rows_per_part, limit, engine or run_processes, heartbeat)
+    return Job(
+        folder, source, config.seed, sampled, rows_per_part, limit, engine or run_processes, progress or Progress()
+    )
 
 
 class Job:
@@ -214,12 +214,12 @@ class Job:
         rows_per_part: int,
         limit: int,
         engine: Engine,
-        heartbeat: Callable[[], None],
+        progress: Progress,
     ) -> None:
         self.folder = folder
         self.limit = limit
         self.strict = source.form == "npy"
-        self.heartbeat = heartbeat
+        self.progress = progress
         self._source = source
         self._seed = seed
         self._sampled = sampled
@@ -280,26 +280,14 @@ class Job:
 
     def _run(self, tasks: Sequence[Task], description: str) -> None:
         """Have tasks done that were not done before."""
-        total = sum(task["bytes"] for task in tasks)
-        last = 0.0
-        with meter(total, description) as advance:
-
-            def progress(done: int) -> None:
-                nonlocal last
-                advance(done)
-                if time.monotonic() - last > HEARTBEAT_SECONDS / 2:
-                    last = time.monotonic()
-                    self.heartbeat()
-
-            self.heartbeat()
-            self._engine(self.folder, tasks, progress, self.limit)
-            self.heartbeat()
+        with self.progress.stage(description, sum(task["bytes"] for task in tasks)):
+            self._engine(self.folder, tasks, self.progress, self.limit)
 
     def _stage(self, tasks: Sequence[Task], description: str) -> None:
         if not tasks:
             return
         missing = [task for task in tasks if self._fitting(task) is None]
-        self.heartbeat()
+        self.progress.advance()
         if len(missing) < len(tasks):
             tell("resumed", done=len(tasks) - len(missing), parts=len(tasks), stage=tasks[0]["stage"])
         if missing:
@@ -360,7 +348,7 @@ class Job:
             here = np.flatnonzero((places >= begin) & (places < begin + len(vectors)))
             matrix[here] = vectors[places[here] - begin]
             begin += len(vectors)
-            self.heartbeat()
+            self.progress.advance()
         return matrix
 
     def sample_share(self, shard: tuple[int, int]) -> None:
@@ -555,7 +543,7 @@ class Encoded:
     def _column(self, name: str, out: NDArray[Any]) -> NDArray[Any]:
         for number, file in enumerate(self._names):
             out[self.begins[number] : self.begins[number + 1]] = self._part(file).arrays[name]
-            self._job.heartbeat()
+            self._job.progress.advance()
         return out
 
     def _places_of(self, rows: NDArray[np.integer[Any]]) -> tuple[NDArray[np.int64], NDArray[Any]]:
@@ -572,7 +560,7 @@ class Encoded:
             here = order[begin:end]
             column = self._part(self._names[number]).arrays[name]
             out[here] = column[places[here] - self.begins[number]]
-        self._job.heartbeat()
+        self._job.progress.advance()
         return out
 
     def errors(self, rows: NDArray[np.int64], codes: NDArray[Any]) -> NDArray[np.float32]:
@@ -634,7 +622,7 @@ class Encoded:
             self._held[order[begin:end]] = block
             self._taken[part] += end - begin
         self._first, self._next = first, 0
-        self._job.heartbeat()
+        self._job.progress.advance()
 
     def rewind(self) -> None:
         """Begin again with the rows of `prepare`."""
@@ -674,7 +662,7 @@ def _runs(ordered: NDArray[Any]) -> list[tuple[int, int, int]]:
 FIT = "new"  # name of the codebooks that a job trains
 
 
-def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, heartbeat: Callable[[], None]) -> "Trained":
+def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, progress: Progress) -> "Trained":
     """
     Return the codebooks of a job: trained on its sample, or as a run before left them.
 
@@ -687,7 +675,7 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, heartbeat:
     job: Job = embeddings.stream
     found = job.basis(FIT)
     if found is None:
-        trained = pipeline.train_quantizer(embeddings.features[0].matrix, config, heartbeat)
+        trained = pipeline.train_quantizer(embeddings.features[0].matrix, config, progress)
         noted = {
             "curve": [float(loss) for loss in trained.curve],
             "stopped_at": trained.stopped_at,
@@ -707,8 +695,7 @@ def train_table(
     embeddings: Embeddings,
     config: SemanticIdConfig,
     identity: Identity,
-    lease: Lease,
-    started: float,
+    progress: Progress,
 ) -> TableData:
     """
     Train codebooks on the sample of a job, encode everything, and return table 0 of a new lineage.
@@ -722,38 +709,35 @@ def train_table(
     from semid_dataset.codec.metrics import measure
 
     job: Job = embeddings.stream
-    clock = pipeline.Clock(started, lease.heartbeat)
-    clock.done("reading")
-    trained = train_codebooks(embeddings, config, lease.heartbeat)
+    trained = train_codebooks(embeddings, config, progress)
     job.choose(FIT)
     quantizer = trained.quantizer
-    clock.done("training")
     tell("encoding")
-    job.encode(FIT)
-    clock.done("encoding")
+    with progress.stage("encoding"):
+        job.encode(FIT)
     encoded = job.encoded(FIT)
     items = len(encoded.ids)
     _report_bad(job, encoded)
     encoded.tell_beyond()
-    resolution, unique = pipeline.make_unique(quantizer, encoded, encoded.codes, config)
-    clock.done("uniqueness")
+    with progress.stage("uniqueness"):
+        resolution, unique = pipeline.make_unique(quantizer, encoded, encoded.codes, config)
     tell("encoded", items=items)
-    sample = np.searchsorted(encoded.ids, embeddings.items)
-    vectors = embeddings.features[0].matrix
-    weights, description = quantizer.to_arrays()
-    far = distances(vectors, weights["mean"])
-    if float(far.max()) > trained.radius:
-        vectors, sample = vectors[far <= trained.radius], sample[far <= trained.radius]
-    quality = measure(quantizer, vectors, encoded.codes, resolution, trained, rows=sample)
-    quality |= {"set_aside": encoded.beyond, "rows_with_99_percent": rows_with_share(far)}
-    change = _error_change(quantizer, encoded, encoded.codes, resolution)
-    variance = max(encoded.variance, 0.0)
-    if variance > 0:  # of all items, not of the sample
-        quality["relative_mse_raw"] = encoded.error / variance
-        quality["relative_mse"] = (encoded.error + change) / variance
-    quality["sampled"] = len(sample)
-    encoded.close()
-    clock.done("measuring")
+    with progress.stage("measuring"):
+        sample = np.searchsorted(encoded.ids, embeddings.items)
+        vectors = embeddings.features[0].matrix
+        weights, description = quantizer.to_arrays()
+        far = distances(vectors, weights["mean"])
+        if float(far.max()) > trained.radius:
+            vectors, sample = vectors[far <= trained.radius], sample[far <= trained.radius]
+        quality = measure(quantizer, vectors, encoded.codes, resolution, trained, rows=sample)
+        quality |= {"set_aside": encoded.beyond, "rows_with_99_percent": rows_with_share(far)}
+        change = _error_change(quantizer, encoded, encoded.codes, resolution)
+        variance = max(encoded.variance, 0.0)
+        if variance > 0:  # of all items, not of the sample
+            quality["relative_mse_raw"] = encoded.error / variance
+            quality["relative_mse"] = (encoded.error + change) / variance
+        quality["sampled"] = len(sample)
+        encoded.close()
     header = pipeline.first_header(
         identity,
         {**config.to_dict(), "unique": unique},
@@ -767,14 +751,16 @@ def train_table(
         variance=variance / max(1, encoded.rows),
         relative_error=(encoded.error + change) / variance if variance > 0 else 0.0,
         radius=trained.radius,
-        clock=clock,
+        progress=progress,
     )
     ids, codes = encoded.ids, resolution.codes
     del encoded, resolution
     return TableData(ids, codes, header, weights)
 
 
-def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, lease: Lease) -> str:
+def choose_basis(
+    embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable | None, progress: Progress
+) -> str:
     """
     Have the codebooks ready that all parts are encoded with: those of `base`, which is extended, or new ones.
 
@@ -786,7 +772,7 @@ def choose_basis(embeddings: Embeddings, config: SemanticIdConfig, base: Semanti
     """
     job: Job = embeddings.stream
     if base is None:
-        train_codebooks(embeddings, config, lease.heartbeat)
+        train_codebooks(embeddings, config, progress)
         name = FIT
     else:
         name = base.digest[:16]
@@ -808,16 +794,18 @@ class Extension:
         embeddings: a sample, whose `stream` is the job.
         config: how IDs are made.
         base: the table that is extended.
-        lease: of this process.
+        progress: told how far it is.
 
     Raises:
         EmbeddingError: a part cannot be read.
         StoreError: the cache has no room for the work.
     """
 
-    def __init__(self, embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable, lease: Lease) -> None:
+    def __init__(
+        self, embeddings: Embeddings, config: SemanticIdConfig, base: SemanticIdTable, progress: Progress
+    ) -> None:
         job: Job = embeddings.stream
-        basis = choose_basis(embeddings, config, base, lease)
+        basis = choose_basis(embeddings, config, base, progress)
         tell("encoding")
         job.encode(basis)
         self._encoded = job.encoded(basis)

@@ -27,7 +27,7 @@ from semid_dataset.errors import CorruptTableError, EmbeddingError, NoRoomError,
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs.formats import FORMATS, whole_file
-from semid_dataset.inputs.partitions import Progress, Stream, hash_ids, read_part
+from semid_dataset.inputs.partitions import Report, Stream, hash_ids, read_part
 from semid_dataset.protocols import Format, Partition
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ class Plan:
         )
 
 
-def perform(folder: Path, task: Task, report: Progress = lambda done: None) -> None:
+def perform(folder: Path, task: Task, report: Report = lambda done: None) -> None:
     """
     Make one file of a work folder.
 
@@ -136,7 +136,7 @@ def perform(folder: Path, task: Task, report: Progress = lambda done: None) -> N
     _STAGES[task["stage"]](folder, task, report)
 
 
-def _spool(folder: Path, task: Task, report: Progress) -> None:
+def _spool(folder: Path, task: Task, report: Report) -> None:
     """Write the rows of a pickle down as parts."""
     path, dim, most = Path(task["path"]), int(task["dim"]), int(task["rows"])
     counts: list[int] = []
@@ -177,7 +177,7 @@ def _spool(folder: Path, task: Task, report: Progress) -> None:
     write_file(folder, "spool", {}, info)
 
 
-def _sample(folder: Path, task: Task, report: Progress) -> None:
+def _sample(folder: Path, task: Task, report: Report) -> None:
     """Keep the rows whose ids have small hashes."""
     plan = _plan_of(folder)
     part, below = plan.parts[task["part"]], np.uint64(task["below"])
@@ -194,7 +194,7 @@ def _sample(folder: Path, task: Task, report: Progress) -> None:
     write_file(folder, task_file(task), {"ids": np.concatenate(ids), "vectors": np.concatenate(rows)}, info)
 
 
-def _encode(folder: Path, task: Task, report: Progress) -> None:
+def _encode(folder: Path, task: Task, report: Report) -> None:
     """Encode a part, but for the items that are known already."""
     from semid_dataset.codec.bulk import distances
     from semid_dataset.codec.unique import squared_errors, vector_hashes
@@ -259,7 +259,7 @@ def _encode(folder: Path, task: Task, report: Progress) -> None:
     write_file(folder, task_file(task), arrays, info)
 
 
-def _gather(folder: Path, task: Task, report: Progress) -> None:
+def _gather(folder: Path, task: Task, report: Report) -> None:
     """Keep the vectors of the items that are listed, at the places that are listed with them."""
     plan = _plan_of(folder)
     listed = need_file(folder, f"wanted-{task['part']}").arrays
@@ -280,7 +280,7 @@ def _gather(folder: Path, task: Task, report: Progress) -> None:
     write_file(folder, task_file(task), {"vectors": vectors}, {"basis": task["basis"]})
 
 
-_STAGES: dict[str, Callable[[Path, Task, Progress], None]] = {
+_STAGES: dict[str, Callable[[Path, Task, Report], None]] = {
     "spool": _spool,
     "sample": _sample,
     "encode": _encode,
