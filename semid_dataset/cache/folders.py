@@ -1,7 +1,7 @@
 """
 Where tables lie: the folders of the cache, and which files in them are tables.
 
-A **root** is a cache folder. Roots are read in order, all of them; the first that really takes a
+A **root** is a cache folder. They are read in order, all of them; the first that really takes a
 write is written. Below a root:
 
     v1/<lineage>/<n>.safetensors     table n of a lineage; published once, never changed

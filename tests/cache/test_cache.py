@@ -344,7 +344,7 @@ def holder(root: folders.CacheFolder) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the lock "q" until it is ended."""
     code = (
         "import sys, time, pathlib; from semid_dataset.cache import cache, folders, lock\n"
-        "path = pathlib.Path(sys.argv[1]); root = folders.Root(path, path)\n"
+        "path = pathlib.Path(sys.argv[1]); root = folders.CacheFolder(path, path)\n"
         "with lock.take_lease(root, 'q', timeout=60, ready=lambda: False) as lease:\n"
         "    print('held', flush=True); time.sleep(60)\n"
     )
