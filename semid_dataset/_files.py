@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from semid_dataset._messages import logger
+from semid_dataset._messages import logger, tell
 from semid_dataset.errors import StoreError
 
 __all__ = [
@@ -594,7 +594,7 @@ def _give_back(swapped: Path, path: Path) -> None:
     """Give a file of the user's its name back, or one that can be seen."""
     kept = path if not os.path.lexists(path) else path.with_name(f"{path.name}.kept-{_random()[:8]}")
     swapped.rename(kept)
-    logger.warning("a %s of yours came in our way; it is %s now", path.name, kept)
+    tell("file_kept", name=path.name, kept=kept)
 
 
 def _write_locked(folder: Path, name: str, buffers: Iterable[Buffer]) -> tuple[Path, int]:

@@ -1,20 +1,31 @@
 """
-The log lines that users see, in English and Chinese under the same ids.
+The log lines that users see, in English and Chinese under the same ids, and the codes of those that want a look.
 
 Lines go to the logger "semid_dataset", which carries a NullHandler and nothing else: the program
 decides where they end. Degrading is announced twice, as a log line and by `warnings.warn`, because
-a NullHandler hides log lines from programs that configure no logging.
+a NullHandler hides log lines from programs that configure no logging. A warning names the line of the caller's program,
+the first that is neither ours nor the standard library's.
+
+A line of level WARNING or ERROR ends with its code, such as [SEMID-W012], in either language, and its record has it as
+`code`; docs/troubleshooting.md has an entry for each. Three lines are the original's, to the last character in Chinese,
+and have it in the record alone there. No line of these levels is logged but through here.
 """
 
 import logging
+import os
+import sys
 import warnings
+from pathlib import Path
+from typing import Any
 
 from semid_dataset.errors import SemanticIdWarning
 
-__all__ = ["degrade", "logger", "speak", "tell", "text"]
+__all__ = ["CODES", "LINES", "coded", "degrade", "logger", "speak", "tell", "text", "warn"]
 
 logger = logging.getLogger("semid_dataset")
 logger.addHandler(logging.NullHandler())
+
+HOME, LIBRARY = (f"{Path(file).parent}{os.sep}" for file in (__file__, os.__file__))
 
 LINES: dict[str, tuple[str, str]] = {
     # id: (English, Chinese). Chinese wording of the first blocks is fixed: monitoring greps for it.
@@ -250,12 +261,86 @@ LINES: dict[str, tuple[str, str]] = {
         "{done} of {parts} parts of the stage {stage} are there already",
         "阶段 {stage} 的 {parts} 个分块中已有 {done} 个完成",
     ),
+    "unexpected": (
+        "semantic_id generation failed unexpectedly: {error}",
+        "semantic_id生成时发生意外错误: {error}",
+    ),
+    "folder_unusable": (
+        "cache folder '{path}' is passed over: {error}",
+        "已跳过缓存目录 '{path}': {error}",
+    ),
+    "not_a_table": (
+        "What lies at the place of a table is passed over: {error}",
+        "表的位置上有其他内容，已跳过: {error}",
+    ),
+    "process_ended": (
+        "a process of the stage {stage} ended with {code}; its part is done again",
+        "阶段 {stage} 的一个进程以 {code} 结束；将重新处理其分块",
+    ),
+    "file_kept": (
+        "a {name} of yours came in our way; it is {kept} now",
+        "您的 {name} 与本程序要写入的文件同名；已改名为 {kept}",
+    ),
+    "forced": (
+        "{forbidden} forbids to {what}; it is done all the same (--force)",
+        "{forbidden} 禁止此操作（{what}）；因 --force 仍然执行",
+    ),
     "beyond_capacity": (
         "{items} items do not fit into {capacity} IDs: items will share IDs",
         "{items} 个物品超出 {capacity} 个ID的容量：部分物品将共享ID",
     ),
 }
 
+
+# Of the lines of level WARNING (W) and ERROR (E), in either language. A number is never given to another line.
+CODES = {
+    "no_folder": "W001",
+    "no_features": "W002",
+    "defaults": "W003",
+    "stale": "W004",
+    "gate_unknown": "W005",
+    "not_understood": "W006",
+    "forced": "W007",
+    "feature_missing": "W010",
+    "feature_unreadable": "W011",
+    "bad_rows": "W012",
+    "ids_converted": "W013",
+    "index_as_items": "W014",
+    "files_passed_over": "W015",
+    "beyond_bulk": "W016",
+    "low_coverage": "W017",
+    "sizes_guessed": "W018",
+    "beyond_capacity": "W019",
+    "drift": "W020",
+    "far": "W021",
+    "branched": "W022",
+    "private_set": "W023",
+    "healed": "W030",
+    "set_aside": "W031",
+    "left_damaged": "W032",
+    "not_set_aside": "W033",
+    "passed_over_all": "W034",
+    "export_unreadable": "W035",
+    "not_a_table": "W036",
+    "not_saved": "W040",
+    "next_folder": "W041",
+    "folder_unusable": "W042",
+    "unlocked": "W043",
+    "file_kept": "W044",
+    "out_of_memory": "W050",
+    "not_streamed": "W051",
+    "streamed_again": "W052",
+    "process_ended": "W053",
+    "default": "E001",
+    "unexpected": "E002",
+    "moved": "E003",
+    "apart": "E004",
+    "lost": "E005",
+    "lost_in_part": "E006",
+    "healed_in_part": "E007",
+}
+PROMISED = {"no_folder", "no_features", "defaults"}  # the original's lines of these levels
+LEVELS = {"": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}  # by the letter of a line's code
 
 _language = "en"  # of the door that was last passed, see `environment.Context`
 
@@ -272,14 +357,56 @@ def text(message: str, /, **fields: object) -> str:
     return (chinese if _language == "zh" else english).format(**fields)
 
 
-def tell(message: str, /, level: int = logging.INFO, **fields: object) -> None:
-    """Log the line with this id."""
+def coded(message: str, /, **fields: object) -> str:
+    """Return the line with this id and its code; the original's lines are left as they were promised."""
+    code = CODES.get(message)
+    if code is None or (_language == "zh" and message in PROMISED):
+        return text(message, **fields)
+    return f"{text(message, **fields)} [SEMID-{code}]"
+
+
+def tell(message: str, /, level: int | None = None, *, trace: bool = False, **fields: object) -> None:
+    """
+    Log the line with this id.
+
+    Args:
+        message: its id.
+        level: by default what its code says; lines without one are INFO.
+        trace: log where the exception that is handled came from, too.
+        fields: what the line names.
+    """
+    code = CODES.get(message, "")
+    level = LEVELS[code[:1]] if level is None else level
     if logger.isEnabledFor(level):
-        logger.log(level, "%s", text(message, **fields))
+        wanted = code and level >= logging.WARNING
+        line = coded(message, **fields) if wanted else text(message, **fields)
+        logger.log(level, "%s", line, exc_info=trace, extra={"code": f"SEMID-{code}" if wanted else ""})
 
 
-def degrade(message: str, /, *, stacklevel: int = 2, **fields: object) -> None:
-    """Log the line with this id as a warning and warn, so that a program without logging sees it too."""
-    line = text(message, **fields)
-    logger.warning("%s", line)
-    warnings.warn(line, SemanticIdWarning, stacklevel=stacklevel + 1)
+def degrade(message: str, /, **fields: Any) -> None:
+    """Log the line with this id and warn, so that a program without logging sees it too."""
+    tell(message, **fields)
+    warn(message, **fields)
+
+
+def warn(message: str, /, **fields: object) -> None:
+    """Warn in the name of the first caller that is neither ours nor the standard library's."""
+    frame = caller = sys._getframe(1)
+    while (above := caller.f_back) is not None and _is_inside(caller.f_code.co_filename):
+        caller = above
+    if _is_inside(caller.f_code.co_filename):  # a thread of ours: nobody called
+        caller = frame
+    warnings.warn_explicit(
+        coded(message, **fields),
+        SemanticIdWarning,
+        caller.f_code.co_filename,
+        caller.f_lineno,
+        caller.f_globals.get("__name__") or "sys",
+        caller.f_globals.setdefault("__warningregistry__", {}),
+    )
+
+
+def _is_inside(file: str) -> bool:
+    """Whether a file is this package's, or the standard library's, through which this package's own calls go."""
+    library = file.startswith((LIBRARY, "<frozen ")) and "site-packages" not in file
+    return library or file.startswith(HOME)

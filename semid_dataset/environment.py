@@ -9,13 +9,12 @@ variable that has nothing to do with it could end a look-up.
 import math
 import os
 import re
-import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
-from semid_dataset._messages import logger, speak, text
+from semid_dataset._messages import speak, tell, warn
 from semid_dataset.config import LEAST_MEMORY, SemanticIdConfig
-from semid_dataset.errors import ConfigError, SemanticIdWarning
+from semid_dataset.errors import ConfigError
 
 __all__ = ["Context", "Environment", "Gate", "Misread", "parse_bytes", "parse_seconds"]
 
@@ -153,11 +152,10 @@ class Context:
         for slip in environment.misread:
             if explicit:
                 raise ConfigError(f"{slip.variable}={slip.value!r} is not understood: wanted {slip.wanted}.")
-            line = text("not_understood", variable=slip.variable, value=slip.value, wanted=slip.wanted, used=slip.used)
             if slip not in _said:
                 _said.add(slip)
-                logger.warning("%s", line)
-            warnings.warn(line, SemanticIdWarning, stacklevel=3)
+                tell("not_understood", **asdict(slip))
+            warn("not_understood", **asdict(slip))
         return cls(environment, environment.language, environment.memory_limit)
 
     def waiting(self, config: SemanticIdConfig) -> tuple[float, float]:

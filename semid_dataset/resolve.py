@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semid_dataset import _files as files
-from semid_dataset._messages import degrade, logger, tell, text
+from semid_dataset._messages import degrade, logger, tell, text, warn
 from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import pipeline
@@ -45,7 +44,6 @@ from semid_dataset.errors import (
     ParentError,
     PinError,
     SemanticIdFileError,
-    SemanticIdWarning,
     SemidError,
     StoreError,
     TableVersionError,
@@ -149,12 +147,12 @@ def resolve(request: Request, context: Context) -> SemanticIdTable:
     except Exception as error:  # whatever training meets (a CUDA error, say) ends in default IDs
         if resolution.expect:
             raise
-        logger.exception("semantic_id generation failed unexpectedly")
+        tell("unexpected", error=error, trace=True)
         return _default(request, context, error)
     check_expected(table, resolution.expect)
     tell("answered", level=logging.DEBUG, status=table.status, reason=table.reason)
     if table.status == "stale":
-        warnings.warn(text("stale", reason=table.reason, known=len(table)), SemanticIdWarning, stacklevel=2)
+        warn("stale", reason=table.reason, known=len(table))
     return table
 
 
@@ -253,9 +251,9 @@ def _default(request: Request, context: Context, error: Exception) -> SemanticId
             "Default IDs here and real ones elsewhere would be worse than this stop."
         ) from error
     if not isinstance(error, NoEmbeddingsError):  # its own lines have said why
-        logger.error("%s", text("default", reason=error))
-    tell("defaults", level=logging.WARNING)
-    warnings.warn(text("default", reason=error), SemanticIdWarning, stacklevel=3)
+        tell("default", reason=error)
+    tell("defaults")
+    warn("default", reason=error)
     return SemanticIdTable.default(request.config.num_quantizers, reason=str(error))
 
 
@@ -590,10 +588,7 @@ class Resolution:
             return
         moved, both = lineage.moved_items(table, found)
         if moved:
-            logger.error(
-                "%s",
-                text("apart", moved=moved, items=both, lineage=table.lineage, other=found.lineage, where=found.path),
-            )
+            tell("apart", moved=moved, items=both, lineage=table.lineage, other=found.lineage, where=found.path)
 
     def _say_settings(self, table: SemanticIdTable) -> None:
         trained = table.header.settings
@@ -669,7 +664,7 @@ class Resolution:
             return
         moved, both = lineage.moved_items(before, table)
         if moved:
-            logger.error("%s", text("moved", moved=moved, items=both, lineage=before.lineage, new=table.lineage))
+            tell("moved", moved=moved, items=both, lineage=before.lineage, new=table.lineage)
 
     def read(self, sources: Sequence[FeatureSource], progress: Progress | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
@@ -755,14 +750,14 @@ class Resolution:
         embeddings = self.read_or_stream(sources, cache_key, self.workplace(), progress)
         row = self._row(self.cache.writing(), self._about_what_was_read(cache_key, embeddings), embeddings)
         if row is not None and row.other_space and self.foreign != "take":
-            raise ForeignVectorsError(self._of_another_space(row, embeddings))
+            raise ForeignVectorsError(text("drift", **self._of_another_space(row, embeddings)))
         scale.choose_basis(embeddings, self.config, None if row is None else row.base, progress)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
         from semid_dataset.build.streaming import run as scale
 
         size, limit = scale.sizes(sources, self.memory_limit)
-        tell("not_streamed", level=logging.WARNING, size=size, limit=limit, why=why)
+        tell("not_streamed", size=size, limit=limit, why=why)
 
     # --- the gate is closed ---
 
@@ -772,8 +767,8 @@ class Resolution:
             return self._stale(table, str(error).rstrip("."))
         data_dir = self.request.data_dir
         if data_dir is not None and features_folder(data_dir) is None:
-            tell("no_folder", level=logging.WARNING, path=data_dir / "creative_emb")
-        tell("no_features", level=logging.WARNING)
+            tell("no_folder", path=data_dir / "creative_emb")
+        tell("no_features")
         raise error
 
     def _behind_the_gate(
@@ -840,7 +835,7 @@ class Resolution:
             return None
 
     def _stale(self, table: SemanticIdTable, reason: str) -> SemanticIdTable:
-        logger.warning("%s", text("stale", reason=reason, known=len(table)))
+        tell("stale", reason=reason, known=len(table))
         return table.with_status("stale", reason)
 
     # --- a damaged table ---
@@ -921,7 +916,7 @@ class Resolution:
         try:
             self.cache.publish(export.lineage, export.generation, data.buffers())
             if self.cache.writing().newest(export.lineage) is not None:
-                tell("healed", level=logging.WARNING, source=path)
+                tell("healed", source=path)
                 return None  # it is found like any other lineage
         except OSError as error:
             refusal = error
@@ -955,12 +950,9 @@ class Resolution:
             except OSError as error:
                 refusal = error
             if others or shared:
-                logger.error(
-                    "%s",
-                    text("healed_in_part", source=path, others=others, shared=shared, lineage=export.lineage),
-                )
+                tell("healed_in_part", source=path, others=others, shared=shared, lineage=export.lineage)
             else:
-                tell("healed", level=logging.WARNING, source=path)
+                tell("healed", source=path)
             if refusal is None:
                 return None  # it is found like any other lineage
             degrade("not_saved", error=refusal)
@@ -976,10 +968,10 @@ class Resolution:
         again = content_digests(data.arrays, data.header)
         healed = next((entry for entry in lost if entry.generation == 0 and entry.digest in again), None)
         if healed is not None:
-            tell("healed", level=logging.WARNING, source="the same training")
+            tell("healed", source="the same training")
             return healed.lineage
         for old in sorted({entry.lineage for entry in lost}):
-            logger.error("%s", text("lost", lineage=old, new=name))
+            tell("lost", lineage=old, new=name)
         return name
 
     def _is_lost(self, name: str) -> bool:
@@ -1035,7 +1027,7 @@ class Resolution:
                     continue
                 if not isinstance(error, WorkGoneError | FileNotFoundError) or not self.streamed or left == 1:
                     raise
-                logger.warning("%s", text("streamed_again", error=error))
+                tell("streamed_again", error=error)
                 if not retraining and (table := self.remembered(cache_key)) is not None:
                     tell("loaded", items=len(table))
                     return table
@@ -1057,7 +1049,7 @@ class Resolution:
         self._full.add(place.path)
         if self.workplace() is None:
             return False
-        tell("next_folder", level=logging.WARNING, path=place.path, error=error)
+        tell("next_folder", path=place.path, error=error)
         return True
 
     def _generate_once(
@@ -1111,8 +1103,8 @@ class Resolution:
             lineage.check_parent(self.parent, identity, self.request.feature_ids, self._parent_name)
         return replace(cache_key, identity=identity)
 
-    def _of_another_space(self, row: lineage.Lineage, embeddings: "Embeddings") -> str:
-        """Say that vectors of known items are not such as their codes were made from, and what that means."""
+    def _of_another_space(self, row: lineage.Lineage, embeddings: "Embeddings") -> dict[str, Any]:
+        """Return what the line `drift` names: vectors of known items are not such as their codes were made from."""
         evidence = Evidence(embeddings.items, embeddings.features)
         known = evidence.known(row.base)
         if row.base.has_quantizer and not row.base.header.behaviour:
@@ -1120,7 +1112,7 @@ class Resolution:
         else:
             error, fitted = float("nan"), row.base.header.relative_error
         new = max(0, (embeddings.rows or len(embeddings.items)) - len(known)) if embeddings.stream is None else 0
-        return text("drift", error=error, fitted=fitted, known=len(known), new=new or "any", how=RETRAIN)
+        return {"error": error, "fitted": fitted, "known": len(known), "new": new or "any", "how": RETRAIN}
 
     def _extend(
         self,
@@ -1133,11 +1125,12 @@ class Resolution:
             return self._stale(row.base, str(newer))
         evidence = Evidence(embeddings.items, embeddings.features)
         if row.other_space:
-            why = self._of_another_space(row, embeddings)
+            drift = self._of_another_space(row, embeddings)
+            why = text("drift", **drift)
             missing = bool((row.base.rows_of(embeddings.items) < 0).any())
             if missing and self.foreign == "raise":
                 raise ForeignVectorsError(why)
-            logger.warning("%s", why)
+            tell("drift", **drift)
             if self.foreign == "serve":
                 if missing:
                     return self._stale(row.base, why)
@@ -1159,10 +1152,10 @@ class Resolution:
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
             cache_entries = self.cache.recall_all(cache_key)
             if cache_entries and lineage.descends(table, cache_entries[0][1].digest):
-                tell("healed", level=logging.WARNING, source=row.base.path or "the parent")
+                tell("healed", source=row.base.path or "the parent")
             else:
                 kept = len(row.base)
-                logger.error("%s", text("lost_in_part", lineage=row.name, generation=last, known=kept))
+                tell("lost_in_part", lineage=row.name, generation=last, known=kept)
         self._say_settings(table)
         if not new:
             held = embeddings.rows or len(embeddings.items)

@@ -393,7 +393,7 @@ def grow(
         except OSError as error:
             refused.add(root.path)
             refusal = str(error)
-            tell("next_folder", level=logging.WARNING, path=root.path, error=error)
+            tell("next_folder", path=root.path, error=error)
     raise StoreError(f"Lineage '{row.name}' could not be extended: other writers won {MOST_TRIES} times. Try again.")
 
 
@@ -417,7 +417,7 @@ def _branch(cache: Cache, root: folders.CacheFolder, base: SemanticIdTable, data
         known = base.path is None or not folders.TABLE_NAME.fullmatch(base.path.name)
         tell(
             "branched",
-            level=logging.INFO if known else logging.WARNING,  # a parent of elsewhere, as was asked for; or a fork
+            level=logging.INFO if known else None,  # a parent of elsewhere, as was asked for; or a fork
             lineage=base.lineage or base.digest[:12],
             branch=table.lineage,
             where=base.path or "memory",

@@ -20,7 +20,6 @@ An item's own error spreads (its deviation is 0.2 to 0.5 of the mean, the larges
 items are judged with more room.
 """
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -148,7 +147,6 @@ def check(base: SemanticIdTable, encoded: Encoded, *, force: bool) -> Novelty | 
         )
     tell(
         "far",
-        level=logging.WARNING,
         new=len(encoded.raw),
         error=found.error,
         expected=found.expected,

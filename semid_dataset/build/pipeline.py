@@ -4,7 +4,6 @@ The first table of a lineage: fuse, train, encode, make unique, measure.
 The only way to new codebooks; torch is imported when it is taken. For more items than memory holds see `scale`.
 """
 
-import logging
 import math
 import resource
 import time
@@ -113,7 +112,7 @@ def bulk_rows(
 def tell_beyond(count: int, rows: int, named: Sequence[str], times: float) -> None:
     """Warn of rows that lie beyond the bulk; `named` are the first of their items."""
     more = ", ..." if count > len(named) else ""
-    tell("beyond_bulk", logging.WARNING, count=count, rows=rows, named=", ".join(named) + more, times=times)
+    tell("beyond_bulk", count=count, rows=rows, named=", ".join(named) + more, times=times)
 
 
 def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, progress: Progress) -> "Trained":

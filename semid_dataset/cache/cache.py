@@ -6,7 +6,6 @@ where files lie, `fingerprint` what is asked, `entries` what is noted, `lock` ho
 """
 
 import json
-import logging
 import os
 import weakref
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping
@@ -180,7 +179,7 @@ class Cache:
         if new:
             _said.update(new)
             path, error = next(iter(new.items()))
-            tell("passed_over_all", level=logging.WARNING, count=len(new), path=path, error=error)
+            tell("passed_over_all", count=len(new), path=path, error=error)
 
     def last_generation(self, lineage: str) -> int:
         """Return the highest generation of which there is a file, readable, damaged or set aside; -1 without one."""
@@ -244,7 +243,7 @@ class Cache:
             except FileNotFoundError:  # set aside by somebody else since it was listed
                 continue
             except StoreError as error:  # a link, a FIFO: no file of ours ever was one; none is lost by passing it over
-                logger.warning("%s", error)
+                tell("not_a_table", error=error)
                 continue
             except CorruptTableError as error:
                 damaged = max(damaged, found.generation)
@@ -262,7 +261,7 @@ class Cache:
                 logger.debug("'%s' did not grow from the table %s: it is passed over", found.path, since[:12])
                 continue
             if damaged == found.generation:
-                tell("healed", level=logging.WARNING, source=found.path)
+                tell("healed", source=found.path)
             return table
         if failed is not None:
             raise failed[1]
@@ -348,7 +347,7 @@ class Cache:
         for root in self.folders:
             if root.takes_writes():
                 for path, refusal in refusals[-1:]:
-                    tell("next_folder", level=logging.WARNING, path=path, error=refusal)
+                    tell("next_folder", path=path, error=refusal)
                 try:
                     return self.begin_in(root, key, data)
                 except OSError as error:  # full, most likely: a probe of one byte still fits
@@ -443,15 +442,15 @@ class Cache:
         """Free the name of a damaged table file; where nothing may be written, only say that it is damaged."""
         self.damaged[path] = error
         if not self.may_write:
-            tell("left_damaged", level=logging.WARNING, path=path, error=error)
+            tell("left_damaged", path=path, error=error)
             return
         try:
             aside = files.set_aside(path, inode)
         except OSError as refusal:
-            tell("not_set_aside", level=logging.WARNING, path=path, error=error, refusal=refusal)
+            tell("not_set_aside", path=path, error=error, refusal=refusal)
             return
         if aside is not None:
-            tell("set_aside", level=logging.WARNING, path=path, error=error, aside=aside)
+            tell("set_aside", path=path, error=error, aside=aside)
 
     def publish(
         self, lineage: str, generation: int, buffers: Iterable[files.Buffer], *, root: CacheFolder | None = None
@@ -480,7 +479,7 @@ class Cache:
             if not one.takes_writes():
                 continue
             for path, refusal in refusals[-1:]:
-                tell("next_folder", level=logging.WARNING, path=path, error=refusal)
+                tell("next_folder", path=path, error=refusal)
             try:
                 return publish_table(one, lineage, generation, whole)
             except OSError as error:  # full, most likely: a probe of one byte still fits

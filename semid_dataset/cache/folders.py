@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semid_dataset import _files as files
-from semid_dataset._messages import logger
+from semid_dataset._messages import logger, tell
 from semid_dataset.environment import Environment
 from semid_dataset.errors import ConfigError
 from semid_dataset.objects import as_path
@@ -100,7 +100,7 @@ def _at_home(named: str) -> Path | None:
     try:
         return as_path(named).expanduser()
     except (RuntimeError, ConfigError) as error:
-        logger.warning("cache folder '%s' is passed over: %s", named, error)
+        tell("folder_unusable", path=named, error=error)
         return None
 
 

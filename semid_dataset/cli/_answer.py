@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from semid_dataset import _files as files
-from semid_dataset._messages import logger
+from semid_dataset._messages import logger, tell
 from semid_dataset.environment import Context
 from semid_dataset.errors import GenerationError
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
@@ -171,7 +171,7 @@ def check_gate(what: str, force: bool) -> None:
             f"{forbidden} forbids to {what}. Nothing was made or written. Unset it where IDs may be made, or give "
             "--force to do it all the same."
         )
-    logger.warning("%s forbids to %s; it is done all the same (--force)", forbidden, what)
+    tell("forced", forbidden=forbidden, what=what)
 
 
 def write_ids(table: SemanticIdTable, folder: Path) -> list[Path]:

@@ -11,7 +11,6 @@ the threads, the processor, its BLAS or the device. Latents come from arithmetic
 """
 
 import json
-import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -380,7 +379,7 @@ class ResidualQuantizer:
             if self.device.type == "cpu":
                 raise
         # Outside of the handler: the error's traceback holds the tensors of the failed attempt.
-        tell("out_of_memory", logging.WARNING, device=self.device, how="on cpu")
+        tell("out_of_memory", device=self.device, how="on cpu")
         return work(self._on_cpu)
 
     @cached_property

@@ -210,7 +210,7 @@ def train(
         # Outside of the handler: the error's traceback holds the tensors of the failed attempt.
         if number + 1 < len(attempts):
             where_next, batch_next = attempts[number + 1]
-            tell("out_of_memory", 30, device=where, how=f"on {where_next} with batches of {batch_next}")
+            tell("out_of_memory", device=where, how=f"on {where_next} with batches of {batch_next}")
     raise TrainingError(
         f"Training {len(points)} items of {points.shape[1]} dims ran out of memory on {device}, with smaller "
         f"batches and on the CPU too: {message}. Free memory, or train on fewer items."

@@ -5,7 +5,6 @@ Names decide, not types: a column of texts beside the vectors may be titles, and
 nobody will ever look up. One list of names serves every format; who has others says so.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +76,7 @@ def chosen(
     if key is not None:
         return key, taken
     if INDEX in others:
-        tell("index_as_items", logging.WARNING, path=path)
+        tell("index_as_items", path=path)
         return INDEX, taken
     raise no_items(path, columns, own)
 

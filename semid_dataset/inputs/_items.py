@@ -6,7 +6,6 @@ missing, "1000 " by a fixed-width export. Kept as they are they would be keys th
 them are whole numbers, exactly, they are read as such, and it is said; where only some are, the file is refused.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from decimal import Decimal
@@ -103,7 +102,7 @@ class Ids:
             where, text = self._number
             self.converted, self._where = f"{text!r} as {whole_number(text)}", where
         if self.converted:
-            tell("ids_converted", logging.WARNING, where=self._where, example=self.converted)
+            tell("ids_converted", where=self._where, example=self.converted)
         return self._number is not None
 
 

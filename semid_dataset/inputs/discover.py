@@ -6,7 +6,6 @@ A feature lies there as one of three forms, whatever its id: `emb_<id>_<dim>.pkl
 Nothing is opened here: a warm start needs the names of the files, and no more of them.
 """
 
-import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[Featu
         )
     for feature, source in found.items():
         if source is None:
-            tell("feature_missing", logging.WARNING, feature=feature, path=folders[0])
+            tell("feature_missing", feature=feature, path=folders[0])
     return sources
 
 

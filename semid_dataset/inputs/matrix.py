@@ -6,7 +6,6 @@ these were named by a person at a prompt: anything that does not fit is an error
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -65,7 +64,7 @@ def read_vectors(
     if not found_in:
         raise NoEmbeddingsError(f"'{path}' is a folder without files of embeddings: no parts of parquet or JSON lines.")
     if passed := passed_over(path, found_in):
-        tell("files_passed_over", logging.WARNING, path=path, names=", ".join(passed[:12]))
+        tell("files_passed_over", path=path, names=", ".join(passed[:12]))
     for file in found_in:
         rows.path = file
         part = whole_file(file)

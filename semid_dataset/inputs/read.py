@@ -7,7 +7,6 @@ held against it. A row that does not fit is counted, reported and skipped, since
 """
 
 import hashlib
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -102,7 +101,7 @@ def read_sources(sources: Sequence[FeatureSource], *, progress: Progress | None 
             found: dict[Path, str] = {}
             try:
                 if passed := passed_over(source.path, source.files):
-                    tell("files_passed_over", logging.WARNING, path=source.path, names=", ".join(passed[:12]))
+                    tell("files_passed_over", path=source.path, names=", ".join(passed[:12]))
                 for path in source.files:
                     part = whole_file(path, source.form)
                     reader: Format = FORMATS.get(part.format)
@@ -126,7 +125,7 @@ def read_sources(sources: Sequence[FeatureSource], *, progress: Progress | None 
             raise EmbeddingError("No feature can be read: " + " ".join(map(str, failures.values())))
         raise NoEmbeddingsError("There are no embeddings to read.")
     for feature, failure in failures.items():
-        tell("feature_unreadable", logging.WARNING, feature=feature, error=failure)
+        tell("feature_unreadable", feature=feature, error=failure)
     return _gather(read, files_digest(digests), digests, bad)
 
 
@@ -162,7 +161,7 @@ def from_memory(mm_emb_dict: Any, feature_ids: Sequence[str | int]) -> Embedding
     for feature in asked:
         vectors = _vectors_by_item(named.get(feature), feature)
         if not vectors:
-            tell("feature_missing", logging.WARNING, feature=feature, path="mm_emb_dict")
+            tell("feature_missing", feature=feature, path="mm_emb_dict")
             continue
         rows = Rows(feature, _usual_width(vectors))
         _read_memory(vectors, rows)
@@ -189,7 +188,6 @@ def _report(rows: Rows, good: int) -> int:
     if rows.bad:
         tell(
             "bad_rows",
-            logging.WARNING,
             bad=rows.bad,
             rows=good + rows.bad,
             feature=rows.feature,

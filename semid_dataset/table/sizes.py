@@ -6,7 +6,6 @@ made after it change with the next item. So sizes are stated by who reads such a
 that holds the codes of all levels, which is what nearly everybody trains, and that is said.
 """
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -76,7 +75,6 @@ def say_guessed(codes: NDArray[Any], where: str) -> None:
     if len(codes):
         tell(
             "sizes_guessed",
-            level=logging.WARNING,
             where=where,
             largest="/".join(str(int(code)) for code in codes.max(axis=0)),
             size=rounded_sizes(codes)[0],

@@ -507,7 +507,6 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             share=1 - lacking / asked,
             missed=", ".join(f"{_named(listed[at]):.40}" for at in np.flatnonzero(flat)[:3].tolist()),
             known=", ".join(f"{key!r:.40}" for key in self._index.items(0, 3)),
-            stacklevel=4,
         )
 
     def embedding_table_sizes(self, offset: int = 1) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from semid_dataset import errors
-from semid_dataset._messages import logger
+from semid_dataset._messages import tell
 from semid_dataset.build.streaming.tasks import Task, perform
 from semid_dataset.errors import ConfigError, TrainingError
 from semid_dataset.inputs import partitions as parts
@@ -148,7 +148,7 @@ def _attend(  # noqa: PLR0912 - one branch for everything that a process may say
                     )
                 )
                 return
-            logger.warning("a process of the stage %s ended with %s; its part is done again", task["stage"], code)
+            tell("process_ended", stage=task["stage"], code=code)
             todo.put((task, tries + 1))
     except BaseException as error:  # noqa: BLE001 - it ends the run, in the thread that waits for it
         news.put(error)

@@ -18,7 +18,6 @@ a shared folder, under Ray), and why all of them give the same table.
 
 import hashlib
 import json
-import logging
 import math
 import os
 import re
@@ -143,7 +142,7 @@ def open_array_job(
     rows, dim = shape
     found = np.arange(rows) if str(ids) == vectors.ROWS else vectors.read_items(ids)
     if not isinstance(found, np.ndarray):
-        tell("not_streamed", logging.WARNING, size=_in_words(4 * rows * dim), limit=_in_words(limit), why=NAMED)
+        tell("not_streamed", size=_in_words(4 * rows * dim), limit=_in_words(limit), why=NAMED)
         return None
     if len(found) != rows:
         raise EmbeddingError(f"'{ids}' has {len(found)} items; '{path}' has {rows} rows. They must be as many.")
@@ -868,7 +867,6 @@ def _report_bad(job: Job, encoded: Encoded) -> None:
     if encoded.bad:
         tell(
             "bad_rows",
-            logging.WARNING,
             bad=encoded.bad,
             rows=len(encoded.ids) + encoded.bad,
             feature=job.plan.feature,
