@@ -68,7 +68,7 @@ __all__ = ["Request", "Resolution", "check_expected", "check_pin", "first_table"
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
 BROKEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR}  # of a folder
-BY_LOOKING = "none are made by looking"  # what ends the reason of `look`, where the gate would let IDs be made
+BY_LOOKING = "this look makes no IDs"  # what ends the reason of `look`, where the gate would let IDs be made
 RETRAIN = "To train anew: semid generate DATA_DIR --retrain, or generate_semantic_ids(..., retrain=True)."
 
 _apart: set[tuple[str, str]] = set()  # pairs of tables of which it was said that they differ: once a process

@@ -30,6 +30,7 @@ __all__ = [
     "FAILED",
     "INTERRUPTED",
     "JSON",
+    "STALE",
     "TABLE",
     "USAGE",
     "WRONG",
@@ -50,7 +51,7 @@ __all__ = [
     "write_ids",
 ]
 
-WRONG, USAGE, FAILED, INTERRUPTED = 1, 2, 3, 130
+WRONG, USAGE, FAILED, STALE, INTERRUPTED = 1, 2, 3, 4, 130
 TABLE, JSON = TABLE_FILE, "semantic_id_dict.json"
 
 Function = Callable[..., "Answer"]

@@ -4,8 +4,9 @@ The command line: make IDs, look at them, check them, carry them elsewhere, clea
 A file a command; each returns an `Answer`. Torch, pyarrow and the rooms that need them are imported inside the
 commands: `--help` loads none of them.
 
-Exit codes: 0 done; 1 something was found wrong (verify, diff) or nothing was found (info); 2 the command was called
-wrongly; 3 it failed, and the line on stderr says why; 130 it was interrupted. Files are written whole or not at all.
+Exit codes: 0 done; 1 something was found wrong (verify, diff, show) or nothing was found (info); 2 the command was
+called wrongly; 3 it failed, and the line on stderr says why; 4 stale IDs answer (info); 130 it was interrupted. Files
+are written whole or not at all.
 """
 
 import io
@@ -100,8 +101,9 @@ def cli() -> None:
     semid show out ITEM                           one item, level by level, and its neighbours
     semid export out -o item.index.json           carry them elsewhere
 
-    Exit codes: 0 done, 1 found wrong (verify, diff) or found nothing (info), 2 called wrongly, 3 failed,
-    130 interrupted. Progress is shown on a terminal only, and nothing is coloured (as NO_COLOR asks).
+    Exit codes: 0 done, 1 found wrong (verify, diff, show) or found nothing (info), 2 called wrongly, 3 failed,
+    4 stale IDs answer (info), 130 interrupted. Progress is shown on a terminal only, and nothing is coloured (as
+    NO_COLOR asks).
     """
 
 

@@ -116,7 +116,7 @@ def test_a_data_directory_gets_ids_in_its_cache(semid: Any, tmp_path: Path) -> N
     before = semid("info", data, *QUICK)
     assert before.code == 1
     assert "Nothing answers" in before.out
-    assert "none are made by looking" in before.out
+    assert "this look makes no IDs" in before.out
     assert f"Next: semid generate {data}" in before.out
     assert not (data / ".semantic_ids" / "v1").exists()
     assert semid("generate", data, *QUICK).code == 0
@@ -134,7 +134,8 @@ def test_a_data_directory_gets_ids_in_its_cache(semid: Any, tmp_path: Path) -> N
     assert f"{data}/.semantic_ids: 1 lineage, answers" in text
     write_embeddings(data, vectors_of(70))
     stale = semid("info", data, *QUICK)
-    assert "Answers: stale (10 items are new and none are made by looking)" in stale.out
+    assert stale.code == 4
+    assert "Answers: stale (10 items are new and this look makes no IDs)" in stale.out
 
 
 def test_a_data_directory_is_written_elsewhere_on_demand(semid: Any, tmp_path: Path) -> None:

@@ -69,8 +69,8 @@ def test_info_of_a_damaged_cache_advises_to_heal_it(semid: Any, data: Path) -> N
     """The step comes first; behind a closed gate it is not advised."""
     damage(data)
     code, out, _ = semid("info", data, *QUICK[:4])
-    assert code == 0
-    assert "Answers: stale (its table is damaged and none are made by looking)" in out
+    assert code == 4
+    assert "Answers: stale (its table is damaged and this look makes no IDs)" in out
     assert f"Next: semid generate {data} " in out
 
 
