@@ -324,15 +324,18 @@ def extend_with_vectors(
         ForeignVectorsError: new items have vectors of another encoder, or not normalized as at the fit.
         EmbeddingError: the vectors are not such as it was made from.
     """
+    from semid_dataset.codec.kinds import fusion_of
+
     quantizer = expect(table, SemanticIdTable, "table", TableError).quantizer
     embeddings = own_embeddings(items, vectors)
     dim = embeddings.features[0].dim
-    if quantizer.fusion is not None and OWN_FEATURE not in quantizer.fusion.dims:
+    fusion = fusion_of(quantizer)
+    if fusion is not None and OWN_FEATURE not in fusion.dims:
         raise EmbeddingError(
             f"'{table.path}' was made from several features of a data directory; one matrix of {dim} numbers is not "
             "enough. Extend it with: semid generate DATA_DIR --parent TABLE."
         )
-    wanted = quantizer.dim if quantizer.fusion is None else quantizer.fusion.dims[OWN_FEATURE]
+    wanted = quantizer.dim if fusion is None else fusion.dims[OWN_FEATURE]
     if wanted != dim:
         raise EmbeddingError(f"'{table.path}' encodes vectors of {wanted} numbers, these have {dim}.")
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)

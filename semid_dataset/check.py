@@ -256,7 +256,9 @@ def vectors_for(table: SemanticIdTable, embeddings: "Embeddings") -> NDArray[np.
     if embeddings.fused is not None:
         return embeddings.fused[1]
     if table.has_quantizer:
-        return table.quantizer.vectors_of(embeddings.features, len(embeddings.items))
+        from semid_dataset.codec.kinds import vectors_of
+
+        return vectors_of(table.quantizer, embeddings.features, len(embeddings.items))
     if len(embeddings.features) != 1:
         raise EmbeddingError("The table has no quantizer to make one vector of several features. Name one feature.")
     return embeddings.features[0].matrix

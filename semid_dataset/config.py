@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from semid_dataset.errors import ConfigError
 from semid_dataset.objects import as_choice, shown
+from semid_dataset.registry import TRAINERS
 
 __all__ = ["Identity", "SemanticIdConfig"]
 
@@ -32,7 +33,8 @@ class SemanticIdConfig:
         lr: learning rate of the RQ-VAE (Adam).
         num_epochs: most epochs of the RQ-VAE; it stops early when held-out items no longer improve.
         batch_size: items per training step.
-        algorithm: "rqvae" trains an autoencoder around the codebooks; "rqkmeans" does without.
+        algorithm: "rqvae" trains an autoencoder around the codebooks; "rqkmeans" does without. Or the name of another
+            package's trainer, see docs/extending.md.
         fusion: how several features become one vector: "aligned", "mean" (equal dims only), "concat".
         unique: give no two items the same ID, while codes last.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …
@@ -51,7 +53,7 @@ class SemanticIdConfig:
     lr: float = 1e-3
     num_epochs: int = 20
     batch_size: int = 1024
-    algorithm: Literal["rqvae", "rqkmeans"] = "rqvae"
+    algorithm: str = "rqvae"
     fusion: Literal["aligned", "mean", "concat"] = "aligned"
     unique: bool = True
     device: str = "auto"
@@ -77,7 +79,8 @@ class SemanticIdConfig:
         _check_float("lr", self.lr, low=0.0, above=True)
         _check_int("num_epochs", self.num_epochs, 0, 1_000_000)
         _check_int("batch_size", self.batch_size, 1, 1 << 30)
-        _check_choice("algorithm", self.algorithm, ("rqvae", "rqkmeans"))
+        if not isinstance(self.algorithm, str) or self.algorithm not in TRAINERS.ours:
+            _check_choice("algorithm", self.algorithm, TRAINERS.names())
         _check_choice("fusion", self.fusion, ("aligned", "mean", "concat"))
         if not isinstance(self.unique, bool):
             raise ConfigError(f"unique must be True or False, not {shown(self.unique)}.")

@@ -26,6 +26,9 @@ TORCH_MODULES = {
     "codec/residual.py",
     "codec/unique.py",
     "codec/train.py",
+    "codec/_codebooks.py",
+    "codec/_rqvae.py",
+    "codec/_faiss.py",
     "codec/metrics.py",
     "demo/recommender.py",
 }

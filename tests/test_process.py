@@ -17,6 +17,7 @@ from world import ITEM0, SmallDataset, SmallMixinDataset, make_data
 
 from semid_dataset import _process
 from semid_dataset._process import check_imports, fellow_ranks, unforked
+from semid_dataset.codec import _rqvae
 from semid_dataset.codec import train as training
 from semid_dataset.errors import ConfigError, ForkError, GenerationError, SemanticIdWarning
 
@@ -144,17 +145,17 @@ WHILE_TRAINING = """
 import json, os, pathlib, sys, threading, warnings
 warnings.simplefilter("ignore")
 import world
-from semid_dataset.codec import train as training
+from semid_dataset.codec import _codebooks as training
 parent = os.getpid()
 reached, forked, seen = threading.Event(), threading.Event(), []
-refit = training._refit
+refit = training.refit
 
 def slow(*arguments, **settings):
     if os.getpid() == parent:
         reached.set(), forked.wait(60)
     return refit(*arguments, **settings)
 
-training._refit = slow
+training.refit = slow
 data = pathlib.Path(sys.argv[1])
 dataset = world.SmallDataset(data)
 thread = threading.Thread(target=lambda: dataset.semantic_id_dict)
@@ -304,7 +305,7 @@ def test_where_torch_forbids_training_after_a_fork_that_is_an_error(
 
     data = make_data(tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_epochs", forbidden)
+        patch.setattr(_rqvae, "_epochs", forbidden)
         with pytest.raises(ForkError, match=r"prepare_semantic_ids\(\).*rqkmeans"):
             _ = SmallDataset(data).semantic_id_dict
     assert not list(data.rglob("*.safetensors"))

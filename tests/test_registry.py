@@ -64,5 +64,5 @@ def test_what_cannot_be_loaded_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     announce(monkeypatch, "broken", "no_such_package:Format")
     with pytest.raises(ConfigError, match="format 'broken' of no_such_package:Format cannot be loaded"):
         formats.FORMATS.get("broken")
-    with pytest.raises(ConfigError, match="'yaml' is no format; there are arrow, jsonl"):
+    with pytest.raises(ConfigError, match="'yaml' is no format; there are arrow, broken, jsonl"):
         formats.FORMATS.get("yaml")

@@ -190,7 +190,9 @@ class Evidence:
     ) -> tuple[NDArray[np.float32], NDArray[Any]]:
         """Return vectors and codes of some known items."""
         sample = np.unique(known[np.linspace(0, len(known) - 1, min(most, len(known))).astype(np.int64)])
-        vectors = table.quantizer.vectors_of(take_features(self.features, sample, len(self.items)), len(sample))
+        from semid_dataset.codec.kinds import vectors_of
+
+        vectors = vectors_of(table.quantizer, take_features(self.features, sample, len(self.items)), len(sample))
         return vectors, table.codes_array[table.rows_of(picked_items(self.items, sample))]
 
     def related(self, table: SemanticIdTable) -> bool:
@@ -233,7 +235,9 @@ def vectors_fit(table: SemanticIdTable, vectors: NDArray[np.float32], codes: NDA
     """
     sample = np.unique(np.linspace(0, len(vectors) - 1, min(SAMPLE_ITEMS, len(vectors))).astype(np.int64))
     vectors, codes = vectors[sample], codes[sample]
-    near = distances(vectors, table.weights["mean"]) <= table.header.radius
+    from semid_dataset.codec.kinds import centre_of
+
+    near = distances(vectors, centre_of(table.weights)) <= table.header.radius
     if near.any():  # a broken row says nothing of the others
         vectors, codes = vectors[near], codes[near]
     squared = float(np.square(vectors.astype(np.float64) - table.quantizer.decode(codes)).sum(1).mean())

@@ -10,7 +10,6 @@ so two processes that append at once cannot give one item two IDs, lock or no lo
 import hashlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.features import FeatureMatrix
+    from semid_dataset.protocols import Quantizer
 
 __all__ = [
     "Lineage",
@@ -137,11 +137,11 @@ def open_parent(
     elif isinstance(parent, Path):
         file = _parent_file(parent)
         if file.name == BARE_FILE:
-            from semid_dataset.codec.residual import ResidualQuantizer
+            from semid_dataset.codec.kinds import open_quantizer
 
-            return _table_of_quantizer(ResidualQuantizer.from_pretrained(file), unique)
+            return _table_of_quantizer(open_quantizer(file), unique)
         table = open_table(file, mmap=mmap, follow=True)
-    elif hasattr(parent, "to_arrays") and hasattr(parent, "codebook_sizes"):
+    elif parent_of(parent) is not None:
         return _table_of_quantizer(parent, unique)
     else:
         raise ParentError(
@@ -161,9 +161,9 @@ def parent_of(given: object) -> Any:
         return given
     if isinstance(given, str | os.PathLike):
         return as_path(given, ParentError, what="parent")
-    # Who has a quantizer has imported torch; nobody else need.
-    module: Any = sys.modules.get("semid_dataset.codec.residual")
-    if module is not None and isinstance(given, module.ResidualQuantizer):
+    from semid_dataset.codec.kinds import is_quantizer
+
+    if is_quantizer(given):
         return given
     raise ParentError(f"parent must be a table, its file or folder, or a quantizer, not {shown(given)}.")
 
@@ -183,8 +183,10 @@ def _parent_file(path: Path) -> Path:
     return max(numbered, key=lambda file: int(file.stem))
 
 
-def _table_of_quantizer(quantizer: "ResidualQuantizer", unique: bool) -> SemanticIdTable:
-    weights, description = quantizer.to_arrays()
+def _table_of_quantizer(quantizer: "Quantizer", unique: bool) -> SemanticIdTable:
+    from semid_dataset.codec.kinds import state_of
+
+    weights, description = state_of(quantizer)
     levels = len(quantizer.codebook_sizes)
     header = TableHeader(settings={"unique": unique}, quantizer=description)
     data = TableData(np.empty(0, np.int64), np.empty((0, levels), np.uint8), header, weights)
@@ -493,11 +495,12 @@ def _encoded(
     base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: NDArray[np.int64] | list[str]
 ) -> "novelty.Encoded":
     """Return new items as the table's quantizer encodes them; errors are those of the bulk, if some are in it."""
+    from semid_dataset.codec.kinds import encode, vectors_of
     from semid_dataset.codec.unique import resolve_collisions
 
     quantizer = base.quantizer
-    vectors = quantizer.vectors_of(features, len(items))
-    raw = codes = quantizer.encode(vectors)
+    vectors = vectors_of(quantizer, features, len(items))
+    raw = codes = encode(quantizer, vectors)
     moved = 0
     if base.header.unique:
         resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
@@ -516,7 +519,9 @@ def _encoded(
 
 def _distances(table: SemanticIdTable, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return how far vectors, in the quantizer's space, lie from the centre of those it was trained on."""
-    return distances(vectors, table.weights["mean"])
+    from semid_dataset.codec.kinds import centre_of
+
+    return distances(vectors, centre_of(table.weights))
 
 
 def joined_items(first: NDArray[np.int64] | list[str], second: NDArray[np.int64] | list[str]) -> Any:

@@ -20,10 +20,9 @@ from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
 
 if TYPE_CHECKING:
-    from semid_dataset.codec.residual import ResidualQuantizer
-    from semid_dataset.codec.train import Trained
     from semid_dataset.codec.unique import Items, Resolution
     from semid_dataset.inputs.read import Embeddings
+    from semid_dataset.protocols import Quantizer, Trained
 
 __all__ = ["bulk_rows", "first_header", "make_unique", "tell_beyond", "train_quantizer", "train_table"]
 
@@ -42,6 +41,7 @@ def train_table(
     """
     from semid_dataset.codec.bulk import distances, rows_with_share
     from semid_dataset.codec.fusion import Fusion
+    from semid_dataset.codec.kinds import centre_of, encode, fused, state_of
     from semid_dataset.codec.metrics import measure
 
     items = len(embeddings.items)
@@ -54,13 +54,13 @@ def train_table(
     trained = train_quantizer(vectors, config, progress)
     quantizer = trained.quantizer
     if fusion.kind != "single":
-        quantizer.fusion = fusion
+        quantizer = fused(quantizer, fusion)
     tell("encoding")
     with progress.stage("encoding"):
-        raw = quantizer.encode(vectors)
-    weights, description = quantizer.to_arrays()
+        raw = encode(quantizer, vectors)
+    weights, description = state_of(quantizer, trained.centre)
     with progress.stage("uniqueness"):
-        far = distances(vectors, weights["mean"])
+        far = distances(vectors, centre_of(weights))
         rows = bulk_rows(embeddings.items, far, trained.radius)
         resolution, unique = make_unique(quantizer, vectors, raw, config)
     tell("encoded", items=items)
@@ -132,7 +132,7 @@ def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, prog
 
 
 def make_unique(
-    quantizer: "ResidualQuantizer", items: "NDArray[np.float32] | Items", raw: NDArray[Any], config: SemanticIdConfig
+    quantizer: "Quantizer", items: "NDArray[np.float32] | Items", raw: NDArray[Any], config: SemanticIdConfig
 ) -> "tuple[Resolution, bool]":
     """
     Make raw codes (n, levels) unique, if the configuration wants it and they fit into its capacity.

@@ -6,18 +6,15 @@ alone says nothing, since anything can be made unique.
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from semid_dataset.codec._threads import isolated
-from semid_dataset.codec.residual import ResidualQuantizer
 from semid_dataset.codec.unique import Resolution, group_sizes
-
-if TYPE_CHECKING:
-    from semid_dataset.codec.train import Trained
+from semid_dataset.protocols import Quantizer, Trained
 
 __all__ = ["measure", "neighbour_fidelity", "relative_mse"]
 
@@ -29,11 +26,11 @@ BLOCK_BYTES = 32 << 20  # or as many as take so many bytes
 
 
 def measure(
-    quantizer: ResidualQuantizer,
+    quantizer: Quantizer,
     vectors: NDArray[Any],
     raw_codes: NDArray[Any],
     resolution: Resolution,
-    trained: "Trained | None" = None,
+    trained: Trained | None = None,
     *,
     rows: NDArray[np.int64] | None = None,
 ) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def measure(
         relative_mse, relative_mse_raw: error over variance, of the final and of the raw codes.
         relative_mse_levels: the same with the first 1, 2, ... codes alone, of at most 65,536 items.
         relative_mse_held_out, held_out_start, held_out_items: of items kept from the codebooks;
-            None without a training.
+            None where nobody measured.
         usage, perplexity: per level, of the final codes: share of codes in use, e^entropy.
         usage_raw, perplexity_raw: of the raw ones.
         collision_rate, collision_rate_raw: share of items that are not alone with their ID.
@@ -66,6 +63,7 @@ def measure(
     final = resolution.codes
     codes, raw = (final, raw_codes) if rows is None else (final[rows], raw_codes[rows])
     sizes = quantizer.codebook_sizes
+    held_out = {} if trained is None else trained.held_out
     usage, perplexity, gini, entropy_ratio = _use(final, sizes)
     usage_raw, perplexity_raw, _, _ = _use(raw_codes, sizes)
     rate, unique_rate, largest = _grouping(final)
@@ -75,9 +73,9 @@ def measure(
         "relative_mse": relative_mse(quantizer, vectors, codes),
         "relative_mse_raw": relative_mse(quantizer, vectors, raw),
         "relative_mse_levels": relative_mse_levels(quantizer, vectors, codes),
-        "relative_mse_held_out": None if trained is None else trained.held_out["end"],
-        "held_out_start": None if trained is None else trained.held_out["start"],
-        "held_out_items": None if trained is None else int(trained.held_out["items"]),
+        "relative_mse_held_out": held_out.get("end"),
+        "held_out_start": held_out.get("start"),
+        "held_out_items": None if trained is None else int(held_out.get("items", 0)),
         "usage": usage,
         "usage_raw": usage_raw,
         "perplexity": perplexity,
@@ -99,7 +97,7 @@ def measure(
 
 
 @isolated()
-def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> float:
+def relative_mse(quantizer: Quantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> float:
     """
     Return Σ‖x − decode(code)‖² / Σ‖x − mean‖²; 0 where both are 0.
 
@@ -121,7 +119,7 @@ def relative_mse(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDA
 
 
 @isolated()
-def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> list[float]:
+def relative_mse_levels(quantizer: Quantizer, vectors: NDArray[Any], codes: NDArray[Any]) -> list[float]:
     """
     Return the relative error with the first 1, 2, ... codes of every ID; of every k-th item, at most 65,536.
 
@@ -142,7 +140,7 @@ def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], cod
         block = some[begin : begin + rows]
         variance += float(np.square(block - mean, dtype=np.float64).sum())
         for depth in range(codes.shape[1]):
-            decoded = _decode_prefix(quantizer, chosen[begin : begin + rows, : depth + 1])
+            decoded = quantizer.decode(chosen[begin : begin + rows, : depth + 1])
             errors[depth] += float(np.square(block - decoded, dtype=np.float64).sum())
     return [error / variance if variance > 0 else 0.0 for error in errors]
 
@@ -150,13 +148,6 @@ def relative_mse_levels(quantizer: ResidualQuantizer, vectors: NDArray[Any], cod
 def _rows(vectors: NDArray[Any]) -> int:
     """Return how many rows are looked at together."""
     return max(1, min(BLOCK, BLOCK_BYTES // (4 * int(vectors.shape[1]))))
-
-
-def _decode_prefix(quantizer: ResidualQuantizer, codes: NDArray[Any]) -> NDArray[np.float32]:
-    """Return what the codes of the first levels alone stand for."""
-    sums = quantizer.search.sums(torch.from_numpy(codes.astype(np.int64)).to(quantizer.device))
-    vectors: NDArray[np.float32] = quantizer._vectors(sums).cpu().numpy()
-    return vectors
 
 
 @isolated()

@@ -10,7 +10,6 @@ the threads, the processor, its BLAS or the device. Latents come from arithmetic
 (`_exact`), and so does every decision of the search that rounding could turn (`_search`).
 """
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -22,23 +21,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semid_dataset import _files as files
 from semid_dataset._messages import tell
+from semid_dataset.codec import kinds
+from semid_dataset.codec._exact import bits_for, parts, product, sums_of_squares
 from semid_dataset.codec._networks import FrozenMLP, ResidualMLP
-from semid_dataset.codec._search import BLOCK_CPU, BLOCK_GPU, BeamSearch, ExactSearch, pad
-from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent
+from semid_dataset.codec._search import BLOCK_CPU, BLOCK_GPU, BeamSearch, ExactSearch, half_norms, pad
+from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent, times
+from semid_dataset.codec.kinds import QUANTIZER_FILE
 from semid_dataset.errors import EmbeddingError, TableError
-from semid_dataset.format import tensors as container
-from semid_dataset.objects import as_matrix, as_path, expect, shown
+from semid_dataset.objects import as_matrix
+from semid_dataset.protocols import Quantizer
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
     from semid_dataset.features import FeatureMatrix
 
 __all__ = ["QUANTIZER_FILE", "ResidualQuantizer"]
-
-QUANTIZER_FILE = "quantizer.safetensors"  # a bare quantizer's name in its folder
-PREFIX = "quantizer."  # of its arrays' names, there and in a table
 
 T = TypeVar("T")
 
@@ -184,14 +182,17 @@ class ResidualQuantizer:
         """
         Return the vectors that codes stand for, (n, dim) float32, in the space vectors were given in.
 
+        Args:
+            codes: (n, levels), or (n, m) of the first m levels alone.
+
         Raises:
-            EmbeddingError: codes of another number of levels, or one beyond its codebook.
+            EmbeddingError: codes of no level or of more than there are, or one beyond its codebook.
         """
         if isinstance(codes, Tensor):
             _check_numbers(codes, "The codes")
         elif type(codes) is not np.ndarray or codes.dtype.kind not in "fiu":
             codes = as_matrix(codes, "the codes")
-        if codes.ndim != 2 or codes.shape[1] != len(self.codebooks):
+        if codes.ndim != 2 or not 1 <= codes.shape[1] <= len(self.codebooks):
             raise EmbeddingError(
                 f"Codes of shape {tuple(codes.shape)} do not fit a quantizer of {len(self.codebooks)} levels."
             )
@@ -203,7 +204,7 @@ class ResidualQuantizer:
     def _decode(self, codes: NDArray[Any] | Tensor) -> Tensor:
         """Return the vectors where the codes are: a GPU holds those of one block only."""
         there = codes.device if isinstance(codes, Tensor) else torch.device("cpu")
-        sizes = torch.tensor(self.codebook_sizes, device=there)
+        sizes = torch.tensor(self.codebook_sizes[: codes.shape[1]], device=there)
         vectors = torch.empty(len(codes), self.dim, dtype=torch.float32, device=there)
         rows = BLOCK_CPU if self.device.type == "cpu" else max(BLOCK_GPU // self.dim, 1)
         for begin in range(0, len(codes), rows):
@@ -219,28 +220,73 @@ class ResidualQuantizer:
         return self.encode(self.vectors_of(features, items))
 
     def vectors_of(self, features: "Sequence[FeatureMatrix]", items: int) -> NDArray[np.float32]:
-        """
-        Return the one vector of every item, (items, dim) float32, that its features are fused to.
+        """Return the one vector of every item, (items, dim) float32, see `kinds.vectors_of`."""
+        return kinds.vectors_of(self, features, items)
 
-        Raises:
-            EmbeddingError: features that do not fit, see `Fusion.apply`.
+    @isolated()
+    def distances(self, vectors: NDArray[Any], prefix_codes: NDArray[Any]) -> NDArray[np.float64]:
         """
-        if self.fusion is not None:
-            return self.fusion.apply(features, items)
-        if len(features) != 1 or len(features[0].rows) != items:
-            raise EmbeddingError(
-                f"This quantizer knows one feature; got {len(features)} for {items} items. Give it one with all items."
-            )
-        return features[0].matrix
+        Return how far latents are from every sum that begins with given codes, the same on every machine.
+
+        Args:
+            vectors: (n, dim).
+            prefix_codes: (n, m), the codes of the first m levels of each, 0 <= m < levels.
+
+        Returns:
+            (n, codes of level m) squared distances.
+        """
+        rest = self.latents(vectors).cpu().numpy().astype(np.float64)
+        level = prefix_codes.shape[1]
+        for before in range(level):
+            rest -= self._words[before][prefix_codes[:, before]]
+        products = product(rest, self._grids[level], times)
+        found = np.subtract(self._half_norms[level], products, out=products)
+        found *= 2
+        found += sums_of_squares(rest)[:, None]
+        return found
+
+    @isolated()
+    def squared_errors(self, vectors: NDArray[Any], codes: NDArray[Any]) -> NDArray[np.float32]:
+        """Return the squared distance of every latent, (n,), to its sum of codewords; the same on every machine."""
+        rest = self.latents(vectors).cpu().numpy().astype(np.float64)
+        for level in range(codes.shape[1]):
+            rest -= self._words[level][codes[:, level]]
+        return sums_of_squares(rest).astype(np.float32)
+
+    @cached_property
+    def _words(self) -> list[NDArray[np.float64]]:
+        return [book.cpu().numpy().astype(np.float64) for book in self.codebooks]
+
+    @cached_property
+    def _grids(self) -> list[list[NDArray[np.float64]]]:
+        return [parts(book.T, bits_for(self.dim), axis=0) for book in self._words]
+
+    @cached_property
+    def _half_norms(self) -> list[NDArray[np.float64]]:
+        return [half_norms(book) for book in self._words]
 
     @property
     def code_dtype(self) -> type[np.uint8] | type[np.uint16]:
         """The smallest type that holds every code."""
-        return np.uint8 if max(self.codebook_sizes) <= 256 else np.uint16
+        return kinds.code_dtype(self.codebook_sizes)
 
-    @isolated()
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return all weights by name, and a description of JSON types; `from_arrays` takes both."""
+        return kinds.state_of(self)
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> "ResidualQuantizer":
+        """
+        Return the quantizer that `to_arrays` described, on the CPU.
+
+        Raises:
+            TableError: it is of another kind, or something is missing or does not fit together.
+        """
+        return _residual(kinds.read_quantizer(arrays, description))
+
+    @isolated()
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return weights by name and settings of JSON types, all but the fusion."""
         arrays: dict[str, NDArray[Any]] = {
             "codebooks": torch.cat(self.codebooks).cpu().numpy(),
             "mean": self.mean.cpu().numpy(),
@@ -248,61 +294,38 @@ class ResidualQuantizer:
         for name, module in (("encoder", self.encoder), ("decoder", self.decoder)):
             if module is not None:
                 arrays |= {f"{name}.{key}": value.detach().cpu().numpy() for key, value in module.weights.items()}
-        description: dict[str, Any] = {
-            "kind": self.kind,
+        return arrays, {
             "dim": self.dim,
             "codebook_sizes": list(self.codebook_sizes),
             "beam": self.beam,
             "prefix_weight": self.prefix_weight,
             "scale": self.scale,
-            "fusion": None,
         }
-        if self.fusion is not None:
-            fused, description["fusion"] = self.fusion.to_arrays()
-            arrays |= {f"fusion.{key}": value for key, value in fused.items()}
-        return arrays, description
 
     @classmethod
     @isolated()
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> "ResidualQuantizer":
+    def from_state(cls, arrays: Mapping[str, NDArray[Any]], config: Mapping[str, Any]) -> "ResidualQuantizer":
         """
-        Return the quantizer that `to_arrays` described, on the CPU.
+        Return the quantizer that `to_state` took apart.
 
         Raises:
-            TableError: something is missing or does not fit together.
+            KeyError, ValueError, TypeError: something is missing or does not fit together.
         """
-        expect(description, Mapping, "A quantizer's description", TableError)  # type: ignore[type-abstract]
-        kind = description.get("kind", cls.kind)  # unknown to the first tables
-        if kind != cls.kind:
-            raise TableError(
-                f"The quantizer in this table is of the kind {shown(kind)}, which this version cannot read."
-            )
-        try:
-            arrays = dict(arrays)
-            words = torch.from_numpy(np.array(arrays["codebooks"], dtype=np.float32))
-            sizes = [int(size) for size in description["codebook_sizes"]]
-            dim, beam = int(description["dim"]), int(description["beam"])
-            prefix_weight = float(description.get("prefix_weight", 0.0))  # unknown to the first tables
-            if words.shape != (sum(sizes), dim) or min(sizes) < 1 or beam < 1 or not prefix_weight >= 0:
-                raise ValueError(f"codebooks of shape {tuple(words.shape)} for sizes {sizes} of {dim} dims")
-            fusion = None
-            if description["fusion"] is not None:
-                from semid_dataset.codec.fusion import Fusion
-
-                fused = {key.removeprefix("fusion."): arrays[key] for key in arrays if key.startswith("fusion.")}
-                fusion = Fusion.from_arrays(fused, description["fusion"])
-            return cls(
-                torch.split(words, sizes),
-                beam=beam,
-                prefix_weight=prefix_weight,
-                mean=torch.from_numpy(np.array(arrays["mean"], dtype=np.float32).reshape(dim)),
-                scale=float(description["scale"]),
-                encoder=_module(arrays, "encoder", dim),
-                decoder=_module(arrays, "decoder", dim),
-                fusion=fusion,
-            )
-        except Exception as error:
-            raise TableError(f"The quantizer in this table cannot be read: {error}") from error
+        words = torch.from_numpy(np.array(arrays["codebooks"], dtype=np.float32))
+        sizes = [int(size) for size in config["codebook_sizes"]]
+        dim, beam = int(config["dim"]), int(config["beam"])
+        prefix_weight = float(config.get("prefix_weight", 0.0))  # unknown to the first tables
+        if words.shape != (sum(sizes), dim) or min(sizes) < 1 or beam < 1 or not prefix_weight >= 0:
+            raise ValueError(f"codebooks of shape {tuple(words.shape)} for sizes {sizes} of {dim} dims")
+        return cls(
+            torch.split(words, sizes),
+            beam=beam,
+            prefix_weight=prefix_weight,
+            mean=torch.from_numpy(np.array(arrays["mean"], dtype=np.float32).reshape(dim)),
+            scale=float(config["scale"]),
+            encoder=_module(arrays, "encoder", dim),
+            decoder=_module(arrays, "decoder", dim),
+        )
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """
@@ -316,14 +339,7 @@ class ResidualQuantizer:
         Raises:
             OSError: it could not be written.
         """
-        folder = as_path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays, description = self.to_arrays()
-        named = {f"{PREFIX}{name}": array for name, array in arrays.items()}
-        files.replace_file(folder / QUANTIZER_FILE, container.serialize(named, {"quantizer": description}))
-        text = json.dumps({"model_type": "semid_residual_quantizer", **description}, indent=2)
-        files.replace_file(folder / "config.json", [text.encode()])
-        return folder
+        return kinds.save_quantizer(self, folder)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "ResidualQuantizer":
@@ -337,17 +353,7 @@ class ResidualQuantizer:
             TableError: there is no quantizer in it, or it is damaged.
             FileNotFoundError, OSError: it cannot be opened.
         """
-        path = as_path(path, TableError)
-        if path.is_dir():
-            path = path / QUANTIZER_FILE
-        read = container.parse(files.map_file(path, mmap=False, follow=True)[0], str(path))
-        description = read.info.get("quantizer")
-        if not isinstance(description, dict):
-            raise TableError(
-                f"'{path}' holds no quantizer. Give the folder of save_pretrained, or a table that has one."
-            )
-        arrays = {name.removeprefix(PREFIX): array for name, array in read.arrays.items() if name.startswith(PREFIX)}
-        return cls.from_arrays(arrays, description)
+        return _residual(kinds.open_quantizer(path))
 
     @isolated()
     def latents(self, vectors: Any) -> Tensor:
@@ -414,6 +420,16 @@ class ResidualQuantizer:
         if self.decoder is not None:
             sums = self.decoder(sums)
         return sums * self.scale + self.mean
+
+
+def _residual(quantizer: Quantizer) -> ResidualQuantizer:
+    """Return a quantizer that is of this family; raises TableError where it is not."""
+    if not isinstance(quantizer, ResidualQuantizer):
+        raise TableError(
+            f"The quantizer is of the kind {quantizer.kind!r}, no ResidualQuantizer: read the table with "
+            "SemanticIdTable.open(path) and take its .quantizer."
+        )
+    return quantizer
 
 
 def _numbers_of(vectors: Any) -> NDArray[Any] | Tensor:

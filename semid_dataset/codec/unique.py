@@ -10,8 +10,8 @@ meet, unless one of them overflows into the codes of another; so a block of disp
 with a bitmap of used codes for every prefix, and only those that overflow go one by one. Vectors are
 asked for displaced items alone: where they lie on disk, the others need not be read again.
 
-Who keeps a tuple and which one is the nearest is decided by numbers that are the same on every machine, and for an item
-the same in any block (`_exact`).
+Who keeps a tuple and which one is the nearest is decided by the distances that the quantizer gives: by ours the same on
+every machine, and for an item the same in any block.
 """
 
 import heapq
@@ -22,11 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.codec._exact import Float64, bits_for, parts, product, sums_of_squares
-from semid_dataset.codec._search import half_norms
-from semid_dataset.codec._threads import isolated, times
-from semid_dataset.codec.residual import ResidualQuantizer
+from semid_dataset.codec._threads import isolated
+from semid_dataset.codec.kinds import squared_errors
 from semid_dataset.format.tensors import is_in, packed_rows
+from semid_dataset.protocols import Quantizer
 
 __all__ = [
     "Items",
@@ -34,11 +33,10 @@ __all__ = [
     "group_sizes",
     "resolve_collisions",
     "shared_items",
-    "squared_errors",
     "vector_hashes",
 ]
 
-BLOCK = 4096  # items whose distances are computed at once
+BLOCK, DISTANCES = 4096, 1 << 20  # items whose distances are computed at once, and how many distances, at most
 GROUPS = 1 << 20  # items whose tuples are compared at once, at least
 HASH_BYTES = 8 << 20  # of vectors hashed at once, as 64-bit numbers
 
@@ -47,7 +45,7 @@ class Items(Protocol):
     """What there is to know about items; rows are positions in the codes that are made unique."""
 
     def errors(self, rows: NDArray[np.int64], codes: NDArray[Any]) -> NDArray[np.float32]:
-        """Return the squared distance of the latent of each row to the sum of its codewords."""
+        """Return `squared_errors` of these rows and their codes."""
 
     def hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
         """Return `vector_hashes` of these rows."""
@@ -81,7 +79,7 @@ class Resolution:
 
 @isolated()
 def resolve_collisions(
-    quantizer: ResidualQuantizer,
+    quantizer: Quantizer,
     items: NDArray[np.float32] | Items,
     codes: NDArray[Any],
     *,
@@ -251,7 +249,7 @@ def _duplicates(keys: NDArray[Any], hashes: NDArray[np.uint64]) -> int:
 class _Matrix:
     """Items whose vectors are in memory."""
 
-    def __init__(self, quantizer: ResidualQuantizer, vectors: NDArray[np.float32]) -> None:
+    def __init__(self, quantizer: Quantizer, vectors: NDArray[np.float32]) -> None:
         self.quantizer = quantizer
         self.matrix = vectors
 
@@ -284,12 +282,9 @@ class _Allocator:
     up, which codes have no room left below, and `room` how many have.
     """
 
-    def __init__(self, quantizer: ResidualQuantizer, given: NDArray[Any], dtype: Any) -> None:
+    def __init__(self, quantizer: Quantizer, given: NDArray[Any], dtype: Any) -> None:
         self.quantizer = quantizer
         self.sizes = quantizer.codebook_sizes
-        self.words = [book.cpu().numpy().astype(np.float64) for book in quantizer.codebooks]
-        self.grids = [parts(book.T, bits_for(quantizer.dim), axis=0) for book in self.words]
-        self.half_norms = [half_norms(book) for book in self.words]
         self.dtype = np.dtype(dtype)
         prefixes, self.lasts = _split(given, len(self.sizes), self.dtype)
         changes = np.ones(len(prefixes), dtype=bool)
@@ -311,16 +306,14 @@ class _Allocator:
         """Write a tuple for every displaced item into `result`. Return how many found none."""
         self._enter_buckets(displaced, codes)
         left_over = 0
-        for begin in range(0, len(displaced), BLOCK):
-            block = displaced[begin : begin + BLOCK]
+        rows = max(min(BLOCK, DISTANCES // self.sizes[-1]), 1)
+        for begin in range(0, len(displaced), rows):
+            block = displaced[begin : begin + rows]
             own = codes[block]
-            latents = self.quantizer.latents(items.vectors(block)).cpu().numpy().astype(np.float64)
-            residuals = latents.copy()
-            for level in range(len(self.sizes) - 1):
-                residuals -= self.words[level][own[:, level]]
-            distances = self._distances(len(self.sizes) - 1, residuals)
+            vectors = items.vectors(block)
+            distances = self._distances(vectors, own[:, :-1])
             bucket = np.searchsorted(self.buckets, _split(packed_rows(own), len(self.sizes), self.dtype)[0])
-            served = _Block(self, bucket, own[:, :-1], latents, distances)
+            served = _Block(self, bucket, own[:, :-1], vectors, distances)
             served.run()
             result[block[served.stayed], -1] = served.taken[served.stayed]
             for position, found in served.overflowed.items():
@@ -356,7 +349,7 @@ class _Allocator:
             if len(runs):
                 self.used.reshape(-1)[at[runs]] = np.bitwise_or.reduceat(BITS[last & 7], runs)
 
-    def overflow_to(self, prefixes: NDArray[Any], latents: Float64) -> "_Targets":
+    def overflow_to(self, prefixes: NDArray[Any], vectors: NDArray[np.float32]) -> "_Targets":
         """
         Find the nearest prefix with room for items whose buckets have none, as things stand.
 
@@ -364,19 +357,17 @@ class _Allocator:
 
         Args:
             prefixes: (m, levels - 1), the homes.
-            latents: (m, dim).
+            vectors: (m, dim).
         """
         depth = len(self.sizes) - 1
         found = prefixes.astype(np.int64)
         start = np.array([self._first_room(tuple(prefix)) for prefix in found.tolist()], np.int64)
         lost = start < 0
-        near = latents.copy()
-        self._subtract(near, found, start)
         for level in range(depth):
             rows = np.flatnonzero((start <= level) & ~lost)
             if not len(rows):
                 continue
-            distances = self._distances(level, near[rows])
+            distances = self._distances(vectors[rows], found[rows, :level])
             leads, which = _distinct(found[rows, :level])
             closed = [self.full.get(lead) for lead in leads]
             if any(mask is not None for mask in closed):
@@ -389,13 +380,10 @@ class _Allocator:
             chosen = distances.argmin(1)
             lost[rows[np.isinf(distances[np.arange(len(rows)), chosen])]] = True
             found[rows, level] = chosen
-            near[rows] -= self.words[level][chosen]
-        near = latents.copy()
-        self._subtract(near, found, np.full(len(found), depth))
         keys = _split(packed_rows(np.pad(found, ((0, 0), (0, 1))).astype(self.dtype)), depth + 1, self.dtype)[0]
         buckets = np.minimum(np.searchsorted(self.buckets, keys), len(self.buckets) - 1)
         buckets[self.buckets[buckets] != keys] = -1
-        return _Targets(list(map(tuple, found.tolist())), lost, buckets, keys, self._distances(depth, near))
+        return _Targets(list(map(tuple, found.tolist())), lost, buckets, keys, self._distances(vectors, found))
 
     def _first_room(self, prefix: tuple[int, ...]) -> int:
         """Return how long the longest part of a prefix is that has room below it, itself excluded; -1: none has."""
@@ -404,18 +392,8 @@ class _Allocator:
                 return length
         return -1
 
-    def _subtract(self, latents: Float64, prefixes: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        """Take the sums of the first codewords from latents, so many of each."""
-        sums = np.zeros_like(latents)
-        for level in range(prefixes.shape[1]):
-            rows = np.flatnonzero(lengths > level)
-            sums[rows] += self.words[level][prefixes[rows, level]]
-        latents -= sums
-
-    def _distances(self, level: int, residuals: Float64) -> NDArray[np.float32]:
-        """Return half of the distances (m, codes) of residuals to a level's codewords, less what all have in common."""
-        products = product(residuals, self.grids[level], times)
-        return np.subtract(self.half_norms[level], products, out=products).astype(np.float32)
+    def _distances(self, vectors: NDArray[np.float32], prefixes: NDArray[Any]) -> NDArray[np.float64]:
+        return np.array(self.quantizer.distances(vectors, prefixes), np.float64)  # changed by those who search them
 
     def has_room(self, prefix: tuple[int, ...]) -> bool:
         """Say whether a prefix of all but the last code has room."""
@@ -443,7 +421,7 @@ class _Allocator:
             if self.room[above]:
                 break
 
-    def take_overflow(self, prefix: tuple[int, ...], key: Any, distances: NDArray[np.float32]) -> int:
+    def take_overflow(self, prefix: tuple[int, ...], key: Any, distances: NDArray[Any]) -> int:
         """Take the nearest free last code below a prefix that is no bucket."""
         overflow = self.overflows.find(key)
         if overflow < 0:
@@ -460,7 +438,7 @@ class _Allocator:
         return code
 
 
-def _nearest_free(used: NDArray[np.uint8], distances: NDArray[np.float32]) -> int:
+def _nearest_free(used: NDArray[np.uint8], distances: NDArray[Any]) -> int:
     """Return the code of least distance whose bit is not set, of equals the first. The distances are changed."""
     distances[np.unpackbits(used, count=len(distances), bitorder="little").view(bool)] = np.inf
     return int(distances.argmin())
@@ -490,7 +468,7 @@ class _Targets:
     lost: NDArray[np.bool_]
     buckets: NDArray[np.int64]
     keys: NDArray[Any]
-    distances: NDArray[np.float32]
+    distances: NDArray[Any]
 
 
 class _Overflow:
@@ -534,13 +512,13 @@ class _Block:
         allocator: _Allocator,
         bucket: NDArray[np.int64],
         prefixes: NDArray[Any],
-        latents: Float64,
-        distances: NDArray[np.float32],
+        vectors: NDArray[np.float32],
+        distances: NDArray[Any],
     ) -> None:
         self.allocator = allocator
         self.bucket = bucket
         self.prefixes = prefixes
-        self.latents = latents
+        self.vectors = vectors
         bits = np.unpackbits(allocator.used[bucket], axis=1, count=allocator.sizes[-1], bitorder="little")
         self.open = distances.copy()
         self.open[bits.view(bool)] = np.inf
@@ -583,7 +561,7 @@ class _Block:
     def _overflow_all(self) -> None:
         allocator = self.allocator
         positions = np.flatnonzero(self.overflowing)
-        targets = allocator.overflow_to(self.prefixes[positions], self.latents[positions])
+        targets = allocator.overflow_to(self.prefixes[positions], self.vectors[positions])
         number_of = dict(zip(positions.tolist(), range(len(positions)), strict=True))
         buckets = targets.buckets.tolist()
         self.waiting = positions.tolist()  # ascending: a heap
@@ -595,7 +573,7 @@ class _Block:
             if not exhausted and (
                 number < 0 or targets.lost[number] or not allocator.has_room(targets.prefixes[number])
             ):
-                found = allocator.overflow_to(self.prefixes[[position]], self.latents[[position]])
+                found = allocator.overflow_to(self.prefixes[[position]], self.vectors[[position]])
                 number, bucket_of = 0, found.buckets.tolist()
                 exhausted = bool(found.lost[0])  # what is given is never free again
             if exhausted:
@@ -616,7 +594,7 @@ class _Block:
             if bucket is not None:
                 self.allocator.filled(bucket)
 
-    def _into_bucket(self, bucket: int, position: int, distances: NDArray[np.float32]) -> int:
+    def _into_bucket(self, bucket: int, position: int, distances: NDArray[Any]) -> int:
         """Take a code of a bucket that may be that of others in this block, after those of them who come earlier."""
         allocator = self.allocator
         if bucket in self.room:
@@ -705,17 +683,6 @@ def _unpacked(key: Any, levels: int, dtype: np.dtype[Any]) -> tuple[int, ...]:
     else:
         raw = bytes(key).ljust(levels * width, b"\0")  # numpy drops zeros at the end
     return tuple(int.from_bytes(raw[at : at + width], "big") for at in range(0, levels * width, width))
-
-
-@isolated()
-def squared_errors(
-    quantizer: ResidualQuantizer, vectors: NDArray[np.float32], codes: NDArray[Any]
-) -> NDArray[np.float32]:
-    """Return the squared distance of every latent, (n,), to its sum of codewords; the same on every machine."""
-    rest = quantizer.latents(vectors).cpu().numpy().astype(np.float64)
-    for level, book in enumerate(quantizer.codebooks):
-        rest -= book.cpu().numpy()[codes[:, level]]
-    return sums_of_squares(rest).astype(np.float32)
 
 
 def vector_hashes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:

@@ -15,7 +15,7 @@ from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -723,19 +723,22 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     @property
     def quantizer(self) -> "ResidualQuantizer":
         """
-        The quantizer that made these IDs; loads torch.
+        The quantizer that made these IDs; loads torch where its kind needs it.
+
+        A table whose IDs were made by another kind returns that, with the methods of `protocols.Quantizer`.
 
         Raises:
-            TableError: the table holds none (a hand-made one, or default IDs).
+            TableError: the table holds none (a hand-made one, or default IDs), or one of a kind that nothing installed
+                here reads; the IDs can be looked up all the same.
             ForkError: this process was forked while torch was being imported.
         """
         if self._quantizer is None:
             if not self.has_quantizer:
                 raise TableError(f"{self._name()} holds no quantizer ({self.status}: {self.reason or 'IDs alone'}).")
             check_imports("torch", "semid_dataset")
-            from semid_dataset.codec.residual import ResidualQuantizer  # torch: seconds
+            from semid_dataset.codec.kinds import read_quantizer
 
-            self._quantizer = ResidualQuantizer.from_arrays(self.weights, self.header.quantizer or {})
+            self._quantizer = cast("ResidualQuantizer", read_quantizer(self.weights, self.header.quantizer or {}))
         return self._quantizer
 
     # --- copies and pickles -------------------------------------------------------------------

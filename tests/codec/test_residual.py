@@ -208,11 +208,23 @@ def test_vectors_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
 
 
 def test_codes_that_cannot_be_are_refused() -> None:
-    """Beyond the codebook, negative, or of another number of levels."""
+    """Beyond the codebook, negative, of no level, or of more than there are."""
     quantizer = random_quantizer()
-    for codes in ([[0, 0, 16]], [[0, -1, 0]], [[0, 0]]):
+    for codes in (np.array([[0, 0, 16]]), np.array([[0, -1, 0]]), np.array([[0, 0, 0, 0]]), np.zeros((1, 0), int)):
         with pytest.raises(EmbeddingError):
-            quantizer.decode(np.array(codes))
+            quantizer.decode(codes)
+
+
+@pytest.mark.parametrize("networks", [False, True])
+def test_leading_codes_stand_for_a_vector_too(networks: bool) -> None:
+    """The first m codes alone decode to what a quantizer of so many levels would."""
+    quantizer = random_quantizer(networks=networks)
+    codes = quantizer.encode(random_vectors(50))
+    shorter = ResidualQuantizer(
+        quantizer.codebooks[:2], mean=quantizer.mean, scale=quantizer.scale, decoder=quantizer.decoder
+    )
+    assert np.array_equal(quantizer.decode(codes[:, :2]), shorter.decode(codes[:, :2]))
+    assert np.array_equal(quantizer.decode(codes), quantizer.decode(codes[:, :3]))
 
 
 @pytest.mark.parametrize("networks", [False, True])

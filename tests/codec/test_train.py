@@ -9,8 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from semid_dataset.codec import _codebooks, _rqvae
 from semid_dataset.codec import _kmeans as kmeans_room
 from semid_dataset.codec import train as room
+from semid_dataset.codec._rqvae import RQVAE
 from semid_dataset.codec._search import BeamSearch
 from semid_dataset.codec._threads import isolated
 from semid_dataset.codec.residual import ResidualQuantizer
@@ -189,14 +191,14 @@ def test_the_first_row_that_is_not_finite_is_named() -> None:
 
 
 def out_of_memory(times: int, seen: list[tuple[str, int]]) -> Callable[..., Any]:
-    """Return a `_train` that runs out of memory so many times, and writes down device and batch of every attempt."""
-    real = room._train
+    """Return a `fit` that runs out of memory so many times, and writes down device and batch of every attempt."""
+    real = RQVAE.fit
 
-    def attempt(*args: Any, **settings: Any) -> Any:
-        seen.append((settings["device"], settings["batch"]))
+    def attempt(trainer: RQVAE, *args: Any, **settings: Any) -> Any:
+        seen.append((settings["device"], trainer.batch_size))
         if len(seen) <= times:
             raise room.OutOfMemory("injected")
-        return real(*args, **settings)
+        return real(trainer, *args, **settings)
 
     return attempt
 
@@ -204,7 +206,7 @@ def out_of_memory(times: int, seen: list[tuple[str, int]]) -> Callable[..., Any]
 def test_out_of_memory_halves_the_batch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     """One warning says so, and training succeeds."""
     seen: list[tuple[str, int]] = []
-    monkeypatch.setattr(room, "_train", out_of_memory(1, seen))
+    monkeypatch.setattr(RQVAE, "fit", out_of_memory(1, seen))
     trained = train(mixture(100), small(batch_size=64))
     assert seen == [("cpu", 64), ("cpu", 32)]
     assert trained.device == "cpu"
@@ -216,14 +218,14 @@ def test_out_of_memory_on_the_gpu_ends_on_the_cpu(monkeypatch: pytest.MonkeyPatc
     """A smaller batch first, then the CPU with the whole one."""
     seen: list[tuple[str, int]] = []
     monkeypatch.setattr(room, "chosen_device", lambda wanted: wanted)
-    monkeypatch.setattr(room, "_train", out_of_memory(2, seen))
+    monkeypatch.setattr(RQVAE, "fit", out_of_memory(2, seen))
     assert train(mixture(100), small(batch_size=64, device="cuda:0")).device == "cpu"
     assert seen == [("cuda:0", 64), ("cuda:0", 32), ("cpu", 64)]
 
 
 def test_out_of_memory_everywhere_is_a_training_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not torch's own error: whoever degrades catches ours."""
-    monkeypatch.setattr(room, "_train", out_of_memory(99, []))
+    monkeypatch.setattr(RQVAE, "fit", out_of_memory(99, []))
     with pytest.raises(TrainingError, match="ran out of memory"):
         train(mixture(100), small())
 
@@ -269,8 +271,8 @@ def waits(monkeypatch: pytest.MonkeyPatch, vectors: NDArray[np.float32], config:
 
 def test_no_step_of_an_epoch_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen steps an epoch read as few numbers back as one does."""
-    monkeypatch.setattr(room, "WORTH", -1.0)
-    monkeypatch.setattr(room, "PATIENCE", 99)
+    monkeypatch.setattr(_rqvae, "WORTH", -1.0)
+    monkeypatch.setattr(_rqvae, "PATIENCE", 99)
     vectors = mixture(1000)
     few = waits(monkeypatch, vectors, small(batch_size=950))
     assert waits(monkeypatch, vectors, small(batch_size=59)) == few
@@ -307,7 +309,7 @@ def test_networks_learn_in_bfloat16_and_codes_stay_exact(monkeypatch: pytest.Mon
     vectors = curved(1500)
     config = small(codebook_size=8, num_quantizers=2, num_epochs=60, lr=1e-2, batch_size=128)
     whole = train(vectors, config).held_out
-    monkeypatch.setattr(room, "_has_bfloat16", lambda device: True)
+    monkeypatch.setattr(_rqvae, "_has_bfloat16", lambda device: True)
     trained = train(vectors, config)
     assert trained.quantizer.encoder is not None
     assert trained.held_out["end"] < whole["start"] * 0.995
@@ -329,16 +331,16 @@ def test_a_code_that_nobody_uses_gets_an_item_to_serve() -> None:
     codebooks = [torch.tensor([[0.0], [50.0]]), torch.tensor([[0.0], [60.0], [70.0]])]
     points = torch.tensor([[0.0], [3.0], [2.0], [9.0]])
     codes = torch.zeros(4, 2, dtype=torch.int64)
-    first, second = room._revive(codebooks, codes, points.clone())
+    first, second = _codebooks._revive(codebooks, codes, points.clone())
     assert first[:, 0].tolist() == [0, 9]
     assert second[:, 0].tolist() == [0, 3, 2]
 
 
 def test_more_items_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sample of them is trained on, drawn by the seed; so is what a round and an epoch look at."""
-    monkeypatch.setattr(room, "MOST_ITEMS", 300)
-    monkeypatch.setattr(room, "REFIT_ITEMS", 200)
-    monkeypatch.setattr(room, "EPOCH_ITEMS", 100)
+    monkeypatch.setattr(_codebooks, "MOST_ITEMS", 300)
+    monkeypatch.setattr(_codebooks, "REFIT_ITEMS", 200)
+    monkeypatch.setattr(_rqvae, "EPOCH_ITEMS", 100)
     vectors = mixture(1000)
     first, second = train(vectors, small()), train(vectors, small())
     assert digest(first.quantizer) == digest(second.quantizer)
@@ -347,12 +349,12 @@ def test_more_items_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_refit_is_the_least_squares_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     """With enough sweeps the error for the codes that were found is the least that any codebooks reach."""
-    monkeypatch.setattr(room, "SWEEPS", 200)
+    monkeypatch.setattr(_codebooks, "SWEEPS", 200)
     points = torch.from_numpy(mixture(400))
     generator = torch.Generator().manual_seed(0)
     codebooks = [points[torch.randperm(len(points), generator=generator)[:8]] / (level + 1) for level in range(3)]
-    codes = BeamSearch(codebooks, 4, room.PREFIX_WEIGHT).blocks(points, 1)[:, 0]
-    refitted, _ = room._refit(points, codebooks, 4, 1, ridge=0.0)
+    codes = BeamSearch(codebooks, 4, _codebooks.PREFIX_WEIGHT).blocks(points, 1)[:, 0]
+    refitted, _ = _codebooks.refit(points, codebooks, 4, 1, ridge=0.0)
     chosen = torch.nn.functional.one_hot(codes + torch.tensor([0, 8, 16]), 24).sum(1).double()
     best = torch.linalg.lstsq(chosen, points.double(), driver="gelsd").solution
     least = (points - chosen @ best).square().sum()
@@ -366,8 +368,8 @@ def test_the_number_of_threads_does_not_change_a_bit(
     algorithm: str, dims: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal seeds give equal digests with one thread and with three: nothing is split by how many there are."""
-    monkeypatch.setattr(room, "SLICE_PRODUCTS", 1 << 12)
-    monkeypatch.setattr(room, "WORTH", -1.0)  # the networks' state counts, better or not
+    monkeypatch.setattr(_rqvae, "SLICE_PRODUCTS", 1 << 12)
+    monkeypatch.setattr(_rqvae, "WORTH", -1.0)  # the networks' state counts, better or not
     vectors = mixture(3000, dim=dims)
     digests = set()
     before = torch.get_num_threads()
@@ -388,15 +390,15 @@ def test_sums_in_pieces_are_the_same(dim: int, monkeypatch: pytest.MonkeyPatch) 
     whole, spread = points.mean(0, dtype=torch.float64).float(), points.square().mean(dtype=torch.float64).sqrt()
     books = [points[:20].clone() / 2, points[20:40].clone() / 2]
     codes = torch.arange(1000)[:, None] % torch.tensor([17, 19])
-    revived = room._revive(books, codes, points)
-    monkeypatch.setattr(room, "COPIED", 1 << 13)
-    monkeypatch.setattr(room, "ERROR_ROWS", 64)
-    assert torch.equal(room._mean(points), whole)
-    assert room._spread(points) == pytest.approx(float(spread), rel=1e-12)
-    again = room._revive(books, codes, points)
+    revived = _codebooks._revive(books, codes, points)
+    monkeypatch.setattr(_codebooks, "COPIED", 1 << 13)
+    monkeypatch.setattr(_codebooks, "ERROR_ROWS", 64)
+    assert torch.equal(_codebooks._mean(points), whole)
+    assert _codebooks._spread(points) == pytest.approx(float(spread), rel=1e-12)
+    again = _codebooks._revive(books, codes, points)
     assert all(torch.equal(one, other) for one, other in zip(revived, again, strict=True))
     assert not torch.equal(torch.cat(revived), torch.cat(books))
-    left = room._left_over(points.clone(), BeamSearch(books, 1), codes)
+    left = _codebooks._left_over(points.clone(), BeamSearch(books, 1), codes)
     assert torch.equal(left, points - BeamSearch(books, 1).sums(codes))
 
 

@@ -10,6 +10,7 @@ from faultkit import checksums
 from world import ITEM0, SMALL, SmallDataset, SmallMixinDataset, vectors_of, write_embeddings
 
 from semid_dataset import _process
+from semid_dataset.codec import _rqvae
 from semid_dataset.codec import train as training
 from semid_dataset.errors import SemanticIdWarning
 
@@ -26,16 +27,16 @@ def test_out_of_memory_halves_the_batch_then_takes_the_cpu_and_says_so(
 ) -> None:
     """Row 29: the error is injected; a third one ends in default IDs with the reason."""
     attempts: list[tuple[str, int]] = []
-    train = training._train
+    fit = _rqvae.RQVAE.fit
 
-    def scarce(*args: Any, device: str, batch: int, **kwargs: Any) -> Any:
-        attempts.append((device, batch))
+    def scarce(trainer: _rqvae.RQVAE, *args: Any, device: str, **kwargs: Any) -> Any:
+        attempts.append((device, trainer.batch_size))
         if len(attempts) <= failures:
             raise training.OutOfMemory("CUDA out of memory. Tried to allocate 20 GiB")
-        return train(*args, device="cpu", batch=batch, **kwargs)
+        return fit(trainer, *args, device="cpu", **kwargs)
 
     monkeypatch.setattr(training, "chosen_device", lambda wanted: "cuda")
-    monkeypatch.setattr(training, "_train", scarce)
+    monkeypatch.setattr(_rqvae.RQVAE, "fit", scarce)
     with caplog.at_level("INFO", "semid_dataset"):
         table = quietly(data)
     assert table.status == ending
@@ -119,7 +120,7 @@ def test_a_training_that_is_stopped_leaves_the_lock_free_and_nothing_cached(
         raise stop("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_epochs", interrupt)
+        patch.setattr(_rqvae, "_epochs", interrupt)
         if issubclass(stop, Exception):
             assert quietly(data).status == "default"
         else:

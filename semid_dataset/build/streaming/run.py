@@ -52,6 +52,7 @@ from semid_dataset.build.streaming.tasks import (
 )
 from semid_dataset.cache.folders import JOBS, CacheFolder
 from semid_dataset.codec.bulk import distances, rows_with_share
+from semid_dataset.codec.kinds import CENTRE, centre_of, read_quantizer, state_of
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import EmbeddingError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
@@ -63,13 +64,11 @@ from semid_dataset.inputs.discover import FeatureSource
 from semid_dataset.inputs.partitions import hash_ids
 from semid_dataset.inputs.read import Embeddings, files_digest
 from semid_dataset.progress import Progress
-from semid_dataset.protocols import Partition
+from semid_dataset.protocols import Partition, Quantizer, Trained
 from semid_dataset.table.build import TableData
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
-    from semid_dataset.codec.residual import ResidualQuantizer
-    from semid_dataset.codec.train import Trained
     from semid_dataset.codec.unique import Resolution
 
 __all__ = [
@@ -373,18 +372,21 @@ class Job:
     def set_basis(
         self,
         name: str,
-        quantizer: "ResidualQuantizer",
+        quantizer: Quantizer,
         info: Mapping[str, Any],
         known: NDArray[np.int64] | None = None,
         *,
+        centre: NDArray[Any] | None = None,
         first: bool = False,
     ) -> None:
         """
         Write down what parts are encoded with; `known` items, ascending, are left out.
 
+        `centre` is that of the vectors that the quantizer was trained on.
+
         With `first`, what somebody else who works here has written meanwhile stays and is what counts: see `basis`.
         """
-        weights, description = quantizer.to_arrays()
+        weights, description = state_of(quantizer, centre)
         arrays = {f"quantizer.{key}": array for key, array in weights.items()}
         if known is not None:
             arrays["known"] = known
@@ -478,8 +480,7 @@ class Encoded:
         self._job = job
         tasks = job._encode_tasks(basis)
         self._content = tasks[0]["content"]
-        self._quantizer, _, self._radius = basis_of(job.folder, basis, self._content)
-        self._centre = self._quantizer.to_arrays()[0]["mean"]
+        self._quantizer, _, self._radius, self._centre = basis_of(job.folder, basis, self._content)
         self._names = [task_file(task) for task in tasks]
         bad, first_bad = job._spool_bad
         counts, error, squares = [], 0.0, 0.0
@@ -661,16 +662,13 @@ def _runs(ordered: NDArray[Any]) -> list[tuple[int, int, int]]:
 FIT = "new"  # name of the codebooks that a job trains
 
 
-def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, progress: Progress) -> "Trained":
+def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, progress: Progress) -> Trained:
     """
     Return the codebooks of a job: trained on its sample, or as a run before left them.
 
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
     """
-    from semid_dataset.codec.residual import ResidualQuantizer
-    from semid_dataset.codec.train import Trained
-
     job: Job = embeddings.stream
     found = job.basis(FIT)
     if found is None:
@@ -679,15 +677,17 @@ def train_codebooks(embeddings: Embeddings, config: SemanticIdConfig, progress: 
             "curve": [float(loss) for loss in trained.curve],
             "stopped_at": trained.stopped_at,
             "device": trained.device,
-            "held_out": trained.held_out,
+            "held_out": dict(trained.held_out),
         }
         bulk = {"radius": trained.radius} if math.isfinite(trained.radius) else {}
-        job.set_basis(FIT, trained.quantizer, {"trained": noted | bulk, **bulk}, first=True)
+        more = {"trained": noted | bulk, **bulk}
+        job.set_basis(FIT, trained.quantizer, more, centre=trained.centre, first=True)
         found = job.basis(FIT)
         if found is None:
             raise WorkGoneError(f"'{job.folder}' is gone: somebody cleaned up, or published. Run again.")
     weights = {key.removeprefix("quantizer."): np.array(array) for key, array in found.arrays.items()}
-    return Trained(ResidualQuantizer.from_arrays(weights, found.info["quantizer"]), **found.info["trained"])
+    quantizer = read_quantizer(weights, found.info["quantizer"])
+    return Trained(quantizer, **found.info["trained"], centre=weights.get(CENTRE))
 
 
 def train_table(
@@ -724,8 +724,8 @@ def train_table(
     with progress.stage("measuring"):
         sample = np.searchsorted(encoded.ids, embeddings.items)
         vectors = embeddings.features[0].matrix
-        weights, description = quantizer.to_arrays()
-        far = distances(vectors, weights["mean"])
+        weights, description = state_of(quantizer, trained.centre)
+        far = distances(vectors, centre_of(weights))
         if float(far.max()) > trained.radius:
             vectors, sample = vectors[far <= trained.radius], sample[far <= trained.radius]
         quality = measure(quantizer, vectors, encoded.codes, resolution, trained, rows=sample)
@@ -780,7 +780,7 @@ def choose_basis(
             if not isinstance(keys, np.ndarray):
                 keys = np.array([number for key in keys if (number := canonical_int(key)) is not None], np.int64)
             bulk = {"radius": base.header.radius} if math.isfinite(base.header.radius) else {}
-            job.set_basis(name, base.quantizer, bulk, np.sort(keys))
+            job.set_basis(name, base.quantizer, bulk, np.sort(keys), centre=base.weights.get(CENTRE))
     job.choose(name)
     return name
 
@@ -874,9 +874,7 @@ def _report_bad(job: Job, encoded: Encoded) -> None:
         )
 
 
-def _error_change(
-    quantizer: "ResidualQuantizer", items: "Encoded | _Some", raw: NDArray[Any], resolution: "Resolution"
-) -> float:
+def _error_change(quantizer: Quantizer, items: "Encoded | _Some", raw: NDArray[Any], resolution: "Resolution") -> float:
     """Return by how much uniqueness raised the squared error, summed over the items of the bulk."""
     if resolution.displaced is None:
         return 0.0

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +23,13 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import logger
 from semid_dataset.cache.notes import items, one_of, read_note, record, text, whole
+from semid_dataset.codec.kinds import centre_of, code_dtype, encode, read_quantizer, squared_errors, vectors_of
 from semid_dataset.errors import CorruptTableError, EmbeddingError, NoRoomError, StoreError, WorkGoneError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
 from semid_dataset.inputs.formats import FORMATS, whole_file
 from semid_dataset.inputs.partitions import Report, Stream, hash_ids, read_part
-from semid_dataset.protocols import Format, Partition
-
-if TYPE_CHECKING:
-    from semid_dataset.codec.residual import ResidualQuantizer
+from semid_dataset.protocols import Format, Partition, Quantizer
 
 __all__ = [
     "Plan",
@@ -81,7 +79,7 @@ PLAN = record(
 )
 
 Task = Mapping[str, Any]
-Basis = tuple["ResidualQuantizer", NDArray[np.int64] | None, float]
+Basis = tuple[Quantizer, NDArray[np.int64] | None, float, NDArray[Any]]
 
 
 @dataclass(frozen=True)
@@ -197,14 +195,13 @@ def _sample(folder: Path, task: Task, report: Report) -> None:
 def _encode(folder: Path, task: Task, report: Report) -> None:
     """Encode a part, but for the items that are known already."""
     from semid_dataset.codec.bulk import distances
-    from semid_dataset.codec.unique import squared_errors, vector_hashes
+    from semid_dataset.codec.unique import vector_hashes
 
     plan = _plan_of(folder)
-    quantizer, known, radius = basis_of(folder, task["basis"], task.get("content"))
-    centre = quantizer.to_arrays()[0]["mean"]
+    quantizer, known, radius, centre = basis_of(folder, task["basis"], task.get("content"))
     levels = len(quantizer.codebook_sizes)
     ids: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
-    codes: list[NDArray[Any]] = [np.empty((0, levels), quantizer.code_dtype)]
+    codes: list[NDArray[Any]] = [np.empty((0, levels), code_dtype(quantizer.codebook_sizes))]
     errors_: list[NDArray[np.float32]] = [np.empty(0, np.float32)]
     hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
     total = np.zeros(plan.dim)
@@ -220,7 +217,7 @@ def _encode(folder: Path, task: Task, report: Report) -> None:
         if not len(keys):
             return
         vectors = carried(quantizer, plan.feature, vectors)
-        found = quantizer.encode(vectors)
+        found = encode(quantizer, vectors)
         ids.append(keys.copy())
         codes.append(found)
         errors_.append(squared_errors(quantizer, vectors, found))
@@ -319,7 +316,8 @@ def _cached_plan(folder: Path, version: tuple[int, ...]) -> Plan:
 
 def basis_of(folder: Path, name: str, content: str | None = None) -> Basis:
     """
-    Return the quantizer that encodes, the items that are not to be encoded, ascending, and where its bulk ends.
+    Return the quantizer that encodes, the items that are not to be encoded, ascending, where its bulk ends, and the
+    bulk's centre.
 
     Args:
         folder: the work folder.
@@ -337,11 +335,10 @@ def basis_of(folder: Path, name: str, content: str | None = None) -> Basis:
         )
     # Kept by what they hold, never by a name: a second training in one process may use the name, and the folder, again.
     if there is None or there not in _bases:
-        from semid_dataset.codec.residual import ResidualQuantizer
-
         weights = {key.removeprefix("quantizer."): array for key, array in found.arrays.items() if key != "known"}
-        quantizer = ResidualQuantizer.from_arrays(weights, found.info["quantizer"])
-        basis = quantizer, found.arrays.get("known"), float(found.info.get("radius", math.inf))
+        quantizer = read_quantizer(weights, found.info["quantizer"])
+        radius = float(found.info.get("radius", math.inf))
+        basis = quantizer, found.arrays.get("known"), radius, centre_of(weights)
         if there is None:
             return basis
         while len(_bases) >= MOST_BASES:
@@ -363,9 +360,9 @@ def basis_content(arrays: Mapping[str, NDArray[Any]], description: Mapping[str, 
     return digest.hexdigest()
 
 
-def carried(quantizer: "ResidualQuantizer", feature: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+def carried(quantizer: Quantizer, feature: str, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return vectors of a feature in the space of a quantizer: behaviour may have shaped another one."""
-    return quantizer.vectors_of((FeatureMatrix(feature, np.arange(len(vectors)), vectors),), len(vectors))
+    return vectors_of(quantizer, (FeatureMatrix(feature, np.arange(len(vectors)), vectors),), len(vectors))
 
 
 def write_file(
