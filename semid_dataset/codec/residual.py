@@ -34,6 +34,7 @@ from semid_dataset.protocols import Quantizer
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
+    from semid_dataset.codec.online import OnlineEncoder
     from semid_dataset.features import FeatureMatrix
 
 __all__ = ["QUANTIZER_FILE", "ResidualQuantizer"]
@@ -264,6 +265,22 @@ class ResidualQuantizer:
     @cached_property
     def _half_norms(self) -> list[NDArray[np.float64]]:
         return [half_norms(book) for book in self._words]
+
+    def module(self, features: Sequence[str] | None = None) -> "OnlineEncoder":
+        """
+        Return a plain `nn.Module`, (n, dim) float -> (n, levels) int64, that gives the very codes of `encode`.
+
+        For `torch.export`, ONNX, `torch.jit.script` and `torch.compile`; see docs/online.md. Batches of any size.
+
+        Args:
+            features: of items that have these and no others; their vectors stand side by side in this order. None: all.
+
+        Raises:
+            ConfigError: a feature that this quantizer does not know, or one twice.
+        """
+        from semid_dataset.codec.online import OnlineEncoder
+
+        return OnlineEncoder(self, features)
 
     @property
     def code_dtype(self) -> type[np.uint8] | type[np.uint16]:
