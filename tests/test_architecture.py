@@ -22,6 +22,7 @@ TORCH_MODULES = {
     "codec/_threads.py",
     "codec/_kmeans.py",
     "codec/_networks.py",
+    "codec/online.py",
     "codec/_search.py",
     "codec/residual.py",
     "codec/unique.py",
