@@ -174,8 +174,8 @@ class OnlineEncoder(nn.Module):
         Returns:
             (n, levels) int64; −1 at every level of a row with NaN or inf.
         """
-        if not torch.jit.is_scripting():  # type: ignore[attr-defined]
-            if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        if not torch.jit.is_scripting():
+            if torch.jit.is_tracing():
                 raise RuntimeError("torch.jit.trace would keep the example's shapes: use torch.jit.script.")
             if vectors.dim() != 2 or vectors.shape[1] != self.columns:
                 raise ValueError(f"vectors of shape {tuple(vectors.shape)} instead of (n, {self.columns})")
