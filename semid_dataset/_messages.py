@@ -99,6 +99,10 @@ LINES: dict[str, tuple[str, str]] = {
         "{where}: ids are whole numbers in another spelling; they are read as numbers: {example}",
         "{where}: 物品id是另一种写法的整数，已按整数读取: {example}",
     ),
+    "ids_untidy": (
+        "{where}: blanks stand around ids and are kept as parts of them: {example}; they are found with them only",
+        "{where}: 物品id两端有空白字符，已原样保留: {example}；只有带上空白才能查到",
+    ),
     "index_as_items": (
         "{path} has no column named as items are; the index that pandas wrote without a name is taken for the items",
         "{path} 中没有物品列；使用 pandas 写入的无名索引作为物品id",
@@ -315,6 +319,7 @@ CODES = {
     "far": "W021",
     "branched": "W022",
     "private_set": "W023",
+    "ids_untidy": "W024",
     "healed": "W030",
     "set_aside": "W031",
     "left_damaged": "W032",

@@ -269,7 +269,7 @@ def _array_items(found: NDArray[Any], where: str, error: type[SemidError]) -> ND
     if isinstance(found, np.ma.MaskedArray) and (hidden := np.ma.getmaskarray(found)).any():
         raise error(f"'{where}', row {int(np.argmax(hidden))}: there is no item; every row needs one.")
     found = np.asarray(found)
-    if found.dtype.kind in "bcmM" or found.dtype.fields is not None:
+    if found.dtype.kind in "bcmMV":
         raise error(f"'{where}' holds {found.dtype}; wanted: whole numbers or strings.")
     if found.dtype.kind in "iu" and (found.dtype != np.uint64 or not found.size or found.max() <= INT64_MAX):
         return found.astype(np.int64, copy=False)

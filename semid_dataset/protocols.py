@@ -116,6 +116,14 @@ class IdNotes(Protocol):
     def note(self, written: object, number: int, where: str) -> None:
         """Note that an id of another type was converted by itself, exactly."""
 
+    def in_column(self, name: str, where: object) -> None:
+        """
+        Note which column holds the items.
+
+        Raises:
+            EmbeddingError: the file before, or the row, had them in one of another name: they would be mixed.
+        """
+
 
 class Format(Protocol):
     """

@@ -115,7 +115,12 @@ def agreeing(path: Path, stated: Sequence[int], how: How) -> tuple[int, ...]:
 
 
 def read_bytes(path: Path) -> bytes:
-    return bytes(files.map_file(path, mmap=False, follow=True)[0])
+    """Return the text in a file; raises TableError where it is something else."""
+    from semid_dataset.inputs._file import read_whole
+
+    files.map_file(path, follow=True)  # a missing file and a pipe are said in the words of the others
+    with as_table_errors():
+        return read_whole(path)
 
 
 def npy_bytes(array: NDArray[Any]) -> bytes:
@@ -132,12 +137,11 @@ def npz_bytes(**arrays: NDArray[Any]) -> bytes:
 
 def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
     """Return the arrays of an archive by name; one of an .npy has the name ""."""
-    from semid_dataset.inputs.formats import format_of
-    from semid_dataset.inputs.formats.npy import load_array, load_arrays
+    from semid_dataset.inputs import formats
 
     with as_table_errors():
         files.map_file(path, follow=True)  # a missing file and a pipe are said in the words of the others
-        return {"": load_array(path)} if format_of(path, "npy").name == "npy" else load_arrays(path)
+        return formats.load_arrays(path)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from semid_dataset import _files as files
 from semid_dataset.errors import TableError
 from semid_dataset.exports._common import (
     How,
@@ -15,7 +16,6 @@ from semid_dataset.exports._common import (
     npy_bytes,
     npz_bytes,
     read_beside,
-    read_bytes,
     write_beside,
 )
 from semid_dataset.exports.numbers import flat_ids, pack_ids, unflatten_ids, unpack_ids
@@ -59,7 +59,9 @@ def read_pt(path: Path, how: How) -> SemanticIdTable:
 
     try:
         with isolated():
-            codes = torch.load(io.BytesIO(read_bytes(path)), map_location="cpu", weights_only=True)
+            codes = torch.load(
+                io.BytesIO(files.map_file(path, mmap=False, follow=True)[0]), map_location="cpu", weights_only=True
+            )
     except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         # Torch's own words advise to execute the file.
         raise TableError(

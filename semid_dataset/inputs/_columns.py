@@ -5,6 +5,7 @@ Names decide, not types: a column of texts beside the vectors may be titles, and
 nobody will ever look up. One list of names serves every format; who has others says so.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,18 @@ from pathlib import Path
 from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError
 
-__all__ = ["ITEM_NAMES", "ROWS", "VECTOR_NAMES", "Column", "chosen", "listed", "named", "no_items", "refuse_columns"]
+__all__ = [
+    "ITEM_NAMES",
+    "ROWS",
+    "VECTOR_NAMES",
+    "Column",
+    "chosen",
+    "listed",
+    "named",
+    "no_items",
+    "plain_name",
+    "refuse_columns",
+]
 
 # In this order where a file has several: the particular before the general. Case, "_", "-" and blanks do not count.
 ITEM_NAMES = (
@@ -25,6 +37,7 @@ VECTOR_NAMES = (
 )  # fmt: skip
 VAGUE = ("feature", "features", "feat", "x")  # of a column of vectors only where it is one
 INDEX = "__index_level_0__"  # what pandas calls an index without a name
+LEVEL = re.compile(r"__index_level_[0-9]+__")  # and levels of one that has several
 ROWS = "rows"  # in place of a column of items: they are the numbers of the rows
 SHOWN = 24  # columns that a message lists, at most
 
@@ -43,8 +56,8 @@ def named(names: Sequence[str], wanted: Sequence[str]) -> str | None:
     """Return the name that stands first in the list of those wanted; None where there is none."""
     there: dict[str, str] = {}
     for name in names:
-        there.setdefault(_plain(name), name)
-    return next((there[_plain(name)] for name in wanted if _plain(name) in there), None)
+        there.setdefault(plain_name(name), name)
+    return next((there[plain_name(name)] for name in wanted if plain_name(name) in there), None)
 
 
 def chosen(
@@ -72,12 +85,19 @@ def chosen(
                 f"such file. There is: {listed(columns)}."
             )
         return items, taken
-    key = named(others, ITEM_NAMES)
-    if key is not None:
+    folders = [folder.partition("=")[0] for folder in path.parent.parts if "=" in folder]
+    key = named(others + folders, ITEM_NAMES)
+    if key in others:
         return key, taken
-    if INDEX in others:
+    if key is not None:
+        raise EmbeddingError(
+            f"'{path}': the items stand in the names of folders ({key}=...), which are not read. Nothing was read. "
+            f"Write the files with a column {key}, not partitioned by it."
+        )
+    index = [name for name in others if LEVEL.fullmatch(name)]
+    if len(index) == 1:
         tell("index_as_items", path=path)
-        return INDEX, taken
+        return index[0], taken
     raise no_items(path, columns, own)
 
 
@@ -128,8 +148,7 @@ def _vectors_column(columns: Sequence[Column], path: Path, vectors: str, own: bo
         if not by_name[vectors].vectors:
             raise EmbeddingError(_no_vectors(path, by_name[vectors]))
         return vectors
-    likely = [column.name for column in columns if column.vectors or _plain(column.name) not in map(_plain, VAGUE)]
-    name = named(likely, VECTOR_NAMES)
+    name = named([one.name for one in columns if one.vectors or plain_name(one.name) not in VAGUE], VECTOR_NAMES)
     if name is not None:
         if not by_name[name].vectors:
             raise EmbeddingError(_no_vectors(path, by_name[name]) + f" If another column holds the vectors, {how}.")
@@ -147,5 +166,6 @@ def _no_vectors(path: Path, column: Column) -> str:
     return f"'{path}' has vectors of type {column.kind} in {column.name}; wanted: lists of numbers."
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Return a name without what does not count in it."""
     return name.casefold().replace("_", "").replace("-", "").replace(" ", "")

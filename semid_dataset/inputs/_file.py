@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 from semid_dataset.errors import EmbeddingError
 
-__all__ = ["HEAD", "ForwardFile", "something_else"]
+__all__ = ["HEAD", "ForwardFile", "read_whole", "something_else"]
 
 CHUNK = 4 << 20  # bytes per read
 HEAD = 512  # bytes at the start that tell what a file is; tar keeps its mark at 257
@@ -33,7 +33,7 @@ COMPRESSIONS = {
     rb"BZh[1-9]1AY&SY": "bzip2",
     rb"\xfd7zXZ\x00": "xz",
 }
-TEXTS = 5  # the first of them are texts themselves
+TEXTS = 7  # the first of them are texts themselves
 # First bytes, what such a file is, and what to do about it.
 FOREIGN: tuple[tuple[bytes, str, str], ...] = (
     (
@@ -42,6 +42,8 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
         "Fetch the file: git lfs pull",
     ),
     (rb"(?:\.\./)*(?:\.git)?/?annex/objects/", "a pointer of git-annex in place of the file itself", "git annex get"),
+    (rb"# xet version ", "a pointer of Xet in place of the file itself", "Fetch the file: git xet, or hf download"),
+    (rb"-----BEGIN PGP|Salted__|age-encryption\.org/", "encrypted", "Decrypt it"),
     (rb"outs:\s*\n", "a pointer of DVC in place of the file itself", "Fetch the file: dvc pull"),
     (
         rb"(?:\xef\xbb\xbf)?\s*(?i:<!doctype html|<html)",
@@ -58,7 +60,22 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
         "a file of torch.save",
         'Load it with torch and write its arrays: np.savez("x.npz", item_id=ids, embedding=vectors.numpy())',
     ),
+    (
+        rb"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19",
+        "a file of torch.save, of before torch 1.6",
+        'Load it with torch and write its arrays: np.savez("x.npz", item_id=ids, embedding=vectors.numpy())',
+    ),
+    (
+        rb"PK\x03\x04.{26}(?:\[Content_Types\]\.xml|_rels/|docProps/|xl/)",
+        "an Excel workbook, or another document of Office",
+        "Write the table as parquet",
+    ),
     (rb"PK\x03\x04.{26}(?!.{0,200}?\.npy)|PK\x05\x06", "a zip archive", "Unpack it: unzip"),
+    (
+        rb"[0-9]{1,9} [0-9]{1,5}\r?\n\S+(?: -?[0-9]+\.[0-9]+){2}",
+        "a text of word2vec or fastText",
+        'Load it with gensim and write its arrays: np.savez("x.npz", item_id=words, embedding=vectors)',
+    ),
     (rb".{257}ustar", "a tar archive", "Unpack it: tar -xf"),
     (rb"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it: 7z x"),
     (rb"Rar!\x1a\x07", "a RAR archive", "Unpack it: unrar x"),
@@ -67,6 +84,8 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
         "compressed with zlib, without the frame of any file format",
         "Unpack it: pigz -dz, or zlib.decompress in Python",
     ),
+    (rb"\x1f\x9d", "compressed with compress", "Unpack it: uncompress"),
+    (rb"LZIP", "compressed with lzip", "Unpack it: lzip -d"),
     (rb"\x04\x22\x4d\x18", "compressed with LZ4", "Unpack it: lz4 -d"),
     (rb"\xff\x06\x00\x00sNaPpY", "compressed with Snappy", "Unpack it: snzip -d"),
     (rb"\x89HDF\r\n\x1a\n", "an HDF5 file", 'Write its arrays with np.savez("x.npz", item_id=ids, embedding=vectors)'),
@@ -80,13 +99,19 @@ FOREIGN: tuple[tuple[bytes, str, str], ...] = (
         "a faiss index",
         "Write its vectors: index.reconstruct_n(0, index.ntotal)",
     ),
-    (rb"MATLAB 5\.0 MAT-file", "a MATLAB file", "Load it with scipy.io.loadmat and write np.savez"),
+    (rb"MATLAB [57]\.[0-9] MAT-file", "a MATLAB file", "Load it with scipy.io.loadmat or h5py, and write np.savez"),
+    (rb"FEA1", "a Feather file of version 1", "Write it again: pyarrow.feather.write_feather, which writes version 2"),
     (
         rb"%PDF-|\x89PNG|\xff\xd8\xff|\x7fELF|\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
         "a document or a program",
         "Give embeddings",
     ),
-    (rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00", "text in UTF-16", "Write it as UTF-8: iconv -f UTF-16 -t UTF-8"),
+    (
+        rb"\xff\xfe[^\x00]\x00|\xfe\xff\x00|(?:[\t\n\r -~]\x00){4}|(?:\x00[\t\n\r -~]){4}",
+        "text in UTF-16",
+        "Write it as UTF-8: iconv -f UTF-16 -t UTF-8",
+    ),
+    (rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff", "text in UTF-32", "Write it as UTF-8: iconv -f UTF-32 -t UTF-8"),
     (rb"\x00{16}", "nothing but zero bytes at its start, as a copy that broke off leaves", "Copy it again"),
 )
 
@@ -101,7 +126,7 @@ class ForwardFile:
     Args:
         path: may be a symbolic link: users mount their data where they like.
         on_bytes: called after every chunk, told how many bytes of the file it was.
-        hashed: whether `digest` will be asked for.
+        hashed: whether `finish` returns a digest.
         seekable: whether any place of it will be looked at. What is compressed is unpacked into an unnamed temporary
             file then, else on the way.
 
@@ -164,7 +189,10 @@ class ForwardFile:
     @property
     def name(self) -> str:
         """A path that other libraries can open for what the file holds, as long as it is open here."""
-        return str(self.path) if self._unpacked is None else f"/proc/self/fd/{self._unpacked.fileno()}"
+        if self._unpacked is not None:
+            return f"/proc/self/fd/{self._unpacked.fileno()}"
+        name = str(self.path)
+        return name if name.isprintable() else f"/proc/self/fd/{self._fd}"  # a name that is no UTF-8
 
     def read(self) -> bytes:
         """
@@ -201,28 +229,22 @@ class ForwardFile:
             return os.pread(self._fd, HEAD, 0)
         return self._decompressed(HEAD)
 
-    def digest(self) -> str:
+    def finish(self) -> str:
         """
-        Return the SHA-256 of the whole file as it lies there, reading what is left of it.
+        Make sure that what was read is of one version.
+
+        Returns:
+            The SHA-256 of the whole file as it lies there, what was left of it read; "" where it is not hashed.
 
         Raises:
             EmbeddingError: the file changed since it was opened, so that the rows may be of two versions.
         """
-        while self._raw(CHUNK):
+        while self._hashed and self._raw(CHUNK):
             pass
-        self.check_unchanged()
-        return self._hash.hexdigest()
-
-    def check_unchanged(self) -> None:
-        """
-        Make sure that what was read is of one version.
-
-        Raises:
-            EmbeddingError: the file changed since it was opened.
-        """
         now = os.fstat(self._fd)
         if (now.st_size, now.st_mtime_ns) != (self._state.st_size, self._state.st_mtime_ns):
             raise EmbeddingError(f"'{self.path}' was changed while it was read. Try again when it is complete.")
+        return self._hash.hexdigest() if self._hashed else ""
 
     def _raw(self, count: int) -> bytes:
         """Return the next bytes of the file as it lies there."""
@@ -300,6 +322,23 @@ class _Raw(io.RawIOBase):
         chunk = self._file._raw(len(buffer))
         buffer[: len(chunk)] = chunk
         return len(chunk)
+
+
+def read_whole(path: Path) -> bytes:
+    """
+    Return what a text holds, unpacked where it is compressed.
+
+    Raises:
+        EmbeddingError: it cannot be read, or is something else, which is named.
+        OSError: there is no such file, as the system says.
+    """
+    path.stat()
+    with ForwardFile(path, hashed=False) as file:
+        data = b"".join(iter(file.read, b""))
+    foreign = something_else(data[:HEAD], path, text=True)
+    if foreign is not None:
+        raise EmbeddingError(foreign)
+    return data
 
 
 def something_else(head: bytes, path: Path, *, text: bool = False) -> str | None:

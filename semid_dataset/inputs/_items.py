@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError
+from semid_dataset.inputs._columns import plain_name
 from semid_dataset.objects import Items, as_items, item_of, quick_integers, shown
 
 __all__ = ["EXACT", "INT64", "Ids", "as_listed", "canonical_int", "of_array", "whole_number"]
@@ -27,6 +28,7 @@ OTHERWISE = re.compile(r"[+-]?(?:0|[1-9][0-9]*)(?:\.[0-9]*(?:[eE][+-]?[0-9]{1,3}
 UNTIDY = re.compile(r"^[\s\"']|[\s\"']$|[\t\r\x00]")  # of a line that is a name
 # Whatever may be one of the two above; most lists hold none, and one search a text is quick.
 SUSPECT = re.compile(r"^[\s\"'+]|[\s\"']$|[\t\r\x00]|^-?[0-9]+(?:\.|[eE][+-])|^-0$")
+SYNONYMS = {"anonymous_cid", "creative_id"}  # names of one kind of id, in the two releases of TencentGR
 LONGEST = 64  # characters of a number that is written otherwise
 
 
@@ -67,6 +69,8 @@ class Ids:
     def __init__(self) -> None:
         self._number: tuple[str, str] | None = None  # the first that is a number written otherwise: where, text
         self._name: tuple[str, str] | None = None  # the first that is none
+        self._untidy: tuple[str, str] | None = None  # the first with blanks around it
+        self._column: tuple[str, object] | None = None  # the name that tells where items are: name, where
         self.converted = ""  # an example of an id of another type that was converted, and what it became
         self._where = ""
 
@@ -76,6 +80,8 @@ class Ids:
             return
         if whole_number(text) is None:
             self._name = self._name or (where, text)
+            if self._untidy is None and text != text.strip():
+                self._untidy = (where, text)
         else:
             self._number = self._number or (where, text)
 
@@ -83,6 +89,22 @@ class Ids:
         """Note that an id of another type was converted by itself, exactly."""
         if not self.converted:
             self.converted, self._where = f"{written} as {number}", where
+
+    def in_column(self, name: str, where: object) -> None:
+        """
+        Note which column holds the items.
+
+        Raises:
+            EmbeddingError: the file before, or the row, had them in one of another name: they would be mixed.
+        """
+        if self._column is None:
+            self._column = name, where
+        known, first = self._column
+        if plain_name(known) != plain_name(name) and not {known, name} <= SYNONYMS:
+            raise EmbeddingError(
+                f"'{where}' holds items in {name}, but '{first}' in {known}: together they would be ids of two kinds. "
+                f"Name one that all have: --items {known}."
+            )
 
     def numbers(self) -> bool:
         """
@@ -101,6 +123,9 @@ class Ids:
         if self._number is not None and not self.converted:
             where, text = self._number
             self.converted, self._where = f"{text!r} as {whole_number(text)}", where
+        elif self._untidy is not None:
+            where, text = self._untidy
+            tell("ids_untidy", where=where, example=repr(text))
         if self.converted:
             tell("ids_converted", where=self._where, example=self.converted)
         return self._number is not None

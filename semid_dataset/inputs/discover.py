@@ -32,6 +32,18 @@ __all__ = [
 FOLDERS = ("creative_emb", "mm_emb")  # the competition's name, the public release's
 MAX_DIM = 65_536
 DEEPEST = 8  # folders of `name=value` in each other; a link that leads back would have no end
+# What lies in a folder that is a table of some engine, and what to do about it: which of its files count stands in
+# records of its own, and those that do not are of the same names.
+STORES: tuple[tuple[str, str, str], ...] = (
+    ("_delta_log", "a Delta table", "Write what it holds now as parquet into another folder"),
+    (".hoodie", "a Hudi table", "Write what it holds now as parquet into another folder"),
+    ("metadata/*.metadata.json", "an Iceberg table", "Write what it holds now as parquet into another folder"),
+    ("_versions", "a data set of Lance", "Write it as parquet"),
+    ("[.z]*arr*", "a Zarr store", 'Write its arrays: np.savez("x.npz", item_id=ids, embedding=vectors)'),
+    ("dataset_dict.json", "several splits of a data set", "Name the folder of one of them"),
+)
+# Endings of what is no part: half-written files, copies of editors and programs that fetch, sums.
+LEFTOVER = re.compile(r"~$|\.(?:crc|tmp|temp|bak|swp|part|crdownload|inprogress|lock|md5|sha256|md)$")
 COMPRESSED = re.compile(r"\.(?:gz|bz2|xz|zst|zstd)$")  # endings of compression, which stand behind a format's own
 
 
@@ -169,15 +181,18 @@ def data_files(folder: Path) -> tuple[Path, ...]:
 
 def passed_over(folder: Path, parts: Sequence[Path]) -> list[str]:
     """
-    Return the names of files that lie in a folder among those that are read.
+    Return the names of files and folders that lie in a folder among those that are read.
 
     Raises:
         EmbeddingError: the folder cannot be listed.
     """
     if not folder.is_dir():
         return []
+    read = {*parts, *(parent for path in parts for parent in path.parents)}
     try:
-        return [path.name for path in _files(folder) if path not in set(parts)]
+        others = [path.name for path in _files(folder) if path not in read]
+        inside = [path for path in sorted(folder.iterdir()) if path.is_dir() and path not in read]
+        return others + [f"{path.name}/" for path in inside if path.name[:1] not in "._"]
     except OSError as error:
         raise EmbeddingError(f"'{folder}' cannot be listed: {error.strerror or error}.") from error
 
@@ -197,8 +212,12 @@ def holds_parts(folder: Path) -> bool:
 
 
 def _parts(folder: Path) -> tuple[Path, ...]:
-    paths = _files(folder)
-    arrow = tuple(path for path in paths if path.suffix == ".arrow")
+    for mark, what, remedy in STORES:
+        if any(folder.glob(mark)):
+            raise EmbeddingError(f"'{folder}' is {what}. Nothing was read. {remedy}.")
+    paths = [path for path in _files(folder) if not LEFTOVER.search(path.name)]
+    # datasets keeps what it once computed, in cache-... beside the data.
+    arrow = tuple(path for path in paths if path.suffix == ".arrow" and not path.name.startswith("cache-"))
     return tuple(path for path in paths if _is_parquet(path)) or arrow or tuple(paths)
 
 

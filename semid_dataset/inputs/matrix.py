@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
 from semid_dataset.inputs._columns import ITEM_NAMES, ROWS, named
-from semid_dataset.inputs._file import ForwardFile, something_else
+from semid_dataset.inputs._file import ForwardFile, read_whole
 from semid_dataset.inputs._items import as_listed, of_array
 from semid_dataset.inputs._rows import BAD_NUMBER, OwnRows, usable
 from semid_dataset.inputs.discover import data_files, passed_over
-from semid_dataset.inputs.formats import FORMATS, whole_file
-from semid_dataset.inputs.formats.npy import load_array
+from semid_dataset.inputs.formats import FORMATS, load_arrays, whole_file
 from semid_dataset.objects import Items, as_items, as_matrix, as_path
-from semid_dataset.protocols import Format
+from semid_dataset.protocols import Format, Partition
 
 __all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
 
@@ -60,14 +59,8 @@ def read_vectors(
         items = str(as_path(items, EmbeddingError, what="The items"))
     listed = None if items is None or str(items) == ROWS else _listed_in(Path(items))
     rows = OwnRows(str(path))
-    found_in = data_files(path) if path.is_dir() else (path,)
-    if not found_in:
-        raise NoEmbeddingsError(f"'{path}' is a folder without files of embeddings: no parts of parquet or JSON lines.")
-    if passed := passed_over(path, found_in):
-        tell("files_passed_over", path=path, names=", ".join(passed[:12]))
-    for file in found_in:
-        rows.path = file
-        part = whole_file(file)
+    for part in _parts_of(path):
+        rows.path = Path(part.path)
         column = ROWS if listed is not None else str(items or "")
         reader: Format = FORMATS.get(part.format)
         reader.read(replace(part, items=column, vectors=vectors or ""), rows, lambda done: None)
@@ -82,6 +75,27 @@ def read_vectors(
     elif str(items) == ROWS:  # of the whole, also where files hold items
         keys = np.arange(len(matrix))
     return check_vectors(keys, matrix, str(path), where)
+
+
+def _parts_of(path: Path) -> list[Partition]:
+    """Return the files to read, and say which others lie among them."""
+    if not path.is_dir():
+        return [whole_file(path)]
+    files = data_files(path)
+    passed = passed_over(path, files)
+    if not files:
+        there = f" There is: {', '.join(passed[:12])}; name the folder of the parts." if passed else ""
+        raise NoEmbeddingsError(
+            f"'{path}' is a folder without files of embeddings: no parts of parquet or JSON lines.{there}"
+        )
+    # A part without rows is empty where it is of JSON lines, and damaged where it is of anything else.
+    empty = [file for file in files if file.is_file() and not file.stat().st_size]
+    parts = [whole_file(file) for file in files if file not in empty]
+    if empty and any(part.format != "jsonl" for part in parts):
+        whole_file(empty[0])
+    if passed := passed + [file.name for file in empty]:
+        tell("files_passed_over", path=path, names=", ".join(passed[:12]))
+    return parts
 
 
 def _listed_in(items: Path) -> Items | None:
@@ -146,15 +160,14 @@ def read_items(path: str | Path) -> Items:
     path = as_path(path)
     path.stat()
     with ForwardFile(path, hashed=False) as file:
-        head = file.head()
-    foreign = something_else(head, path, text=path.suffix != ".npy")
-    if foreign is not None:
-        raise EmbeddingError(foreign)
-    if head.startswith(b"\x93NUMPY"):
-        keys, written = of_array(load_array(path), str(path))
+        is_array = path.suffix == ".npy" or file.head().startswith(b"\x93NUMPY")
+    if is_array:
+        arrays = load_arrays(path)
+        if "" not in arrays:
+            raise EmbeddingError(f"'{path}' is an archive of arrays; wanted: one array, with the item of every row.")
+        keys, written = of_array(arrays[""], str(path))
         return as_listed(keys, str(path), _Numbered("row"), example=written)
-    with ForwardFile(path, hashed=False) as file:
-        data = b"".join(iter(file.read, b""))
+    data = read_whole(path)
     kind = "JSON" if path.suffix == ".json" else "UTF-8 text"
     try:
         text = str(data, "utf-8-sig")

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from semid_dataset import _files as files
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._columns import ITEM_NAMES, named
+from semid_dataset.inputs._file import read_whole
+from semid_dataset.inputs.discover import COMPRESSED
+from semid_dataset.inputs.formats.parquet import read_table
+from semid_dataset.objects import item_of
 
 __all__ = ["TITLE_NAMES", "read_titles"]
 
@@ -27,7 +30,8 @@ def read_titles(path: Path, column: str = "", items: str = "") -> dict[str, str]
 
     Args:
         path: `.json` {item: title}; `.jsonl` or `.ndjson` of objects with an item and a title; `.parquet`; `.tsv`
-            (item, tab, title); anything else is CSV (item, title), with or without a line of names.
+            (item, tab, title); anything else is CSV (item, title), with or without a line of names. Any of them may be
+            compressed.
         column: the column (key) that holds the titles; "" goes by `TITLE_NAMES`, in a CSV by the place.
         items: the column that holds the items, likewise.
 
@@ -35,15 +39,15 @@ def read_titles(path: Path, column: str = "", items: str = "") -> dict[str, str]
         EmbeddingError: the file cannot be read as titles; the message names the line.
         OSError: it cannot be opened.
     """
-    if path.suffix.lower() in {".parquet", ".pq"}:
+    ending = Path(COMPRESSED.sub("", path.name)).suffix.lower()
+    if ending in {".parquet", ".pq"}:
         return _of_parquet(path, column, items)
-    raw = bytes(files.map_file(path, mmap=False, follow=True)[0])
+    raw = read_whole(path)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise EmbeddingError(f"'{path}', line {line}: no UTF-8 ({error.reason}). Save titles as UTF-8.") from None
-    ending = path.suffix.lower()
     if ending == ".json" and (column or items):
         raise EmbeddingError(f"'{path}' is an object of titles by item, which has no columns. Leave --title out.")
     if ending == ".json":
@@ -108,8 +112,6 @@ def _columns(names: list[str], where: str, column: str, items: str) -> tuple[str
 
 
 def _of_parquet(path: Path, column: str, items: str) -> dict[str, str]:
-    from semid_dataset.inputs.formats.parquet import read_table
-
     chosen: list[str] = []
 
     def columns(schema: Any) -> list[str]:
@@ -119,7 +121,7 @@ def _of_parquet(path: Path, column: str, items: str) -> dict[str, str]:
     table = read_table(path, columns)
     keys, titles = (table.column(name).to_pylist() for name in chosen)
     return {
-        str(key): _title(title, path, f"row {row}")
+        str(item_of(key)): _title(title, path, f"row {row}")
         for row, (key, title) in enumerate(zip(keys, titles, strict=True))
         if key is not None and title
     }

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.format import tensors as container
+from semid_dataset.inputs._rows import OwnRows
 from semid_dataset.inputs.discover import FeatureSource, find_sources
+from semid_dataset.inputs.formats import FORMATS
 from semid_dataset.inputs.partitions import (
     NamedItemsError,
     Stream,
@@ -174,13 +176,13 @@ LINES = [
 
 
 def test_a_line_is_passed_over_only_where_its_id_is_certain(tmp_path: Path) -> None:
-    """Of two ids the later or the better one counts, so such lines are read whole."""
+    """Of two ids the better one counts, so such lines are read whole; one that stands there twice is none."""
     folder = tmp_path / "creative_emb" / f"emb_81_{DIM}"
     folder.mkdir(parents=True)
     (folder / "part-0").write_text("\n".join(LINES))
     ids, _, (stream,) = rows_of(split_source(find_sources(tmp_path, ["81"])[0], 1), lambda keys: keys == 2)
-    assert ids == [2] * 6
-    assert (stream.bad, stream.rows) == (0, 8)
+    assert ids == [2] * 5
+    assert (stream.bad, stream.rows) == (1, 7)
 
 
 NUMBERS = [
@@ -253,3 +255,38 @@ def test_hashes_pick_items_evenly_and_for_good() -> None:
     halves = picked.reshape(10, -1).sum(1)
     assert halves.max() - halves.min() < 200
     assert (picked & (hash_ids(ids, 1) < np.uint64(1 << 60))).sum() < 600
+
+
+@pytest.mark.parametrize("form", ["npy", "npz", "safetensors"])
+def test_files_of_arrays_are_read_in_parts(tmp_path: Path, form: str) -> None:
+    """What comes out of the parts is what comes out of the whole; one that lies by columns has none."""
+    ids, matrix = np.arange(10, 17), np.arange(21, dtype=np.float32).reshape(7, 3)
+    path = tmp_path / f"x.{form}"
+
+    def write(matrix: NDArray[Any]) -> None:
+        if form == "npy":
+            np.save(path, matrix)
+        elif form == "npz":
+            np.savez(path, item_id=ids, emb=matrix)
+        else:
+            pytest.importorskip("safetensors.numpy").save_file({"item_id": ids, "emb": matrix}, path)
+
+    write(matrix)
+    reader = FORMATS.get(form)
+    pieces = reader.partitions(Partition(form, str(path)), 3)
+    assert [(piece.first, piece.last) for piece in pieces] == [(0, 2), (2, 4), (4, 7)]
+    found: list[tuple[list[int], NDArray[Any]]] = []
+    for piece in pieces:
+        rows = OwnRows(str(path))
+        reader.read(piece, rows, lambda done: None)
+        keys, part = rows.in_order()
+        found.append((np.asarray(keys).tolist(), part))
+    assert [key for keys, _ in found for key in keys] == (list(range(7)) if form == "npy" else ids.tolist())
+    assert np.array_equal(np.concatenate([part for _, part in found]), matrix)
+    assert reader.size(Partition(form, str(path)), 3) == 7
+    if form != "safetensors":  # which knows rows alone
+        write(np.asfortranarray(matrix))
+        assert reader.partitions(Partition(form, str(path)), 3) == []
+    if form == "npz":
+        np.savez_compressed(path, item_id=ids, emb=matrix)
+        assert [(piece.first, piece.last) for piece in reader.partitions(Partition(form, str(path)), 3)] == [(0, 7)]

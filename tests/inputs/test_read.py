@@ -672,7 +672,7 @@ def test_a_part_that_cannot_be_streamed_is_an_error(tmp_path: Path) -> None:
     """In memory it is read; in partitions its rows would be missing in silence."""
     ids, vectors = shuffled(30), matrix(30, 4)
     folder = write_jsonl(tmp_path, "82", ids[:20], vectors[:20], ["part-0", "part-1"])
-    np.savez(folder / "part-2", anonymous_cid=np.array(ids[20:]), emb=vectors[20:])
+    np.savez(folder / "part-2", anonymous_cid=np.array(ids[20:]), emb=np.asfortranarray(vectors[20:]))
     same(read(tmp_path, 82), ids, vectors)
     with pytest.raises(EmbeddingError, match=r"part-2\.npz' is of the format npz, which cannot be read in parts"):
         split_source(find_sources(tmp_path, [82])[0], 100)

@@ -82,11 +82,11 @@ def test_a_file_is_hashed_while_it_is_read(tmp_path: Path) -> None:
         first = file.read()
         assert first == path.read_bytes()[: len(first)]
         assert file.at(1_000_000, 3) == path.read_bytes()[1_000_000:1_000_003]
-        assert file.digest() == wanted
+        assert file.finish() == wanted
         assert file.read() == b""
     assert len(calls) > 2
     with ForwardFile(path) as file:
-        assert file.digest() == wanted
+        assert file.finish() == wanted
 
 
 def test_a_file_that_is_cut_meanwhile_is_an_error(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_file_that_is_cut_meanwhile_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(EmbeddingError, match="became shorter"):
             file.at(50, 10)
         with pytest.raises(EmbeddingError, match="was changed while it was read"):
-            file.digest()
+            file.finish()
 
 
 def test_numbers_whose_squares_overflow_are_bad() -> None:

@@ -7,6 +7,9 @@ entry points of the group `semid_dataset.formats`.
 
 import re
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._file import ForwardFile, something_else
@@ -14,7 +17,7 @@ from semid_dataset.inputs.discover import COMPRESSED
 from semid_dataset.protocols import Format, Partition
 from semid_dataset.registry import Registry
 
-__all__ = ["FORMATS", "format_of", "whole_file"]
+__all__ = ["FORMATS", "format_of", "load_arrays", "whole_file"]
 
 FORMATS = Registry(
     "format",
@@ -37,7 +40,7 @@ FORMATS = Registry(
 # Name, endings, first bytes: what tells a file's format before its module is imported.
 KINDS: tuple[tuple[str, tuple[str, ...], bytes], ...] = (
     ("parquet", (".parquet", ".pq"), rb"PAR1"),
-    ("arrow", (".arrow", ".feather", ".ipc"), rb"ARROW1|FEA1|\xff\xff\xff\xff..\x00\x00"),
+    ("arrow", (".arrow", ".feather", ".ipc"), rb"ARROW1|\xff\xff\xff\xff..\x00\x00"),
     ("npy", (".npy",), rb"\x93NUMPY"),
     ("npz", (".npz",), rb"PK\x03\x04.{26}[^\x00]{0,200}?\.npy"),
     ("pickle", (".pkl", ".pickle"), rb"\x80[\x02-\x05]|\}q\x00|\(dp?[0-9]*\n|c[a-z_.]+\n[a-z_]+\n"),
@@ -78,6 +81,20 @@ def format_of(path: Path, expected: str = "") -> Format:
 def whole_file(path: Path, expected: str = "") -> Partition:
     """Return all of a file as one partition, in the format that it really has; raises as `format_of`."""
     return Partition(format_of(path, expected).name, str(path))
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """
+    Return the arrays of a file by name; the one of an .npy has the name "".
+
+    Raises:
+        EmbeddingError: it holds no arrays, is damaged, or holds Python objects.
+    """
+    form: Any = format_of(path, "npy")
+    if not hasattr(form, "arrays"):
+        raise EmbeddingError(f"'{path}' is a file of the format {form.name}, which holds no arrays.")
+    with ForwardFile(path, hashed=False, seekable=True) as file, form.arrays(file) as arrays:
+        return {name: array.all() for name, array in arrays.items()}
 
 
 def _get(name: str) -> Format:

@@ -6,6 +6,7 @@ and type.
 """
 
 import importlib
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +18,8 @@ from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._columns import Column, chosen
-from semid_dataset.inputs._items import EXACT
 from semid_dataset.inputs._rows import Places
-from semid_dataset.objects import item_of
+from semid_dataset.objects import LISTS, item_of
 from semid_dataset.protocols import Partition, Sink
 
 __all__ = ["Chosen", "arrow_errors", "arrow_module", "begin", "choose", "columns_of", "take_batch"]
@@ -53,6 +53,12 @@ def arrow_errors(path: Path, what: str) -> Iterator[None]:
 
 
 VIEWS = {"string_view": "large_string", "binary_view": "large_binary"}
+UUID = "arrow.uuid"
+# Types that items can be of.
+ITEMS = (
+    "integer", "floating", "decimal", "string", "large_string", "string_view", "binary", "large_binary", "binary_view",
+    "null",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,7 @@ def columns_of(schema: Any) -> list[Column]:
     found = []
     for field in schema:
         values = _values_type(field.type)
-        types = importlib.import_module("pyarrow.types")
-        floats = values is not None and types.is_floating(values)
+        floats = values is not None and not _is(values, "integer")
         found.append(Column(field.name, str(field.type), values is not None, floats))
     found += [Column(name, "an index of pandas", vectors=False) for name in _ranges(schema)]
     return found
@@ -108,8 +113,9 @@ def choose(schema: Any, part: Partition, sink: Sink) -> Chosen:
         if schema.names.count(name) > 1:
             raise EmbeddingError(f"'{path}' has {schema.names.count(name)} columns named {name}. Keep one of them.")
     kind = schema.field(items).type
-    if not _may_be_items(_plain_type(kind)):
+    if not _may_be_items(kind):
         raise EmbeddingError(f"'{path}' has ids of type {kind} in {items}; wanted: whole numbers or texts.")
+    sink.ids.in_column(items, path)
     return Chosen(items, vectors)
 
 
@@ -187,57 +193,45 @@ def take_batch(batch: Any, taken: Chosen, sink: Sink, path: Path, number: int) -
 
 def _plain_type(kind: Any) -> Any:
     """Return the type that an extension or a dictionary is made of."""
-    types = importlib.import_module("pyarrow.types")
     while True:
         if hasattr(kind, "storage_type"):
             kind = kind.storage_type
-        elif types.is_dictionary(kind) or (hasattr(types, "is_run_end_encoded") and types.is_run_end_encoded(kind)):
+        elif _is(kind, "dictionary", "run_end_encoded"):
             kind = kind.value_type
         else:
             return kind
 
 
-def _is_list(kind: Any) -> bool:
+def _is(kind: Any, *names: str) -> bool:
+    """Whether a type is one of those of such names; older pyarrow knows fewer of them."""
     types = importlib.import_module("pyarrow.types")
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    return any(hasattr(types, f"is_{name}") and getattr(types, f"is_{name}")(kind) for name in names)
 
 
 def _values_type(kind: Any) -> Any:
     """Return the type of the numbers of a column of vectors; None where it is no such column."""
-    types = importlib.import_module("pyarrow.types")
     kind = _plain_type(kind)
     if _is_vector_struct(kind):
         return kind.field("values").type.value_type
-    if not _is_list(kind):
+    if not _is(kind, *LISTS):
         return None
     value = _plain_type(kind.value_type)
-    if _is_list(value):  # [1, dim] a row
+    if _is(value, *LISTS):  # [1, dim] a row
         value = _plain_type(value.value_type)
-    return value if types.is_floating(value) or types.is_integer(value) else None
+    return value if _is(value, "floating", "integer", "decimal") else None
 
 
 def _is_vector_struct(kind: Any) -> bool:
     """Whether it is what Spark's VectorUDT is stored as: its numbers, and positions where it is sparse."""
-    types = importlib.import_module("pyarrow.types")
     names = {"type", "size", "indices", "values"}
-    return bool(types.is_struct(kind)) and {kind.field(k).name for k in range(kind.num_fields)} == names
+    return _is(kind, "struct") and {kind.field(k).name for k in range(kind.num_fields)} == names
 
 
 def _may_be_items(kind: Any) -> bool:
-    types = importlib.import_module("pyarrow.types")
-    tests = (
-        "integer",
-        "floating",
-        "decimal",
-        "string",
-        "large_string",
-        "string_view",
-        "binary",
-        "large_binary",
-        "binary_view",
-        "null",
-    )
-    return any(getattr(types, f"is_{name}", lambda _: False)(kind) for name in tests)
+    """Whether values of a type can be items; those of an extension mean something else than what they are stored as."""
+    if hasattr(kind, "storage_type"):
+        return bool(kind.extension_name == UUID)
+    return _is(_plain_type(kind), *ITEMS)
 
 
 def _ranges(schema: Any) -> dict[str, tuple[int, int]]:
@@ -259,15 +253,17 @@ def _column(batch: Any, name: str) -> Any:
 
 def _plain(array: Any) -> Any:
     """Return an array of the type that `_plain_type` says; views as what they are views of."""
-    types = importlib.import_module("pyarrow.types")
     while True:
         if hasattr(array.type, "storage_type"):
             array = array.storage
-        elif types.is_dictionary(array.type):
+        elif _is(array.type, "dictionary"):
             array = _plain(array.dictionary).take(array.indices)
         elif str(array.type) in VIEWS:  # which pyarrow can neither take from nor filter
             array = array.cast(VIEWS[str(array.type)])
-        elif hasattr(types, "is_run_end_encoded") and types.is_run_end_encoded(array.type):
+        elif _is(array.type, "list_view", "large_list_view"):  # which pyarrow 26 casts to lists of wrong offsets
+            arrow = importlib.import_module("pyarrow")
+            array = arrow.array(array.to_pylist(), arrow.large_list(array.type.value_type))
+        elif _is(array.type, "run_end_encoded"):
             array = importlib.import_module("pyarrow.compute").run_end_decode(array)
         else:
             return array
@@ -290,13 +286,16 @@ def _lists_of(
                 f'pyspark.ml.functions.vector_to_array("{name}").'
             )
         array = compute.struct_field(array, "values")
-    if _is_list(_plain_type(array.type.value_type)):
+    if _is(_plain_type(array.type.value_type), *LISTS):
         lengths = compute.fill_null(compute.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         one = lengths == 1
         if not one.all():
             reject(rows[~one], f"{lengths[int(np.argmin(one))]} lists of numbers instead of one")
             array, rows = array.filter(importlib.import_module("pyarrow").array(one)), rows[one]
         array = _plain(array.flatten())
+    if _is(array.type.value_type, "decimal"):  # DuckDB's [0.5, 1.0]
+        arrow = importlib.import_module("pyarrow")
+        array = array.cast(arrow.large_list(arrow.float64()))
     return array, rows
 
 
@@ -334,7 +333,9 @@ def _integers(
                 raise EmbeddingError(f"{where}: {number} ({places[row]}) is no item; wanted: a whole number.")
             found.append(item)
         return found
-    if not types.is_string(kind):
+    if types.is_fixed_size_binary(kind):
+        key = importlib.import_module("pyarrow").array([str(uuid.UUID(bytes=raw)) for raw in key.to_pylist()], "string")
+    elif not types.is_string(kind):
         try:
             key = key.cast("string")
         except (ValueError, NotImplementedError) as error:
@@ -350,10 +351,12 @@ def _integers(
 
 def _whole(floats: NDArray[Any], where: str, places: Sequence[str]) -> NDArray[np.int64]:
     """Return floats as whole numbers, which all of them must be, exactly."""
-    good = (np.abs(floats) < EXACT) & (np.trunc(floats) == floats)
+    bits = np.finfo(floats.dtype).nmant + 1
+    good = (np.abs(floats) < 2.0**bits) & (np.trunc(floats) == floats)
     if not good.all():
         row = int(np.argmin(good))
         raise EmbeddingError(
-            f"{where}: {floats[row]} ({places[row]}) is no item; floats are ids where all are whole and below 2^53."
+            f"{where}: {floats[row]} ({places[row]}) is no item; such floats are ids where all are whole and below "
+            f"2^{bits}."
         )
     return floats.astype(np.int64)

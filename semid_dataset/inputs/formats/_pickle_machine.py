@@ -244,6 +244,8 @@ class _Machine:
         if self.root is None or len(self.stack) != 1 or self.stack[0] is not self.root:
             found = self._describe(self.stack[-1]) if self.stack else "nothing"
             raise EmbeddingError(f"'{self.file.path}' holds {found}, not a dict of arrays.")
+        if (self.buffer[self.pos :] or self.file.read()).strip():
+            self._damaged("it goes on after its end, as after a second pickle.dump; write one dict of all items")
 
     def _refill(self, count: int) -> None:
         """Have `count` bytes at the position."""
@@ -666,8 +668,8 @@ class _Machine:
 
     def _op_text(self) -> None:
         raise UnsafePickleError(
-            f"'{self.file.path}' is refused: it is a pickle of protocol 0, whose opcodes are not read. Nothing of it "
-            "was run. Load it and write it again: pickle.dump(vectors, file, protocol=4)."
+            f"'{self.file.path}' is refused: it is a pickle of protocol 0 or 1, whose opcodes are not read. Nothing of "
+            "it was run. Load it and write it again: pickle.dump(vectors, file, protocol=4)."
         )
 
     def _push_span(self, kind: str, width: int) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._file import ForwardFile
 from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, begin, choose, take_batch
 from semid_dataset.protocols import Partition, Sink
@@ -48,10 +49,7 @@ class ArrowFile:
                         take_batch(some, taken, sink, path, number)
                         number += some.num_rows
                     progress(batch.nbytes)
-            if digest:
-                return file.digest()
-            file.check_unchanged()
-        return ""
+            return file.finish()
 
 
 @contextmanager
@@ -66,4 +64,14 @@ def _opened(file: ForwardFile) -> Iterator[tuple[Any, Iterator[Any]]]:
             yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
         else:
             reader = ipc.open_stream(source)
-            yield reader.schema, iter(reader)
+            yield reader.schema, _all_of(reader, source, file)
+
+
+def _all_of(reader: Any, source: Any, file: ForwardFile) -> Iterator[Any]:
+    """Yield the record batches of a stream, and make sure that it is all that the file holds."""
+    yield from reader
+    if (rest := file.size - source.tell()) > 0:
+        raise EmbeddingError(
+            f"'{file.path}' goes on for {rest} bytes after its stream of Arrow, as where two are written into one. "
+            "Nothing was read. Write each into a file of its own."
+        )

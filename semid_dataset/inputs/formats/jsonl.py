@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._columns import ITEM_NAMES, ROWS, VECTOR_NAMES, Column, chosen, named
 from semid_dataset.inputs._file import ForwardFile
 from semid_dataset.inputs._items import canonical_int
@@ -26,6 +27,8 @@ CHARS = 64  # per number of a line, at most: a double is written with 25
 SLACK = 4_096  # and for what else a line of a data directory may hold
 LONGEST = 64 << 20  # bytes of a line whose width is not known yet, or that a person named
 LOOK = 4 << 20  # bytes at the start of a file that tell how long its lines are
+BIG = 2.0**63
+DOCUMENT = "; one JSON document, it seems: write an object a line, as jq -c '.[]' does of a list"
 KINDS_OF_ROWS = 64  # sets of keys whose columns are remembered
 
 Row = tuple[int | str, NDArray[np.float64]]
@@ -58,10 +61,7 @@ class JsonLines:
         """Send the lines to `sink`; those that are not wanted are not parsed where they begin with their id."""
         with ForwardFile(Path(part.path), progress, hashed=digest) as file:
             self._read(file, part, sink)
-            if digest:
-                return file.digest()
-            file.check_unchanged()
-        return ""
+            return file.finish()
 
     def _read(self, file: ForwardFile, part: Partition, sink: Sink) -> None:
         parser = _Parser(part, sink)
@@ -80,9 +80,10 @@ class JsonLines:
                 if key is not None and not sink.wanted(np.array([key]))[0]:
                     sink.pass_over()
                     continue
-            row = parser.parse(line, row_number, where)
-            if isinstance(row, str):
-                sink.reject(f"{where}: {row}")
+            try:
+                row = parser.parse(line, row_number, where)
+            except _BadRow as bad:
+                sink.reject(f"{where}: {bad}")
                 continue
             if batch is None:
                 batch = _Batch(sink)
@@ -130,9 +131,13 @@ def json_loads() -> Callable[[bytes], Any]:
     return loads
 
 
+class _BadRow(Exception):
+    """What is wrong with a line, in words."""
+
+
 class _Parser:
     """
-    Turns a line into id and numbers, or into what is wrong with it.
+    Turns a line into id and numbers.
 
     simdjson reads the usual line, an object of an id and one list of numbers, into an array without a Python object a
     number. Whatever else a line may be goes to the next parser, so that the same lines are good with and without it.
@@ -154,17 +159,17 @@ class _Parser:
         except ImportError:
             return
         self._quick = simdjson.Parser().parse
-        self._object, self._array = simdjson.Object, simdjson.Array
+        self._kind_of_object, self._array = simdjson.Object, simdjson.Array
 
-    def parse(self, line: bytes, number: int, where: str) -> Row | str:
-        """Return id and numbers of a line, the `number`th, or what is wrong with it."""
+    def parse(self, line: bytes, number: int, where: str) -> Row:
+        """Return id and numbers of a line, the `number`th; raises _BadRow, which says what is wrong with it."""
         if self._usual is not None and line.count(b"[") == 1:
             key, vector = self._usual
             row: Any = None
             numbers: Any = None
             try:
                 row = self._quick(line)
-                numbers = row[vector] if type(row) is self._object and len(row) == 2 else None
+                numbers = row[vector] if type(row) is self._kind_of_object and len(row) == 2 else None
                 if type(numbers) is self._array:
                     values = np.frombuffer(numbers.as_buffer(of_type="d"), np.float64)
                     item = row[key]
@@ -184,62 +189,80 @@ class _Parser:
             return None
         return canonical_int((match[1] or match[2]).decode())
 
-    def _row_of(self, line: bytes, number: int, where: str) -> Row | str:
-        try:
-            row = self._loads(line)
-        except (ValueError, RecursionError) as error:  # orjson's and json's errors are ValueErrors
-            return f"no JSON ({error})"
-        if not isinstance(row, dict):
-            return f"a {type(row).__name__} instead of an object"
-        keys = self._keys(row)
-        if isinstance(keys, str):
-            return keys
-        key, vector = keys
-        written = number if key is None else row.get(key)
-        if written is None:
-            return f"no id under {key}"
-        item = item_of(written)
-        if not isinstance(item, int | str):
-            return f"no id under {key}: {written!r:.80} is neither a whole number nor a text"
-        if isinstance(written, float) and isinstance(item, int):
-            self._sink.ids.note(written, item, f"'{self._path}', {where.partition(', ')[2]}")
+    def _row_of(self, line: bytes, number: int, where: str) -> Row:
+        row = self._object(line, number)
+        key, vector = keys = self._keys(row, where)
+        twice = next((name for name in keys if name and line.count(json.dumps(name).encode()) > 1), None)
+        if twice and sum(name == twice for name, _ in json.loads(line, object_pairs_hook=list)) > 1:
+            raise _BadRow(f"{twice} stands in it twice")
         numbers = row.get(vector)
         if isinstance(numbers, list) and len(numbers) == 1 and isinstance(numbers[0], list):
             numbers = numbers[0]  # [1, dim] a row
-        return self._numbers(line, item, numbers, vector)
+        item = number if key is None else self._item(line, row.get(key), key, where)
+        return item, self._numbers(line, numbers, vector)
 
-    def _numbers(self, line: bytes, item: int | str, numbers: Any, vector: str) -> Row | str:
+    def _object(self, line: bytes, number: int) -> dict[str, Any]:
+        document = DOCUMENT if number == 0 and (line.lstrip()[:1] == b"[" or line.strip() == b"{") else ""
+        try:
+            row = self._loads(line)
+        except (ValueError, RecursionError) as error:  # orjson's and json's errors are ValueErrors
+            raise _BadRow(f"no JSON ({error}){document}") from None
+        if not isinstance(row, dict):
+            raise _BadRow(f"a {type(row).__name__} instead of an object{document}")
+        return row
+
+    def _item(self, line: bytes, written: Any, key: str, where: str) -> int | str:
+        if written is None:
+            raise _BadRow(f"no id under {key}")
+        if isinstance(written, float) and abs(written) >= BIG:
+            written = json.loads(line)[key]  # orjson makes floats of whole numbers beyond 64 bits
+        item = item_of(written)
+        if not isinstance(item, int | str):
+            raise _BadRow(f"no id under {key}: {written!r:.80} is neither a whole number nor a text")
+        if isinstance(written, float) and isinstance(item, int):
+            self._sink.ids.note(written, item, f"'{self._path}', {where.partition(', ')[2]}")
+        return item
+
+    def _numbers(self, line: bytes, numbers: Any, vector: str) -> NDArray[np.float64]:
         if not isinstance(numbers, list):
-            return f"no list under {vector}"
+            raise _BadRow(f"no list under {vector}")
         if (b"true" in line or b"false" in line) and any(isinstance(number, bool) for number in numbers):
-            return "true or false among its numbers"
+            raise _BadRow("true or false among its numbers")
         if self._sink.dim and len(numbers) != self._sink.dim:
-            return f"{len(numbers)} numbers instead of {self._sink.dim}"
+            raise _BadRow(f"{len(numbers)} numbers instead of {self._sink.dim}")
         try:
             values = np.frombuffer(array.array("d", numbers))
         except (TypeError, OverflowError) as error:
-            return f"not only numbers under {vector} ({error})"
+            raise _BadRow(f"not only numbers under {vector} ({error})") from None
         if not self._sink.dim:
             if not len(values):
-                return f"no numbers under {vector}"
+                raise _BadRow(f"no numbers under {vector}")
             self._sink.begin(len(values))
             self._dim = self._sink.dim
-        return item, values
+        return values
 
-    def _keys(self, row: dict[str, Any]) -> tuple[str | None, str] | str:
-        """Return the keys of item and vector of an object, or what is wrong with its keys."""
+    def _keys(self, row: dict[str, Any], where: str) -> tuple[str | None, str]:
+        """Return the keys of item and vector of an object."""
         there = tuple(row)
         if there in self._named:
             return self._named[there]
+        keys: tuple[str | None, str]
         if self._sink.strict:
             keys = chosen([_column(*entry) for entry in row.items()], self._path, self._part.items, self._part.vectors)
         else:
             key, vector = named(there, ITEM_NAMES), named(there, VECTOR_NAMES)
             if key is None:
-                return f"no id: none of its keys ({', '.join(there)[:200]}) is named as items are"
+                raise _BadRow(f"no id: none of its keys ({', '.join(there)[:200]}) is named as items are")
             if vector is None:
-                return f"no vector: none of its keys ({', '.join(there)[:200]}) is named as vectors are"
+                raise _BadRow(f"no vector: none of its keys ({', '.join(there)[:200]}) is named as vectors are")
             keys = key, vector
+        try:
+            if keys[0] is not None:
+                self._sink.ids.in_column(keys[0], where)
+        except EmbeddingError as error:
+            if self._sink.strict:
+                raise
+            raise _BadRow(str(error)) from None
         if len(self._named) < KINDS_OF_ROWS:
             self._named[there] = keys
         if keys[0] is not None and len(there) == 2 and self._part.items != ROWS:

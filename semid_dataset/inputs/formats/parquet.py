@@ -6,13 +6,13 @@ Batches of rows, one after the other, from wherever a partition begins: a row gr
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._file import HEAD, ForwardFile, something_else
 from semid_dataset.inputs.formats._arrow import arrow_errors, arrow_module, begin, choose, take_batch
+from semid_dataset.inputs.formats._matrix import split
 from semid_dataset.protocols import Partition, Sink
 
 __all__ = ["Parquet", "read_table"]
@@ -30,17 +30,12 @@ class Parquet:
 
     def size(self, whole: Partition, dim: int) -> int:
         """Return how many rows a file says it has."""
-        return sum(self._groups(whole)[0])
+        return self._rows(whole)[0]
 
     def partitions(self, whole: Partition, rows: int) -> list[Partition]:
         """Return ranges of rows."""
-        groups, size = self._groups(whole)
-        total = sum(groups)
-        pieces = max(1, -(-total // rows))
-        return [
-            replace(whole, first=total * piece // pieces, last=total * (piece + 1) // pieces, bytes=size // pieces)
-            for piece in range(pieces)
-        ]
+        total, size = self._rows(whole)
+        return split(whole, total, rows, size)
 
     def read(self, part: Partition, sink: Sink, progress: Callable[[int], None], *, digest: bool = False) -> str:
         """Send the rows of a range to `sink`."""
@@ -58,16 +53,12 @@ class Parquet:
                     take_batch(batch, taken, sink, path, number)
                     progress(int(batch.num_rows * share))
             arrow_module("pyarrow", path, "parquet").default_memory_pool().release_unused()
-            if digest:
-                return file.digest()
-            file.check_unchanged()
-        return ""
+            return file.finish()
 
-    def _groups(self, whole: Partition) -> tuple[list[int], int]:
-        """Return the rows of every row group, and the bytes of the file."""
+    def _rows(self, whole: Partition) -> tuple[int, int]:
+        """Return the rows of a file, and its bytes."""
         with ForwardFile(Path(whole.path), hashed=False, seekable=True) as file, _opened(file) as table:
-            groups = range(table.metadata.num_row_groups)
-            return [table.metadata.row_group(group).num_rows for group in groups], file.size
+            return int(table.metadata.num_rows), file.size
 
 
 def read_table(path: Path, columns: Callable[[Any], list[str]]) -> Any:

@@ -2,8 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from semid_dataset.errors import EmbeddingError
 from semid_dataset.inputs._file import ForwardFile
-from semid_dataset.inputs.formats._matrix import Stored, send_arrays
-from semid_dataset.protocols import Partition, Sink
+from semid_dataset.inputs.formats._matrix import ArrayFile, Stored
 
 __all__ = ["Safetensors"]
 
@@ -28,45 +27,32 @@ UPPER_HALF: dict[str, tuple[Any, int, Any]] = {
 }  # of which float they are
 
 
-class Safetensors:
+class Safetensors(ArrayFile):
     """See `protocols.Format`."""
 
     name: ClassVar[str] = "safetensors"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
     starts: ClassVar[bytes] = rb".{4}\x00\x00\x00\x00\{"
 
-    def size(self, whole: Partition, dim: int) -> int:
-        """Return as many rows as would fill the file."""
-        with ForwardFile(Path(whole.path), hashed=False) as file:
-            return file.size // (4 * dim)
-
-    def partitions(self, whole: Partition, rows: int) -> list[Partition]:
-        """Return none: the file is read as a whole."""
-        return []
-
-    def read(self, part: Partition, sink: Sink, progress: Callable[[int], None], *, digest: bool = False) -> str:
-        """Send the rows of the matrix in the file to `sink`."""
-        with ForwardFile(Path(part.path), hashed=digest, seekable=True) as file:
-            send_arrays(_arrays(file), part, sink)
-            progress(file.size)
-            if digest:
-                return file.digest()
-            file.check_unchanged()
-        return ""
-
-
-def _arrays(file: ForwardFile) -> dict[str, Stored]:
-    """Return the arrays of a file by name, read when they are asked for."""
-    length = int.from_bytes(file.at(0, 8), "little") if file.size >= 8 else -1
-    if not 2 <= length <= min(MAX_HEADER, file.size - 8):
-        raise EmbeddingError(f"'{file.path}' is no safetensors file.")
-    try:
-        header = json.loads(file.at(8, length))
-        return {name: _stored(file, 8 + length, name, entry) for name, entry in header.items() if name != METADATA}
-    except EmbeddingError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise EmbeddingError(f"'{file.path}' is no safetensors file that can be read: {error}.") from None
+    @contextmanager
+    def arrays(self, file: ForwardFile) -> Iterator[Mapping[str, Stored]]:
+        """Return the arrays of a file by name, read when they are asked for."""
+        length = int.from_bytes(file.at(0, 8), "little") if file.size >= 8 else -1
+        if not 2 <= length <= min(MAX_HEADER, file.size - 8):
+            raise EmbeddingError(f"'{file.path}' is no safetensors file.")
+        try:
+            header = json.loads(file.at(8, length))
+            found = {name: _stored(file, 8 + length, name, entry) for name, entry in header.items() if name != METADATA}
+            end = 8 + length + max((header[name]["data_offsets"][1] for name in found), default=0)
+        except EmbeddingError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+            raise EmbeddingError(f"'{file.path}' is no safetensors file that can be read: {error}.") from None
+        if end < file.size:
+            raise EmbeddingError(
+                f"'{file.path}' goes on for {file.size - end} bytes after its arrays. Nothing was read. Copy it again."
+            )
+        yield found
 
 
 def _stored(file: ForwardFile, data: int, name: str, entry: dict[str, Any]) -> Stored:

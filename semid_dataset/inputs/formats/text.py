@@ -54,10 +54,7 @@ class Text:
                 _send(file, part, sink)
             except UnicodeDecodeError as error:
                 raise EmbeddingError(f"'{path}' is no UTF-8 text ({error.reason}). Save it as UTF-8.") from None
-            if digest:
-                return file.digest()
-            file.check_unchanged()
-        return ""
+            return file.finish()
 
 
 @dataclass(frozen=True)
@@ -79,6 +76,8 @@ def _send(file: ForwardFile, part: Partition, sink: Sink) -> None:
         return
     layout = _layout(first[1], [] if second is None else second[1], part, sink.strict)
     headed = bool(layout.names)
+    if layout.item is not None:
+        sink.ids.in_column(layout.names[layout.item], file.path)
     keys: list[int | str] = []
     vectors: list[NDArray[np.float64]] = []
     places: list[str] = []
