@@ -53,6 +53,6 @@ def read_csv(path: Path, how: How) -> SemanticIdTable:
             codes.append([int(code) for code in row[1:]])
     except (csv.Error, UnicodeDecodeError) as error:
         raise TableError(f"'{path}' is no CSV: {error}.") from None
-    if len(names) < 2 or CODE.fullmatch(names[1]):
+    if len(names) < 2 or not any(map(str.isalpha, names[1])):
         raise TableError(f"'{path}' does not begin with a line of names, such as item_id,code_0,code_1.")
     return table_of(items, np.array(codes, np.int64).reshape(len(items), len(names) - 1), path, how)
