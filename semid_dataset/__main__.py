@@ -24,7 +24,7 @@ def main(arguments: "list[str] | None" = None) -> int:
         try:
             import click  # noqa: F401 - asked for here, so that its absence is one line and not a traceback
         except ModuleNotFoundError:
-            print('semid: error: the command line needs click: pip install "semid_dataset[cli]"', file=sys.stderr)
+            print("semid: error: the command line needs click: pip install click", file=sys.stderr)
             return FAILED
         from semid_dataset.cli import _app
 

@@ -589,7 +589,7 @@ def _need_arrow(given: Any, where: str, error: type[SemidError]) -> None:
         if not other and _pyarrow() is None:
             raise error(
                 f"'{where}' is {shown(given)}, which is read through Arrow, and pyarrow is not installed. "
-                'Run: pip install "semid_dataset[parquet]"'
+                "Run: pip install pyarrow"
             )
 
 

@@ -326,7 +326,7 @@ def test_without_pyarrow_a_sentence_says_what_to_install() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("EmbeddingError")
-    assert 'pip install "semid_dataset[parquet]"' in done.stdout
+    assert "pip install pyarrow" in done.stdout
 
 
 def of_pandas() -> tuple[list[Any], list[Any], Any]:

@@ -71,7 +71,8 @@ def _usage(error: click.ClickException) -> str:
     where = context.command_path if context is not None else "semid"
     if type(error).__name__ == "NoArgsIsHelpError" and context is not None:  # of click 8.2 and newer
         return str(context.get_help())
-    return f"{where}: error: {' '.join(error.format_message().split()).rstrip('.')}. See: {where} --help"
+    said = " ".join(error.format_message().split()).rstrip(".")
+    return f"{where}: error: {said}{'' if said.endswith('?') else '.'} See: {where} --help"
 
 
 def _reason(error: Exception) -> str:

@@ -225,9 +225,12 @@ def _opened(
         if table is not None:
             return table
         if not (path / JSON).exists():
+            from semid_dataset.inputs.discover import features_folder
+
+            source = word(path) if features_folder(path) is not None else "FILE -o DIR"
             raise ParentError(
                 f"'{path}' holds no IDs, and none were made for it here. To have some: "
-                + how_to_make(f"semid generate {word(path)}")
+                + how_to_make(f"semid generate {source}")
             )
         path = path / JSON
     if path.suffix == ".safetensors":

@@ -147,4 +147,4 @@ def _arrow() -> tuple[Any, Any]:
     try:
         return importlib.import_module("pyarrow"), importlib.import_module("pyarrow.parquet")
     except ImportError:
-        raise ConfigError('Parquet needs pyarrow: pip install "semid_dataset[parquet]".') from None
+        raise ConfigError("Parquet needs pyarrow: pip install pyarrow.") from None

@@ -210,7 +210,8 @@ def _check(view: memoryview, where: str) -> None:
     found = zlib.crc32(view[:-CHECKSUM_BYTES])
     if found != wanted:
         if b'"semid_dataset"' not in bytes(view[:4096]):  # the metadata comes first in our headers
-            raise CorruptTableError(f"'{where}' is no semantic-ID table.")
+            text = ": it is JSON, which semid_dataset.exports.read_export reads" if bytes(view[:1]) in b"{[" else ""
+            raise CorruptTableError(f"'{where}' is no semantic-ID table{text}.")
         raise CorruptTableError(
             f"'{where}' is damaged or cut off: {len(view)} bytes of checksum {found:08x}, {wanted:08x} was written."
         )

@@ -304,7 +304,7 @@ class ForwardFile:
     def _unreadable(self) -> NoReturn:
         raise EmbeddingError(
             f"'{self.path}' is compressed with zstd, and nothing is installed that reads it. Run: pip install "
-            "'semid_dataset[parquet]', or unpack the file: zstd -d"
+            "pyarrow, or unpack the file: zstd -d"
         )
 
 

@@ -88,7 +88,8 @@ def find_sources(data_dir: Path, feature_ids: Sequence[str | int]) -> list[Featu
         there = sorted({path.name for folder in folders for path in folder.iterdir() if path.name.startswith("emb_")})
         raise NoEmbeddingsError(
             f"None of the features {', '.join(ids)} is in '{folders[0]}'. "
-            f"There is: {', '.join(there[:12]) or 'nothing'}."
+            f"There is: {', '.join(there[:12]) or 'nothing'}. Ask for one of those (mm_emb_ids, --feature), such as "
+            f"{there[0].split('_')[1] if there else 81}."
         )
     for feature, source in found.items():
         if source is None:

@@ -219,5 +219,6 @@ def check_unique(keys: Items, where: str) -> None:
             return
         first = seen[keys[second]]
     raise EmbeddingError(
-        f"'{where}', row {second}: item {keys[second]} was in row {first} already. An item has one vector."
+        f"'{where}', row {second}: item {keys[second]} was in row {first} already. An item has one vector: "
+        "keep one row of it."
     )

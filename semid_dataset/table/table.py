@@ -734,7 +734,10 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         if self._quantizer is None:
             if not self.has_quantizer:
-                raise TableError(f"{self._name()} holds no quantizer ({self.status}: {self.reason or 'IDs alone'}).")
+                raise TableError(
+                    f"{self._name()} holds no quantizer ({self.status}: {self.reason or 'IDs alone'}), so nothing can "
+                    "be encoded with it. Take a table that holds one, as semid generate writes it."
+                )
             check_imports("torch", "semid_dataset")
             from semid_dataset.codec.kinds import read_quantizer
 

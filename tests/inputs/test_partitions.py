@@ -216,7 +216,7 @@ def test_the_fast_parser_takes_the_same_lines_and_numbers(
     numbers: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As orjson, and as the standard library."""
-    pytest.importorskip("simdjson", reason='needs pysimdjson: pip install "semid_dataset[fast]"')
+    pytest.importorskip("simdjson", reason="needs pysimdjson: pip install pysimdjson")
     folder = tmp_path / "creative_emb" / f"emb_81_{DIM}"
     folder.mkdir(parents=True)
     lines = [f'{{{key}, "emb": {numbers}{more}}}' for key in KEYS for more in MORE]

@@ -235,7 +235,7 @@ def run_on_ray(folder: Path, tasks: Sequence[Task], progress: Progress, limit: i
     try:
         ray = importlib.import_module("ray")
     except ImportError:
-        raise ConfigError('The engine "ray" needs ray: pip install "semid_dataset[ray]".') from None
+        raise ConfigError('The engine "ray" needs ray: pip install ray.') from None
     with redirect_stdout(sys.stderr), _ray_here(ray):
         remote = ray.remote(num_cpus=1, max_retries=5)(_perform_remote)
         waiting = {remote.remote(str(folder), dict(task)): task for task in tasks}

@@ -35,9 +35,7 @@ def arrow_module(name: str, path: Path, what: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise EmbeddingError(
-            f"'{path}' is {what}, and pyarrow is not installed. Run: pip install 'semid_dataset[parquet]'"
-        ) from error
+        raise EmbeddingError(f"'{path}' is {what}, and pyarrow is not installed. Run: pip install pyarrow") from error
 
 
 @contextmanager
