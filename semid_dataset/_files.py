@@ -41,6 +41,8 @@ __all__ = [
     "try_write",
 ]
 
+TABLE_FILE = "semid_table.safetensors"  # a table's name in an output folder, and beside a recommender's weights
+
 Buffer = bytes | bytearray | memoryview
 
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}

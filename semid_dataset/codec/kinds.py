@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
+from semid_dataset._hub import fetch
 from semid_dataset.codec.fusion import Fusion
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.format import tensors as container
@@ -239,20 +240,19 @@ def save_quantizer(quantizer: Quantizer, folder: str | Path) -> Path:
     return folder
 
 
-def open_quantizer(path: str | Path) -> Quantizer:
+def open_quantizer(path: str | Path, revision: str | None = None) -> Quantizer:
     """
     Read what `save_quantizer` wrote, or the quantizer of a table.
 
     Args:
-        path: the folder, its `quantizer.safetensors`, or a table's file.
+        path: the folder, its `quantizer.safetensors`, a table's file or folder, or a repository of a hub.
+        revision: of the repository.
 
     Raises:
         TableError: there is no quantizer in it, it is damaged, or nothing that is installed reads its kind.
         FileNotFoundError, OSError: it cannot be opened.
     """
-    path = as_path(path, TableError)
-    if path.is_dir():
-        path = path / QUANTIZER_FILE
+    path = fetch(path, (QUANTIZER_FILE, files.TABLE_FILE), revision)
     read = container.parse(files.map_file(path, mmap=False, follow=True)[0], str(path))
     description = read.info.get("quantizer")
     if not isinstance(description, dict):

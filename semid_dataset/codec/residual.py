@@ -359,18 +359,19 @@ class ResidualQuantizer:
         return kinds.save_quantizer(self, folder)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "ResidualQuantizer":
+    def from_pretrained(cls, path: str | Path, *, revision: str | None = None) -> "ResidualQuantizer":
         """
         Read what `save_pretrained` wrote, or the quantizer of a table.
 
         Args:
-            path: the folder, its `quantizer.safetensors`, or a table's file.
+            path: the folder, its `quantizer.safetensors`, a table's file or folder, or a repository of a hub.
+            revision: of the repository.
 
         Raises:
             TableError: there is no quantizer in it, or it is damaged.
             FileNotFoundError, OSError: it cannot be opened.
         """
-        return _residual(kinds.open_quantizer(path))
+        return _residual(kinds.open_quantizer(path, revision))
 
     @isolated()
     def latents(self, vectors: Any) -> Tensor:

@@ -53,7 +53,7 @@ T = TypeVar("T")
 BLOCK_ITEMS = 1 << 8
 MAX_CODE = 65_535
 MOST_LEVELS = 1024  # of a mapping made elsewhere: a value that never ends is no ID
-TABLE_FILE = "semid_table.safetensors"  # a table's name in an output folder, and beside a recommender's weights
+TABLE_FILE = files.TABLE_FILE
 LOW_COVERAGE = 0.5  # below it, ids of another kind are likelier than new items
 ASKED_AT_LEAST = 100  # items, before a share of them says anything
 
@@ -624,6 +624,85 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             digest = SemanticIdTable.from_buffer(b"".join(buffers), verify=False).computed_digest
             files.replace_file(path.with_name(f"{path.name}.digest"), [f"{digest}\n".encode()])
         return path
+
+    def save_pretrained(self, folder: str | Path, *, name: str = "") -> Path:
+        """
+        Write the table, its digest and a model card to a folder, as `push_to_hub` does to a repository.
+
+        Args:
+            folder: made as needed; other files in it stay.
+            name: in the card; the folder's by default.
+
+        Raises:
+            TableError, OSError: as `save`.
+        """
+        from semid_dataset.table.card import model_card
+
+        folder = as_path(folder, TableError)
+        self.save(folder / TABLE_FILE)
+        card = model_card(self, name or folder.name)
+        files.replace_file(folder / "README.md", [card.encode()])
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        revision: str | None = None,
+        commit_message: str = "Add a table of semantic IDs",
+    ) -> str:
+        """
+        Put the table, its digest and a model card into a repository of a Hugging Face Hub (extra `hub`).
+
+        Args:
+            repo_id: "owner/name"; made if it is not there.
+            private: of a new repository; None leaves it to the hub.
+            token: as `huggingface_hub` takes it.
+            revision: the branch, made if it is not there.
+            commit_message: of the commit.
+
+        Returns:
+            Its address.
+
+        Raises:
+            TableError: no name of a repository, or the extra is not installed.
+            OSError: the hub cannot be reached or refuses.
+        """
+        from tempfile import TemporaryDirectory
+
+        from semid_dataset._hub import push
+
+        with TemporaryDirectory() as place:
+            folder = self.save_pretrained(place, name=repo_id)
+            return push(folder, repo_id, private=private, token=token, revision=revision, message=commit_message)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        strict: bool = False,
+        codebook_sizes: int | Sequence[int] | None = None,
+    ) -> "SemanticIdTable":
+        """
+        Open a table in a folder, or in a repository of a Hugging Face Hub (extra `hub`), whose cache keeps it.
+
+        Args:
+            source: a folder, a file, or "owner/name" where no such folder is.
+            revision: of the repository: a branch, a tag, a commit. A commit never changes: name one in production.
+            strict, codebook_sizes: see `open`.
+
+        Raises:
+            TableError: there is no table, or the extra is not installed.
+            OSError: the hub cannot be reached, or knows no such repository. Others as `open`.
+        """
+        from semid_dataset._hub import fetch
+
+        path = fetch(source, (TABLE_FILE,), revision)
+        return cls.open(path, strict=strict, codebook_sizes=codebook_sizes)
 
     # --- what it is ---------------------------------------------------------------------------
 
