@@ -210,6 +210,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
     import ray
 
     from semid_dataset import SemanticIdConfig
+    from semid_dataset.build.pipeline import fit_codebooks
     from semid_dataset.build.streaming import run as scale
     from semid_dataset.build.streaming.executors import run_on_ray
     from semid_dataset.cache.cache import Cache
@@ -224,9 +225,10 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
         root = Cache.of(Environment.read({}), data_dir).writable()
         config = SemanticIdConfig(num_epochs=0)
         # So small a limit makes parts of 8 MB, enough for all workers to end together.
-        job = scale.open_job(root, "ray", source, config, limit=128 << 20)
-        scale.train_codebooks(job.read(), config, Progress())
-        job = scale.open_job(root, "ray", source, config, limit=128 << 20, engine=run_on_ray)
+        job = scale.open_job(root, "ray", [source], config, limit=128 << 20, sampled=100_000)
+        sample = job.read()
+        job.trained(lambda: fit_codebooks(sample, config, Progress()))
+        job = scale.open_job(root, "ray", [source], config, limit=128 << 20, sampled=100_000, engine=run_on_ray)
         parts = len(job.plan.parts)
         runs = []
         for number in workers * rounds:
@@ -235,7 +237,7 @@ def encode_on_ray(workers: list[int], rounds: int, items: int, dim: int, where: 
                 for path in job.folder.glob("encode-*.part"):
                     path.unlink()
                 load, started = os.getloadavg()[0], time.perf_counter()
-                job.encode(scale.FIT, shard)
+                job.encode(scale.NEW, shard)
                 seconds = time.perf_counter() - started
             ray.shutdown()
             runs.append({"workers": number, "seconds": seconds, "load": load})

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build import memory, pipeline
 from semid_dataset.build.evidence import Evidence
+from semid_dataset.build.itemset import HeldItems, ItemSet
 from semid_dataset.build.sequences import with_sequences
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import open_table
@@ -29,9 +31,11 @@ from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError, TableError
 from semid_dataset.inputs.discover import FeatureSource, feature_names, find_sources
+from semid_dataset.inputs.keys import LongNameError, as_keys
+from semid_dataset.inputs.matrix import OWN
 from semid_dataset.objects import as_choice, as_count, as_path, expect
 from semid_dataset.progress import Progress, shown
-from semid_dataset.resolve import JSON_FILE, Request, Resolution, first_table, resolve
+from semid_dataset.resolve import JSON_FILE, Request, Resolution, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:
@@ -41,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ENGINES",
     "extend_with_vectors",
-    "generate_from_array",
+    "generate_from_file",
     "generate_from_vectors",
     "generate_semantic_ids",
     "generate_semantic_ids_on_demand",
@@ -51,7 +55,6 @@ __all__ = [
 ]
 
 WORK = ".semantic_ids_work"  # in an output folder, as long as something is made there
-OWN_FEATURE = "own"  # id of embeddings that have none
 ENGINES = ("local", "ray")  # names of `engines.ENGINES`, which need not be imported for them
 
 
@@ -207,28 +210,30 @@ def _generate_into(
     tell("loading_features")
     root = CacheFolder(output / WORK, output)  # the cache is left alone
     if sequences is None:
-        embeddings = resolution.read_or_stream(found, cache_key, root, progress)
+        items = resolution.items_of(found, cache_key, root, progress)
     else:
-        embeddings = with_sequences(resolution.read(found, progress), sequences)
-    return _train_into(output, embeddings, resolution.config, cache_key.identity, progress, resolution.cache.mmap)
+        items = _held(with_sequences(resolution.read(found, progress), sequences), resolution.config)
+    return _train_into(output, items, resolution.config, cache_key.identity, progress, resolution.cache.mmap)
+
+
+def _held(embeddings: "Embeddings", config: SemanticIdConfig) -> ItemSet:
+    return HeldItems(embeddings, memory.MOST_SAMPLED, config.seed)
 
 
 def _train_into(
-    output: Path, embeddings: "Embeddings", config: SemanticIdConfig, identity: Identity, progress: Progress, mmap: bool
+    output: Path, items: ItemSet, config: SemanticIdConfig, identity: Identity, progress: Progress, mmap: bool
 ) -> SemanticIdTable:
-    items = embeddings.rows or len(embeddings.items)
-    tell("features", items=items, dim="+".join(str(dim) for _, dim in embeddings.dims))
-    data = first_table(embeddings, config, identity, progress)
-    data = data.named(lineage.lineage_name(lineage.origin_key(identity, embeddings.digest), data.digest))
+    tell("features", items=items.count, dim="+".join(str(dim) for _, dim in items.held.dims))
+    data = pipeline.train_table(items, config, identity, progress)
+    data = data.named(lineage.lineage_name(lineage.origin_key(identity, items.held.digest), data.digest))
     output.mkdir(parents=True, exist_ok=True)
     files.replace_file(output / TABLE_FILE, data.buffers())
     del data
-    if embeddings.stream is not None:
-        embeddings.stream.close()
-        with suppress(OSError):  # where others work there too, it stays
-            versioned = output / WORK / folders.VERSION
-            for folder in (versioned / folders.JOBS, versioned, output / WORK):
-                folder.rmdir()
+    items.close()
+    with suppress(OSError):  # there is none, or others work there too
+        versioned = output / WORK / folders.VERSION
+        for folder in (versioned / folders.JOBS, versioned, output / WORK):
+            folder.rmdir()
     table = open_table(output / TABLE_FILE, mmap=mmap, follow=True)
     tell("saving", path=output / JSON_FILE)
     files.replace_file(output / JSON_FILE, table.json_chunks())
@@ -270,39 +275,60 @@ def generate_from_vectors(
     if sequences is not None:
         embeddings = with_sequences(embeddings, sequences)
     identity = Identity.of(config, embeddings.dims)
-    return _train_into(output, embeddings, config, identity, progress, environment.mmap)
+    return _train_into(output, _held(embeddings, config), config, identity, progress, environment.mmap)
 
 
-def generate_from_array(
-    path: Path | str, ids: Path | str, *, output_dir: Path | str, config: SemanticIdConfig | None = None
+def generate_from_file(
+    path: Path | str,
+    ids: Path | str | None = None,
+    *,
+    output_dir: Path | str,
+    vectors: str | None = None,
+    config: SemanticIdConfig | None = None,
 ) -> SemanticIdTable | None:
     """
-    Make semantic IDs of a matrix in an .npy file that is better not read into memory.
+    Make semantic IDs of the embeddings in a file, or in a folder of files, that are better not read into memory.
 
     Args:
-        path: the matrix (n, dim).
-        ids: a file with the item of every row, see `inputs.matrix.read_items`, or "rows".
+        path: see `inputs.matrix.read_vectors`.
+        ids: the column of items, or a file with the item of every row, or "rows"; as there.
         output_dir, config: as in `generate_from_vectors`. The folder takes the parts of the work, too.
+        vectors: the column of vectors.
 
     Returns:
-        The table; None where the matrix fits into the configuration's `memory_limit`, or cannot be read in parts: its
-        items are no integers, or it lies there by columns.
+        The table; None where the vectors fit into the configuration's `memory_limit`, or cannot be read in parts.
 
     Raises:
         As `generate_from_vectors`.
     """
-    from semid_dataset.build.streaming import run as scale
+    from semid_dataset.build.streaming.run import open_job
+    from semid_dataset.inputs.matrix import own_source
 
-    progress = shown()
     config, output = _settings(config), as_path(output_dir, what="output_dir")
-    root = CacheFolder(output / WORK, output)
-    environment = Context.at_door(explicit=True).environment
-    job = scale.open_array_job(root, as_path(path), ids, config, limit=environment.memory_for(config))
-    if job is None:
+    context = Context.at_door(explicit=True)
+    limit, progress = context.environment.memory_for(config), shown()
+    found = own_source(path, ids, vectors)
+    if found is None or not memory.is_beyond([found[0]], limit):
         return None
-    embeddings = job.read()
-    identity = Identity.of(config, embeddings.dims)
-    return _train_into(output, embeddings, config, identity, progress, environment.mmap)
+    source, listed = found
+    size, allowed = memory.sizes([source], limit)
+    try:
+        keys = None if listed is None else as_keys(listed, str(ids))
+        stats = [file.stat() for file in source.files]
+        asked = " ".join(f"{status.st_size} {status.st_mtime_ns}" for status in stats)
+        if keys is not None:
+            asked += f" {hashlib.sha256(keys.tobytes()).hexdigest()}"
+        sampled = memory.sample_size([source.dim], limit)
+        root = CacheFolder(output / WORK, output)
+        job = open_job(root, asked, [source], config, limit=limit, sampled=sampled, progress=progress, listed=keys)
+        tell("streaming", size=size, limit=allowed)
+        with progress.stage("reading"):
+            job.read()
+    except LongNameError as error:
+        tell("not_streamed", size=size, limit=allowed, why=error)
+        return None
+    identity = Identity.of(config, job.held.dims)
+    return _train_into(output, job, config, identity, progress, context.environment.mmap)
 
 
 def extend_with_vectors(
@@ -330,12 +356,12 @@ def extend_with_vectors(
     embeddings = own_embeddings(items, vectors)
     dim = embeddings.features[0].dim
     fusion = fusion_of(quantizer)
-    if fusion is not None and OWN_FEATURE not in fusion.dims:
+    if fusion is not None and OWN not in fusion.dims:
         raise EmbeddingError(
             f"'{table.path}' was made from several features of a data directory; one matrix of {dim} numbers is not "
             "enough. Extend it with: semid generate DATA_DIR --parent TABLE."
         )
-    wanted = quantizer.dim if fusion is None else fusion.dims[OWN_FEATURE]
+    wanted = quantizer.dim if fusion is None else fusion.dims[OWN]
     if wanted != dim:
         raise EmbeddingError(f"'{table.path}' encodes vectors of {wanted} numbers, these have {dim}.")
     missing = np.flatnonzero(table.rows_of(embeddings.items) < 0)
@@ -343,9 +369,8 @@ def extend_with_vectors(
         return table, 0
     sketch = Evidence(embeddings.items, embeddings.features).sketch()
     number = table.generation + 1
-    data = lineage.extended(
-        table.lineage, number, table, embeddings.items, embeddings.features, missing, sketch, force=force
-    )
+    new = _held(embeddings, SemanticIdConfig()).lacking(table, Progress())
+    data = lineage.extended(table.lineage, number, table, new, missing, sketch, force=force)
     # Whoever extends the same table elsewhere gives other items the same number: this is a branch.
     data = data.named(lineage.branch_name(table, data.digest), branched_off=table.lineage)
     reason = f"{len(missing)} new items, lineage {data.header.lineage}"
@@ -372,10 +397,10 @@ def own_embeddings(items: Any, vectors: Any) -> "Embeddings":
         keys = [keys[row] for row in order.tolist()]
     if (order[1:] < order[:-1]).any():
         matrix = matrix[order]
-    digest = hashlib.sha256(f"{OWN_FEATURE}\0{matrix.shape}\0".encode())
+    digest = hashlib.sha256(f"{OWN}\0{matrix.shape}\0".encode())
     digest.update(keys.tobytes() if isinstance(keys, np.ndarray) else "\0".join(keys).encode())
     digest.update(matrix.data)
-    feature = FeatureMatrix(OWN_FEATURE, np.arange(len(matrix)), matrix)
+    feature = FeatureMatrix(OWN, np.arange(len(matrix)), matrix)
     return Embeddings(keys, (feature,), digest.hexdigest(), {}, bad_rows=0)
 
 

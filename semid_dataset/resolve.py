@@ -23,8 +23,9 @@ from semid_dataset import _files as files
 from semid_dataset._messages import degrade, logger, tell, text, warn
 from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
 from semid_dataset.build import lineages as lineage
-from semid_dataset.build import pipeline
+from semid_dataset.build import memory, pipeline
 from semid_dataset.build.evidence import Evidence
+from semid_dataset.build.itemset import HeldItems, ItemSet
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.entries import MOST_REASON, CacheEntry
@@ -51,6 +52,7 @@ from semid_dataset.errors import (
 )
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
+from semid_dataset.inputs.keys import LongNameError
 from semid_dataset.objects import as_path
 from semid_dataset.progress import Progress, shown
 from semid_dataset.table.build import TableData, content_digests
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Request", "Resolution", "check_expected", "check_pin", "first_table", "is_read_back", "look", "resolve"]
+__all__ = ["Request", "Resolution", "check_expected", "check_pin", "is_read_back", "look", "resolve"]
 
 JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
@@ -98,23 +100,6 @@ class Request:
     cache_dir: Path | None = None
     expect: str = ""
     pin: str = ""
-
-
-def first_table(
-    embeddings: "Embeddings",
-    config: SemanticIdConfig,
-    identity: Identity,
-    progress: Progress,
-) -> TableData:
-    """Return table 0 of a new lineage, made in memory or part by part; see `pipeline` and `scale`."""
-    if embeddings.stream is None:
-        data = pipeline.train_table(embeddings, config, identity, progress)
-    else:
-        from semid_dataset.build.streaming import run as scale
-
-        data = scale.train_table(embeddings, config, identity, progress)
-    sketch = Evidence(embeddings.items, embeddings.features).sketch()
-    return replace(data, header=replace(data.header, sketch=sketch))
 
 
 def resolve(request: Request, context: Context) -> SemanticIdTable:
@@ -673,15 +658,15 @@ class Resolution:
         read = read_sources(sources, progress=progress)
         return replace(read, base=self.request.data_dir)
 
-    def read_or_stream(
+    def items_of(
         self,
         sources: Sequence[FeatureSource],
         cache_key: CacheKey,
         root: CacheFolder | None,
         progress: Progress,
-    ) -> "Embeddings":
+    ) -> ItemSet:
         """
-        Return the embeddings; where they would take too much memory, a sample whose `stream` is the job on all of them.
+        Return the items with their features: in memory, or in parts where they would take too much of it.
 
         Raises:
             ConfigError: streaming was asked for by name, and cannot be.
@@ -689,15 +674,18 @@ class Resolution:
         """
         job = self.job(sources, cache_key, root, progress)
         if job is not None:
-            from semid_dataset.inputs.partitions import NamedItemsError
-
             try:
-                return replace(job.read(), base=self.request.data_dir)
-            except NamedItemsError as error:
+                job.read(self.request.data_dir)
+            except LongNameError as error:
                 if self.engine is not None:
                     raise
                 self._say_not_streamed(sources, str(error))
-        return self.read(sources, progress)
+            else:
+                return job
+        return self._held(self.read(sources, progress))
+
+    def _held(self, embeddings: "Embeddings") -> ItemSet:
+        return HeldItems(embeddings, memory.MOST_SAMPLED, self.config.seed)
 
     def job(
         self,
@@ -713,15 +701,10 @@ class Resolution:
             ConfigError: streaming was asked for by name, and cannot be.
             EmbeddingError: a file cannot be read.
         """
-        from semid_dataset.build.streaming import executors as engines
-        from semid_dataset.build.streaming import run as scale
-
-        if self.engine is None and not scale.is_beyond(sources, self.memory_limit):
+        if self.engine is None and not memory.is_beyond(sources, self.memory_limit):
             return None
         why = ""
-        if len(sources) != 1:
-            why = "several features are fused in memory"
-        elif root is None:
+        if root is None:
             why = "no cache folder takes a write, and parts must lie somewhere"
         elif self._lost_export() is not None:
             why = "lost IDs are to be taken in again"
@@ -731,11 +714,20 @@ class Resolution:
             self._say_not_streamed(sources, why)
             return None
         self.streamed = True
-        size, limit = scale.sizes(sources, self.memory_limit)
+        size, limit = memory.sizes(sources, self.memory_limit)
         tell("streaming", size=size, limit=limit)
-        engine = engines.ENGINES[self.engine or "local"]
-        return scale.open_job(
-            root, cache_key.name, sources[0], self.config, limit=self.memory_limit, engine=engine, progress=progress
+        from semid_dataset.build.streaming.executors import ENGINES
+        from semid_dataset.build.streaming.run import open_job
+
+        return open_job(
+            root,
+            cache_key.name,
+            sources,
+            self.config,
+            limit=self.memory_limit,
+            sampled=memory.sample_size([source.dim for source in sources], self.memory_limit),
+            engine=ENGINES[self.engine or "local"],
+            progress=progress,
         )
 
     def choose_codebooks(self, sources: Sequence[FeatureSource], cache_key: CacheKey, progress: Progress) -> None:
@@ -743,20 +735,19 @@ class Resolution:
         Have the codebooks ready that all shards encode with: the lineage's, or new ones.
 
         Raises:
-            As `read_or_stream`; TrainingError: no codebooks came of it.
+            As `items_of`; TrainingError: no codebooks came of it.
         """
-        from semid_dataset.build.streaming import run as scale
-
-        embeddings = self.read_or_stream(sources, cache_key, self.workplace(), progress)
-        row = self._row(self.cache.writing(), self._about_what_was_read(cache_key, embeddings), embeddings)
+        items = self.items_of(sources, cache_key, self.workplace(), progress)
+        row = self._row(self.cache.writing(), self._about_what_was_read(cache_key, items.held), items.held)
         if row is not None and row.other_space and self.foreign != "take":
-            raise ForeignVectorsError(text("drift", **self._of_another_space(row, embeddings)))
-        scale.choose_basis(embeddings, self.config, None if row is None else row.base, progress)
+            raise ForeignVectorsError(text("drift", **self._of_another_space(row, items)))
+        if row is None:
+            items.trained(lambda: pipeline.fit_codebooks(items.sample, self.config, progress))
+        else:
+            items.take(row.base)
 
     def _say_not_streamed(self, sources: Sequence[FeatureSource], why: str) -> None:
-        from semid_dataset.build.streaming import run as scale
-
-        size, limit = scale.sizes(sources, self.memory_limit)
+        size, limit = memory.sizes(sources, self.memory_limit)
         tell("not_streamed", size=size, limit=limit, why=why)
 
     # --- the gate is closed ---
@@ -870,7 +861,7 @@ class Resolution:
 
     def _heal(
         self,
-        embeddings: "Embeddings",
+        items: ItemSet,
         cache_key: CacheKey,
         progress: Progress,
     ) -> lineage.Lineage | None:
@@ -903,8 +894,9 @@ class Resolution:
             return self._rejoin(ids, base, export, path)
 
         def train_again() -> SemanticIdTable:
-            return pipeline.train_table(embeddings, self.config, identity, progress).in_memory("trained")
+            return pipeline.train_table(items, self.config, identity, progress).in_memory("trained")
 
+        embeddings = items.held
         key = lineage.origin_key(identity, embeddings.digest)
         same = export.lineage == key or export.lineage.startswith(f"{key}-")
         data = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
@@ -1067,30 +1059,32 @@ class Resolution:
             files.sweep_placed(self.request.data_dir / JSON_FILE, self._is_export)
         tell("loading_features")
         with progress.stage("reading"):
-            embeddings = embeddings or self.read_or_stream(sources, cache_key, self.workplace(), progress)
-        dims = "+".join(str(dim) for _, dim in embeddings.dims)
-        tell("features", items=embeddings.rows or len(embeddings.items), dim=dims)
-        found = self._about_what_was_read(cache_key, embeddings)
-        row = None if retraining else self._heal(embeddings, found, progress)
-        row = row or self._row(self.cache.writing(), found, embeddings)
+            if embeddings is None:
+                items = self.items_of(sources, cache_key, self.workplace(), progress)
+            else:
+                items = self._held(embeddings)
+        tell("features", items=items.count, dim="+".join(str(dim) for _, dim in items.held.dims))
+        found = self._about_what_was_read(cache_key, items.held)
+        row = None if retraining else self._heal(items, found, progress)
+        row = row or self._row(self.cache.writing(), found, items.held)
         if retraining:
             noted = self.remembered(cache_key)
             replaced = noted if noted is not None else None if row is None else row.base
-            table = self._train(embeddings, found, progress, replaced=replaced)
+            table = self._train(items, found, progress, replaced=replaced)
             if replaced is not None:
                 moved, both = lineage.moved_items(replaced, table)
                 tell("retrained", moved=moved, items=both, lineage=replaced.lineage)
         else:
             if row is not None:
-                table = self._extend(row, embeddings, found, progress)
+                table = self._extend(row, items, found, progress)
             else:
-                table = self._train(embeddings, found, progress)
+                table = self._train(items, found, progress)
             self._say_moved(table)
-        self._remember(table, embeddings, cache_key)
+        self._remember(table, items.held, cache_key)
         if table.status == "stale":
             return table
-        if embeddings.stream is not None and table.path is not None:
-            embeddings.stream.close()
+        if table.path is not None:
+            items.close()
         tell("generated" if table.status in {"trained", "extended"} else "loaded", items=len(table))
         return table
 
@@ -1103,31 +1097,31 @@ class Resolution:
             lineage.check_parent(self.parent, identity, self.request.feature_ids, self._parent_name)
         return replace(cache_key, identity=identity)
 
-    def _of_another_space(self, row: lineage.Lineage, embeddings: "Embeddings") -> dict[str, Any]:
+    def _of_another_space(self, row: lineage.Lineage, items: ItemSet) -> dict[str, Any]:
         """Return what the line `drift` names: vectors of known items are not such as their codes were made from."""
-        evidence = Evidence(embeddings.items, embeddings.features)
+        evidence = Evidence(items.held.items, items.held.features)
         known = evidence.known(row.base)
         if row.base.has_quantizer and not row.base.header.behaviour:
             error, fitted, _ = evidence.reproduced(row.base, known)
         else:
             error, fitted = float("nan"), row.base.header.relative_error
-        new = max(0, (embeddings.rows or len(embeddings.items)) - len(known)) if embeddings.stream is None else 0
+        new = len(items.held.items) - len(known) if items.complete else 0
         return {"error": error, "fitted": fitted, "known": len(known), "new": new or "any", "how": RETRAIN}
 
     def _extend(
         self,
         row: lineage.Lineage,
-        embeddings: "Embeddings",
+        items: ItemSet,
         cache_key: CacheKey,
         progress: Progress,
     ) -> SemanticIdTable:
         if (newer := self.cache.unreadable(row.base)) is not None:
             return self._stale(row.base, str(newer))
-        evidence = Evidence(embeddings.items, embeddings.features)
+        evidence = Evidence(items.held.items, items.held.features)
         if row.other_space:
-            drift = self._of_another_space(row, embeddings)
+            drift = self._of_another_space(row, items)
             why = text("drift", **drift)
-            missing = bool((row.base.rows_of(embeddings.items) < 0).any())
+            missing = bool((row.base.rows_of(items.held.items) < 0).any())
             if missing and self.foreign == "raise":
                 raise ForeignVectorsError(why)
             tell("drift", **drift)
@@ -1136,15 +1130,9 @@ class Resolution:
                     return self._stale(row.base, why)
                 return row.base.with_status("cached", why)
         last = self.cache.last_generation(row.name)
-        items: Any = embeddings.items
-        features: Any = embeddings.features
-        if embeddings.stream is not None:
-            from semid_dataset.build.streaming import run as scale
-
-            extension = scale.Extension(embeddings, self.config, row.base, progress)
-            items, features = extension.items, extension.encode
+        lacking = items.lacking(row.base, progress)
         try:
-            table, new = lineage.grow(self.cache, row, items, features, evidence.sketch(), force=self.foreign == "take")
+            table, new = lineage.grow(self.cache, row, lacking, evidence.sketch(), force=self.foreign == "take")
         except ForeignVectorsError as error:
             if self.foreign == "raise":
                 raise
@@ -1158,8 +1146,7 @@ class Resolution:
                 tell("lost_in_part", lineage=row.name, generation=last, known=kept)
         self._say_settings(table)
         if not new:
-            held = embeddings.rows or len(embeddings.items)
-            return table.with_status("cached", f"lineage {table.lineage} holds all {held} items")
+            return table.with_status("cached", f"lineage {table.lineage} holds all {items.count} items")
         tell("extended", new=new, items=len(table), generation=table.generation)
         self._export(table)
         lost = "" if table.path is not None else f"; in memory only: {table.reason}"
@@ -1167,23 +1154,23 @@ class Resolution:
 
     def _train(
         self,
-        embeddings: "Embeddings",
+        items: ItemSet,
         cache_key: CacheKey,
         progress: Progress,
         *,
         replaced: SemanticIdTable | None = None,
     ) -> SemanticIdTable:
         assert cache_key.identity is not None
-        if not len(embeddings.items):
+        if not len(items.held.items):
             raise NoEmbeddingsError("The embeddings hold no item.")
         if self.expect and replaced is None:
             raise DigestError(f"{self.expect} is expected, and nothing of it is here. A training would give other IDs.")
         cache = self.cache.writing()
-        key = lineage.origin_key(cache_key.identity, embeddings.digest, "" if replaced is None else replaced.lineage)
+        key = lineage.origin_key(cache_key.identity, items.held.digest, "" if replaced is None else replaced.lineage)
         if replaced is None and (born := cache.born(key)) is not None:
             table = cache.newest(born.lineage, since=born.digest) or born
             return table.with_status("cached", f"lineage {table.lineage} began with these embeddings")
-        data = first_table(embeddings, self.config, cache_key.identity, progress)
+        data = pipeline.train_table(items, self.config, cache_key.identity, progress)
         if replaced is not None:
             before = (replaced.lineage, *replaced.header.replaces)
             data = replace(data, header=replace(data.header, replaces=before))

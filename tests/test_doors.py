@@ -30,7 +30,7 @@ from semid_dataset import (
     generate_semantic_ids_on_demand,
 )
 from semid_dataset import exports as ex
-from semid_dataset.api import extend_with_vectors, generate_from_array, generate_shard
+from semid_dataset.api import extend_with_vectors, generate_from_file, generate_shard
 from semid_dataset.check import diff_tables, verify_table
 from semid_dataset.errors import SemidError
 from semid_dataset.inputs.matrix import check_vectors, read_items, read_vectors
@@ -305,7 +305,7 @@ def doors(w: World) -> dict[str, Door]:
         "vectors sequence": lambda x: generate_from_vectors(
             w.ids, w.x, output_dir=w.new(), config=SMALL, sequences=[x, [1, 2]]
         ),
-        "array": lambda x: generate_from_array(x, "rows", output_dir=w.new()),
+        "array": lambda x: generate_from_file(x, "rows", output_dir=w.new()),
         "data_dir": lambda x: generate_semantic_ids(x, config=SMALL),
         "feature_ids": lambda x: generate_semantic_ids(w.data, x, config=SMALL),
         "config": lambda x: generate_semantic_ids(w.data, config=x),

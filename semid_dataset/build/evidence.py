@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 from semid_dataset._process import unforked
 from semid_dataset.build import novelty
 from semid_dataset.codec.bulk import distances
+from semid_dataset.features import FeatureMatrix, picked_items, take_features
 from semid_dataset.inputs._items import canonical_int
-from semid_dataset.inputs.partitions import hash_ids
+from semid_dataset.inputs.keys import hash_items
 from semid_dataset.table.header import Sketch
 from semid_dataset.table.table import SemanticIdTable
 
-if TYPE_CHECKING:
-    from semid_dataset.features import FeatureMatrix
-
-__all__ = ["Evidence", "Match", "merged", "picked_items", "take_features"]
+__all__ = ["Evidence", "Match", "merged"]
 
 SKETCHED = 512  # pairs that a table keeps of all of its own
 SKETCH_SEED = -1  # of the hash that picks them: no training samples by it
@@ -85,7 +83,7 @@ class Evidence:
         features: matrices over positions in `items`.
     """
 
-    def __init__(self, items: Keys, features: "Sequence[FeatureMatrix]") -> None:
+    def __init__(self, items: Keys, features: Sequence[FeatureMatrix]) -> None:
         self.items = items
         self.features = features
 
@@ -96,7 +94,7 @@ class Evidence:
         hashes, number, rows = [], [], []
         for place, feature in enumerate(self.features):
             own = int.from_bytes(hashlib.blake2b(feature.id.encode(), digest_size=8).digest(), "little")
-            hashes.append(hash_ids((items[feature.rows] ^ np.uint64(own)).view(np.int64), SKETCH_SEED))
+            hashes.append(hash_items((items[feature.rows] ^ np.uint64(own)).view(np.int64), SKETCH_SEED))
             number.append(np.full(len(feature.rows), place, np.int64))
             rows.append(np.arange(len(feature.rows)))
         found = np.concatenate(hashes)
@@ -260,29 +258,10 @@ def merged(base: Sketch, now: Sketch) -> Sketch:
     return Sketch(chosen[:SKETCHED], vectors[first][:SKETCHED])
 
 
-def take_features(features: "Sequence[FeatureMatrix]", wanted: NDArray[np.int64], items: int) -> "list[FeatureMatrix]":
-    """Return the features of the items at `wanted` (ascending positions), renumbered from 0."""
-    from semid_dataset.features import FeatureMatrix
-
-    position = np.full(items, -1, np.int64)
-    position[wanted] = np.arange(len(wanted))
-    taken = []
-    for feature in features:
-        rows = position[feature.rows]
-        here = rows >= 0
-        taken.append(FeatureMatrix(feature.id, rows[here], feature.matrix[here]))
-    return taken
-
-
-def picked_items(items: Keys, rows: NDArray[np.int64]) -> Keys:
-    """Return the items at `rows`."""
-    return items[rows] if isinstance(items, np.ndarray) else [items[row] for row in rows.tolist()]
-
-
 def _item_hashes(items: Keys) -> NDArray[np.uint64]:
     """Return 64 bits for every item; an integer and its decimal string have the same."""
     if isinstance(items, np.ndarray):
-        return hash_ids(items, SKETCH_SEED)
+        return hash_items(items, SKETCH_SEED)
     numbers = [canonical_int(item) for item in items]
     hashes = np.array(
         [
@@ -296,7 +275,7 @@ def _item_hashes(items: Keys) -> NDArray[np.uint64]:
     integers = np.flatnonzero([number is not None for number in numbers])
     if len(integers):
         whole = np.array([number for number in numbers if number is not None], np.int64)
-        hashes[integers] = hash_ids(whole, SKETCH_SEED)
+        hashes[integers] = hash_items(whole, SKETCH_SEED)
     return hashes
 
 

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, logger, tell
 from semid_dataset.build import novelty, pipeline
-from semid_dataset.build.evidence import Evidence, merged, picked_items, take_features, vectors_fit
+from semid_dataset.build.evidence import Evidence, merged, vectors_fit
+from semid_dataset.build.itemset import EncodedItems, NewItems
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache, open_table
-from semid_dataset.codec.bulk import distances
 from semid_dataset.config import Identity
 from semid_dataset.errors import ParentError, StoreError
+from semid_dataset.features import picked_items
 from semid_dataset.objects import as_path, shown
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import Sketch, TableHeader
@@ -34,7 +35,6 @@ from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
-    from semid_dataset.features import FeatureMatrix
     from semid_dataset.protocols import Quantizer
 
 __all__ = [
@@ -328,14 +328,13 @@ def made_with_sequences(table: SemanticIdTable) -> bool:
 def grow(
     cache: Cache,
     row: Lineage,
-    items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix] | Encoder",
+    new: NewItems,
     sketch: Sketch,
     *,
     force: bool = False,
 ) -> tuple[SemanticIdTable, int]:
     """
-    Return a table of the row that holds all `items`, and how many of them this call had to encode.
+    Return a table of the row that holds all of some items, and how many of them this call had to encode.
 
     Known items keep their codes. New ones are encoded by the frozen quantizer and made unique among
     the codes that are free. Where no root takes the table it stays in memory, with a warning.
@@ -345,7 +344,7 @@ def grow(
     nobody who is on the one is ever served the other.
 
     Args:
-        features: the items' vectors, or what encodes items by their positions.
+        new: the items.
         sketch: of their pairs.
         force: let vectors in that are not such as the row's first table was made for.
 
@@ -378,13 +377,11 @@ def grow(
         if newest is not None and newest.digest != base.digest and _holds(newest, base):
             base = newest
             continue
-        missing = np.flatnonzero(base.rows_of(items) < 0)
+        missing = np.flatnonzero(base.rows_of(new.items) < 0)
         if not len(missing):
             return base, encoded
         encoded = len(missing)
-        data = extended(
-            base.lineage, 1 + max(last, base.generation), base, items, features, missing, sketch, force=force
-        )
+        data = extended(base.lineage, 1 + max(last, base.generation), base, new, missing, sketch, force=force)
         if root is None or root.path in refused:
             return _in_memory(data, refusal), encoded
         try:
@@ -436,8 +433,7 @@ def extended(
     name: str,
     generation: int,
     base: SemanticIdTable,
-    items: NDArray[np.int64] | list[str],
-    features: "Sequence[FeatureMatrix] | Encoder",
+    new: NewItems,
     missing: NDArray[np.int64],
     sketch: Sketch,
     *,
@@ -448,18 +444,15 @@ def extended(
 
     Args:
         name: of the lineage; another one than the base's is a branch of it.
-        features: as in `grow`.
-        missing: positions in `items`, ascending, of those that `base` does not hold.
-        sketch: of the pairs of all `items`.
+        new: as in `grow`.
+        missing: positions of its items, ascending, that `base` does not hold.
+        sketch: of the pairs of all.
         force: as in `grow`.
 
     Raises:
         ForeignVectorsError: see `novelty.check`.
     """
-    if callable(features):
-        encoded = features(base, missing)
-    else:
-        encoded = _encoded(base, take_features(features, missing, len(items)), picked_items(items, missing))
+    encoded = _encoded(base, new.encoded(base, missing))
     found = novelty.check(base, encoded, force=force)
     step = {
         "generation": generation,
@@ -471,7 +464,7 @@ def extended(
     }
     codes = encoded.codes
     return TableData(
-        joined_items(base.keys_array, picked_items(items, missing)),
+        joined_items(base.keys_array, picked_items(new.items, missing)),
         np.concatenate([base.codes_array, codes.astype(base.codes_array.dtype)]),
         base.header.child(step, lineage=name, sketch=merged(base.header.sketch, sketch)),
         base.weights,
@@ -491,37 +484,20 @@ def _measured(base: SemanticIdTable, encoded: "novelty.Encoded", found: "novelty
     }
 
 
-def _encoded(
-    base: SemanticIdTable, features: "Sequence[FeatureMatrix]", items: NDArray[np.int64] | list[str]
-) -> "novelty.Encoded":
-    """Return new items as the table's quantizer encodes them; errors are those of the bulk, if some are in it."""
-    from semid_dataset.codec.kinds import encode, vectors_of
+def _encoded(base: SemanticIdTable, items: EncodedItems) -> "novelty.Encoded":
+    """Return new items with the IDs that a table gives them; errors are those of the bulk, if some are in it."""
     from semid_dataset.codec.unique import resolve_collisions
 
-    quantizer = base.quantizer
-    vectors = vectors_of(quantizer, features, len(items))
-    raw = codes = encode(quantizer, vectors)
-    moved = 0
+    pipeline.tell_beyond(items)
+    totals, raw = items.totals, items.codes
+    codes, moved, error = raw, 0, totals.error
     if base.header.unique:
-        resolution = resolve_collisions(quantizer, vectors, codes, taken=base.codes_array)
+        resolution = resolve_collisions(base.quantizer, items, raw, taken=base.codes_array)
         codes, moved = resolution.codes, resolution.moved
-    far = _distances(base, vectors)
-    rows = None if far.min() > base.header.radius else pipeline.bulk_rows(items, far, base.header.radius)
-    known: Any = slice(None) if rows is None else rows
-    near = vectors[known]
-
-    def squared(of: NDArray[Any]) -> float:
-        return float(np.square(near.astype(np.float64) - quantizer.decode(of[known])).sum(1).mean())
-
-    energy = float(np.square(near, dtype=np.float64).sum(1).mean())
-    return novelty.Encoded(codes, raw, moved, squared(codes), squared(raw), energy)
-
-
-def _distances(table: SemanticIdTable, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return how far vectors, in the quantizer's space, lie from the centre of those it was trained on."""
-    from semid_dataset.codec.kinds import centre_of
-
-    return distances(vectors, centre_of(table.weights))
+        error += items.error_change(base.quantizer, resolution)
+    items.close()
+    rows = max(1, totals.rows)
+    return novelty.Encoded(codes, raw, moved, error / rows, totals.error / rows, totals.squares / rows)
 
 
 def joined_items(first: NDArray[np.int64] | list[str], second: NDArray[np.int64] | list[str]) -> Any:

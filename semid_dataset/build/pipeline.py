@@ -1,134 +1,145 @@
 """
-The first table of a lineage: fuse, train, encode, make unique, measure.
+Vectors to a table: sample, fit, encode, make unique, measure.
 
-The only way to new codebooks; torch is imported when it is taken. For more items than memory holds see `scale`.
+The one way to new codebooks, for a set of items in memory as for one in partitions (see `itemset`); torch is imported
+when it is taken.
 """
 
 import math
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import degrade, tell
+from semid_dataset.build.evidence import Evidence
+from semid_dataset.build.itemset import EncodedItems, ItemSet
+from semid_dataset.codec.bulk import distances, rows_with_share
 from semid_dataset.config import Identity, SemanticIdConfig
+from semid_dataset.inputs.read import Embeddings
 from semid_dataset.progress import Progress
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from semid_dataset.codec.unique import Items, Resolution
-    from semid_dataset.inputs.read import Embeddings
     from semid_dataset.protocols import Quantizer, Trained
 
-__all__ = ["bulk_rows", "first_header", "make_unique", "tell_beyond", "train_quantizer", "train_table"]
+__all__ = ["fit_codebooks", "make_unique", "say_beyond", "tell_beyond", "train_table"]
 
 
-def train_table(
-    embeddings: "Embeddings",
-    config: SemanticIdConfig,
-    identity: Identity,
-    progress: Progress,
-) -> TableData:
+def train_table(items: ItemSet, config: SemanticIdConfig, identity: Identity, progress: Progress) -> TableData:
     """
-    Train codebooks on embeddings and return table 0 of a new lineage, which has no name yet.
+    Train codebooks on the sample of a set of items and return table 0 of a new lineage, which has no name yet.
 
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
+        StoreError: the cache has no room for the work.
     """
-    from semid_dataset.codec.bulk import distances, rows_with_share
-    from semid_dataset.codec.fusion import Fusion
-    from semid_dataset.codec.kinds import centre_of, encode, fused, state_of
+    from semid_dataset.codec.kinds import centre_of, state_of
     from semid_dataset.codec.metrics import measure
 
-    items = len(embeddings.items)
-    with progress.stage("fusion"):
-        if embeddings.fused is None:
-            fusion = Fusion.fit(embeddings.features, items, config.fusion, config.seed)
-            vectors = fusion.apply(embeddings.features, items)
-        else:
-            fusion, vectors = embeddings.fused
-    trained = train_quantizer(vectors, config, progress)
+    trained = items.trained(lambda: fit_codebooks(items.sample, config, progress))
     quantizer = trained.quantizer
-    if fusion.kind != "single":
-        quantizer = fused(quantizer, fusion)
     tell("encoding")
     with progress.stage("encoding"):
-        raw = encode(quantizer, vectors)
-    weights, description = state_of(quantizer, trained.centre)
+        encoded = items.encoded(trained, progress)
+    tell_beyond(encoded)
     with progress.stage("uniqueness"):
-        far = distances(vectors, centre_of(weights))
-        rows = bulk_rows(embeddings.items, far, trained.radius)
-        resolution, unique = make_unique(quantizer, vectors, raw, config)
-    tell("encoded", items=items)
-    codes = resolution.codes
-    if rows is not None:
-        vectors, codes = vectors[rows], codes[rows]
+        resolution, unique = make_unique(quantizer, encoded, encoded.codes, config)
+    keys, totals = encoded.items, encoded.totals
+    tell("encoded", items=len(keys))
     with progress.stage("measuring"):
-        quality = measure(quantizer, vectors, raw, resolution, trained, rows=rows)
-        quality |= {"set_aside": items - len(vectors), "rows_with_99_percent": rows_with_share(far)}
-        error, variance = _error_and_variance(vectors, quantizer.decode(codes))
-    header = first_header(
-        identity,
-        {**config.to_dict(), "unique": unique},
-        description,
-        quality,
-        embeddings,
-        items=items,
-        moved=resolution.moved,
-        bad_rows=embeddings.bad_rows,
-        device=trained.device,
-        variance=variance,
-        relative_error=error / variance if variance > 0 else 0.0,
-        radius=trained.radius,
-        progress=progress,
+        weights, description = state_of(quantizer, trained.centre)
+        vectors, rows = _vectors(items.sample, quantizer), encoded.positions(items.sample)
+        far = distances(vectors, centre_of(weights))
+        if float(far.max()) > trained.radius:
+            vectors, rows = vectors[far <= trained.radius], rows[far <= trained.radius]
+        everything = len(rows) == len(encoded.codes)
+        quality = measure(quantizer, vectors, encoded.codes, resolution, trained, rows=None if everything else rows)
+        quality |= {"set_aside": totals.beyond, "rows_with_99_percent": rows_with_share(far)}
+        error = totals.error + encoded.error_change(quantizer, resolution)
+        variance = totals.variance
+        if not items.complete:
+            quality["sampled"] = len(rows)
+            if variance > 0:  # of all items, not of the sample
+                quality |= {"relative_mse_raw": totals.error / variance, "relative_mse": error / variance}
+        encoded.close()
+    now = time.time()
+    held = items.held
+    header = TableHeader(
+        identity=identity,
+        settings={**config.to_dict(), "unique": unique},
+        quantizer=description,
+        quality=quality,
+        provenance={
+            "born": now,
+            "embeddings": held.digest,
+            "files": held.files,
+            "bad_rows": encoded.bad,
+            "device": trained.device,
+            "variance": variance / max(1, totals.rows),
+            "relative_error": error / variance if variance > 0 else 0.0,
+            **({"radius": trained.radius} if math.isfinite(trained.radius) else {}),
+            "seconds": progress.seconds,
+            "stages": dict(progress.stages),
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        },
+        behaviour=held.behaviour,
+        sketch=Evidence(held.items, held.features).sketch(),
+        history=({"generation": 0, "time": now, "items": len(keys), "new": len(keys), "moved": resolution.moved},),
     )
-    return TableData(embeddings.items, resolution.codes, header, weights)
+    return TableData(keys, resolution.codes, header, weights)
 
 
-def bulk_rows(
-    items: NDArray[np.int64] | list[str], far: NDArray[np.float64], radius: float
-) -> NDArray[np.int64] | None:
+def fit_codebooks(sample: Embeddings, config: SemanticIdConfig, progress: Progress) -> "Trained":
     """
-    Return the positions of the items in the bulk; None where all are. Those beyond are named in a warning.
-
-    Args:
-        items: n.
-        far: (n,) their distances from the centre.
-        radius: where the bulk ends.
-    """
-    beyond = far > radius
-    if not beyond.any():
-        return None
-    first = np.flatnonzero(beyond)[:3].tolist()
-    times = float(far.max() / max(float(far[~beyond].max()), 1e-300))
-    tell_beyond(int(beyond.sum()), len(far), [str(items[row]) for row in first], times)
-    return np.flatnonzero(~beyond)
-
-
-def tell_beyond(count: int, rows: int, named: Sequence[str], times: float) -> None:
-    """Warn of rows that lie beyond the bulk; `named` are the first of their items."""
-    more = ", ..." if count > len(named) else ""
-    tell("beyond_bulk", count=count, rows=rows, named=", ".join(named) + more, times=times)
-
-
-def train_quantizer(vectors: NDArray[np.float32], config: SemanticIdConfig, progress: Progress) -> "Trained":
-    """
-    Train codebooks on vectors (n, dim), telling the user how far it is.
+    Fit the fusion of several features and codebooks, telling the user how far it is.
 
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
     """
+    from semid_dataset.codec.fusion import Fusion
+    from semid_dataset.codec.kinds import fused
     from semid_dataset.codec.train import train
 
+    with progress.stage("fusion"):
+        if sample.fused is None:
+            count = len(sample.items)
+            fusion = Fusion.fit(sample.features, count, config.fusion, config.seed)
+            vectors = fusion.apply(sample.features, count)
+        else:
+            fusion, vectors = sample.fused
     tell("training")
     with progress.stage("training"):
         trained = train(vectors, config, progress=progress)
     tell("trained")
-    return trained
+    return trained if fusion.kind == "single" else replace(trained, quantizer=fused(trained.quantizer, fusion))
+
+
+def _vectors(sample: Embeddings, quantizer: "Quantizer") -> NDArray[np.float32]:
+    from semid_dataset.codec.kinds import vectors_of
+
+    return vectors_of(quantizer, sample.features, len(sample.items)) if sample.fused is None else sample.fused[1]
+
+
+def tell_beyond(encoded: EncodedItems) -> None:
+    """Warn of rows that lie beyond the bulk, if there are some."""
+    totals = encoded.totals
+    if totals.beyond:
+        say_beyond(totals.beyond, totals.rows + totals.beyond, encoded.named, totals.times)
+
+
+def say_beyond(count: int, rows: int, named: "Sequence[Any]", times: float) -> None:
+    """Warn of rows that lie beyond the bulk; `named` are the first of their items."""
+    more = ", ..." if count > len(named) else ""
+    listed = ", ".join(map(str, named)) + more
+    tell("beyond_bulk", count=count, rows=rows, named=listed, times=times)
 
 
 def make_unique(
@@ -150,55 +161,3 @@ def make_unique(
     if config.unique:
         degrade("beyond_capacity", items=len(raw), capacity=config.capacity)
     return Resolution(raw, moved=0, exact_duplicates=0, shared=shared_items(raw)), False
-
-
-def first_header(
-    identity: Identity,
-    settings: Mapping[str, Any],
-    description: Mapping[str, Any],
-    quality: Mapping[str, Any],
-    embeddings: "Embeddings",
-    *,
-    items: int,
-    moved: int,
-    bad_rows: int,
-    device: str,
-    variance: float,
-    relative_error: float,
-    radius: float,
-    progress: Progress,
-) -> TableHeader:
-    """Return what table 0 of a lineage says about itself."""
-    now = time.time()
-    return TableHeader(
-        identity=identity,
-        settings=settings,
-        quantizer=description,
-        quality=quality,
-        provenance={
-            "born": now,
-            "embeddings": embeddings.digest,
-            "files": embeddings.files,
-            "bad_rows": bad_rows,
-            "device": device,
-            "variance": variance,
-            "relative_error": relative_error,
-            **({"radius": radius} if math.isfinite(radius) else {}),
-            "seconds": progress.seconds,
-            "stages": dict(progress.stages),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        },
-        behaviour=embeddings.behaviour,
-        history=({"generation": 0, "time": now, "items": items, "new": items, "moved": moved},),
-    )
-
-
-def _error_and_variance(vectors: NDArray[np.float32], decoded: NDArray[np.float32]) -> tuple[float, float]:
-    """Return mean squared error and variance per item, in blocks: a whole copy in float64 would double the memory."""
-    mean = vectors.mean(0, dtype=np.float64)
-    error = variance = 0.0
-    for start in range(0, len(vectors), 8192):
-        block = vectors[start : start + 8192].astype(np.float64)
-        error += float(np.square(block - decoded[start : start + 8192]).sum())
-        variance += float(np.square(block - mean).sum())
-    return error / len(vectors), variance / len(vectors)

@@ -23,6 +23,7 @@ from semid_dataset.build import lineages as lineage
 from semid_dataset.cache.entries import CacheEntry
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import SemidError
+from semid_dataset.features import picked_items
 from semid_dataset.format.id_json import parse_id_json
 from semid_dataset.inputs.read import Embeddings
 from semid_dataset.table.build import TableData
@@ -137,7 +138,7 @@ def rejoined(
         "rejoined": export.digest,
         "healed": "semantic_id_dict.json",
     }
-    items = lineage.joined_items(base.keys_array, lineage.picked_items(ids.keys_array, lost))
+    items = lineage.joined_items(base.keys_array, picked_items(ids.keys_array, lost))
     codes = np.concatenate([base.codes_array, back])
     return TableData(items, codes, base.header.child(step), base.weights), others, shared
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.build.pipeline import tell_beyond
+from semid_dataset.build.pipeline import say_beyond
 from semid_dataset.codec.bulk import find_bulk
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] |
     bulk = find_bulk(feature.matrix)
     if bulk.beyond is not None:
         first = [str(embeddings.items[row]) for row in np.flatnonzero(bulk.beyond)[:3].tolist()]
-        tell_beyond(int(bulk.beyond.sum()), len(bulk.beyond), first, bulk.times)
+        say_beyond(int(bulk.beyond.sum()), len(bulk.beyond), first, bulk.times)
     fused = behaviour_aware(feature, known)
     digest = hashlib.sha256(f"{embeddings.digest}\0sequences\0{taken.hexdigest()}".encode()).hexdigest()
     return replace(embeddings, fused=fused, digest=digest, behaviour=taken.hexdigest())

@@ -193,8 +193,8 @@ def _of_file(
     from semid_dataset import api as commands
     from semid_dataset.inputs.sequences import read_sequences
 
-    if source.suffix == ".npy" and ids is not None and parent is None and sequences is None:
-        streamed = commands.generate_from_array(source, ids, output_dir=output, config=config)
+    if parent is None and sequences is None:
+        streamed = commands.generate_from_file(source, ids, vectors=vectors, output_dir=output, config=config)
         if streamed is not None:
             return streamed, None
     embeddings = read_embeddings(source, ids, (), vectors)

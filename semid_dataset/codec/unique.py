@@ -29,6 +29,7 @@ from semid_dataset.protocols import Quantizer
 
 __all__ = [
     "Items",
+    "MatrixItems",
     "Resolution",
     "group_sizes",
     "resolve_collisions",
@@ -103,7 +104,7 @@ def resolve_collisions(
     tuples up to 4 bytes), then 4 a displaced item, and a bit a code of the last level for every prefix of one. Time:
     n log n for all; displaced items in blocks, one by one where they overflow.
     """
-    known = items if not isinstance(items, np.ndarray) else _Matrix(quantizer, items)
+    known = items if not isinstance(items, np.ndarray) else MatrixItems(quantizer, items)
     if len(codes) == 0:
         return Resolution(codes.copy(), 0, 0, 0)
     held = np.zeros((1, codes.shape[1]), dtype=codes.dtype)  # the all-zero tuple counts as taken
@@ -246,14 +247,15 @@ def _duplicates(keys: NDArray[Any], hashes: NDArray[np.uint64]) -> int:
     return int(((keys[1:] == keys[:-1]) & (hashes[1:] == hashes[:-1])).sum())
 
 
-class _Matrix:
-    """Items whose vectors are in memory."""
+class MatrixItems:
+    """Items whose vectors (n, dim) are in memory; see `Items`."""
 
     def __init__(self, quantizer: Quantizer, vectors: NDArray[np.float32]) -> None:
         self.quantizer = quantizer
         self.matrix = vectors
 
     def errors(self, rows: NDArray[np.int64], codes: NDArray[Any]) -> NDArray[np.float32]:
+        """Return what `squared_errors` says of these rows."""
         found = np.empty(len(rows), dtype=np.float32)
         for begin in range(0, len(rows), BLOCK):
             block = slice(begin, begin + BLOCK)
@@ -261,15 +263,17 @@ class _Matrix:
         return found
 
     def hashes(self, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """Return `vector_hashes` of these rows."""
         found = np.empty(len(rows), dtype=np.uint64)
         for begin in range(0, len(rows), BLOCK):
             found[begin : begin + BLOCK] = vector_hashes(self.matrix[rows[begin : begin + BLOCK]])
         return found
 
     def prepare(self, rows: NDArray[np.integer[Any]]) -> None:
-        pass
+        """Do nothing: everything is there."""
 
     def vectors(self, rows: NDArray[np.integer[Any]]) -> NDArray[np.float32]:
+        """Return vectors of the matrix."""
         return np.asarray(self.matrix[rows])
 
 

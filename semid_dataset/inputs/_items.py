@@ -106,6 +106,18 @@ class Ids:
                 f"Name one that all have: --items {known}."
             )
 
+    @property
+    def seen(self) -> list[list[str]]:
+        """What `join` takes, as JSON types."""
+        return [list(map(str, first or ())) for first in (self._number, self._name, self._column)]
+
+    def join(self, seen: Sequence[Sequence[str]]) -> None:
+        """Take note of what was seen in another part; raises as `in_column`."""
+        number, name, column = (tuple(first) if first else None for first in seen)
+        self._number, self._name = self._number or number, self._name or name  # type: ignore[assignment]
+        if column is not None:
+            self.in_column(*column)
+
     def numbers(self) -> bool:
         """
         Whether what was seen is whole numbers written otherwise, to be read as such; said in one line.

@@ -49,13 +49,28 @@ COMPRESSED = re.compile(r"\.(?:gz|bz2|xz|zst|zstd)$")  # endings of compression,
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where one feature lies; `dim` is what its name says."""
+    """
+    Where one feature lies.
+
+    Attributes:
+        id: of it.
+        dim: what its name says.
+        form: format that its files should have; "" where they say it themselves.
+        path: of all its files.
+        files: in the order in which their rows count.
+        items, vectors, ids: see `Partition`.
+        own: whether a person named the file: what is wrong with a row is an error.
+    """
 
     id: str
     dim: int
-    form: Literal["pickle", "jsonl", "parquet", "npy"]  # "npy" in no data directory: a matrix of one's own
+    form: Literal["pickle", "jsonl", "parquet", ""]
     path: Path
     files: tuple[Path, ...]
+    items: str = ""
+    vectors: str = ""
+    ids: str = ""
+    own: bool = False
 
 
 def features_folder(data_dir: Path) -> Path | None:

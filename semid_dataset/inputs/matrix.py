@@ -7,6 +7,7 @@ these were named by a person at a prompt: anything that does not fit is an error
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ from semid_dataset.inputs._columns import ITEM_NAMES, ROWS, named
 from semid_dataset.inputs._file import ForwardFile, read_whole
 from semid_dataset.inputs._items import as_listed, of_array
 from semid_dataset.inputs._rows import BAD_NUMBER, OwnRows, usable
-from semid_dataset.inputs.discover import data_files, passed_over
+from semid_dataset.inputs.discover import FeatureSource, data_files, passed_over
 from semid_dataset.inputs.formats import FORMATS, load_arrays, whole_file
 from semid_dataset.objects import Items, as_items, as_matrix, as_path
 from semid_dataset.protocols import Format, Partition
 
-__all__ = ["ROWS", "Items", "check_unique", "check_vectors", "read_items", "read_vectors"]
+__all__ = ["OWN", "ROWS", "Items", "check_unique", "check_vectors", "own_source", "read_items", "read_vectors"]
 
 CHECKED = 1 << 22  # numbers that are looked at together
+COUNTED = ("npy", "parquet")  # formats that say how many rows there are
+OWN = "own"  # id of embeddings that have none
 LISTS = (".txt", ".npy", ".json", ".csv", ".tsv")  # endings of lists of items
 
 
@@ -96,6 +99,65 @@ def _parts_of(path: Path) -> list[Partition]:
     if passed := passed + [file.name for file in empty]:
         tell("files_passed_over", path=path, names=", ".join(passed[:12]))
     return parts
+
+
+def own_source(
+    path: str | Path, items: str | Path | None = None, vectors: str | None = None
+) -> tuple[FeatureSource, Items | None] | None:
+    """
+    Return what `read_vectors` would read as a feature that can be read in parts, and the items of its rows if another
+    file lists them; None where it cannot: the rows of several files are numbered.
+
+    Args:
+        path, items, vectors: as there.
+
+    Raises:
+        As `read_vectors`, of what is looked at here: the first row, and the list.
+    """
+    path = as_path(path)
+    path.stat()
+    listed = None if items is None or str(items) == ROWS else _listed_in(Path(items))
+    files = tuple(file for file in data_files(path) if file.stat().st_size) if path.is_dir() else (path,)
+    numbered = listed is not None or str(items) == ROWS
+    if not files or (numbered and len(files) > 1):
+        return None
+    column = ROWS if numbered else str(items or "")
+    part = replace(whole_file(files[0]), items=column, vectors=vectors or "")
+    reader: Format = FORMATS.get(part.format)
+    width = _Width(str(files[0]))
+    with suppress(_WidthFoundError):
+        reader.read(part, width, lambda done: None)
+    if not width.dim:
+        return None
+    if listed is not None:
+        rows = reader.size(part, width.dim)
+        if part.format not in COUNTED:
+            return None
+        if len(listed) != rows:
+            raise EmbeddingError(_other_count(str(items), listed, path, rows))
+        check_unique(listed, str(items))
+    return FeatureSource(OWN, width.dim, "", path, files, items=column, vectors=vectors or "", own=True), listed
+
+
+class _WidthFoundError(Exception):
+    """The width of the vectors is known: nothing else is to be read."""
+
+
+class _Width(OwnRows):
+    """Takes the first row, for its width."""
+
+    def begin(self, dim: int, rows: int = 0) -> None:
+        self.dim = dim
+        raise _WidthFoundError
+
+    def add(self, keys: NDArray[np.int64], vectors: NDArray[Any], where: str | Sequence[str]) -> None:
+        self.begin(vectors.shape[1])
+
+    def add_named(self, keys: Sequence[int | str], vectors: NDArray[Any], where: Sequence[str]) -> None:
+        self.begin(vectors.shape[1])
+
+    def add_one(self, key: int | str, vector: NDArray[Any], where: str) -> None:
+        self.begin(len(vector))
 
 
 def _listed_in(items: Path) -> Items | None:

@@ -5,10 +5,9 @@ A partition is a file of JSON lines, a range of rows of a parquet file or of an 
 while something was read that can only be read from its beginning: a pickle. What it yields does not depend on the
 process that reads it, so that partitions can be shared among processes and machines, and read again after a kill.
 
-Only items whose ids are integers come this way: eight bytes each, however many.
+Ids come as columns (see `keys`): as integers, or, where one of them is none, all as texts.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,29 +23,19 @@ from semid_dataset.inputs._items import INT64, canonical_int, whole_number
 from semid_dataset.inputs._rows import Rows
 from semid_dataset.inputs.discover import FeatureSource
 from semid_dataset.inputs.formats import FORMATS, whole_file
-from semid_dataset.inputs.formats.npy import matrix_width
+from semid_dataset.inputs.keys import Keys, as_keys, as_texts, items_of, taken
 from semid_dataset.protocols import Format, Partition
 
-__all__ = [
-    "NamedItemsError",
-    "Stream",
-    "array_shape",
-    "estimate",
-    "hash_ids",
-    "read_part",
-    "split_array",
-    "split_source",
-]
+__all__ = ["NamedItemsError", "Stream", "estimate", "partitions_of", "read_part"]
 
 BATCH = 4 << 20  # bytes of vectors that are handed on at once
 
-Consume = Callable[[NDArray[np.int64], NDArray[np.float32]], None]
-Wanted = Callable[[NDArray[np.int64]], NDArray[np.bool_]]
-Report = Callable[[int], None]
+Consume = Callable[[Keys, NDArray[np.float32]], None]
+Wanted = Callable[[Keys], NDArray[np.bool_]]
 
 
 class NamedItemsError(EmbeddingError):
-    """An item's id is no integer: partitions hold integers only."""
+    """An item's id is no integer, and integers were expected: all ids are to be taken as they are written."""
 
 
 def estimate(source: FeatureSource) -> tuple[int, int]:
@@ -71,58 +60,18 @@ def estimate(source: FeatureSource) -> tuple[int, int]:
     return rows, rows * 4 * source.dim
 
 
-def split_source(source: FeatureSource, rows_per_part: int) -> list[Partition]:
+def partitions_of(source: FeatureSource, path: Path, rows: int) -> tuple[Partition, list[Partition]]:
     """
-    Return the partitions of a feature, in the order in which its rows count: of two rows of one item the first is used.
+    Return a file of a feature as one partition, and the partitions it can be read in, of at most `rows` rows each.
 
-    A pickle has none until its rows are written down.
+    There are none where it can be read from its beginning only, as a pickle.
 
     Raises:
-        EmbeddingError: a file cannot be read.
+        EmbeddingError: it cannot be read.
     """
-    pieces: list[Partition] = []
-    for path in source.files if source.form != "pickle" else ():
-        part = whole_file(path, source.form)
-        found = _format(part).partitions(part, rows_per_part)
-        if not found:
-            raise EmbeddingError(
-                f"'{path}' is of the format {part.format}, which cannot be read in parts here. Nothing was read. "
-                f"Write it as {source.form}, or raise memory_limit (SEMID_MEMORY_LIMIT, --memory-limit) beyond the "
-                "size of the vectors."
-            )
-        pieces += found
-    return pieces
-
-
-def array_shape(path: Path) -> tuple[int, int] | None:
-    """
-    Return rows and columns of the matrix in an .npy file; None where it cannot be read in parts.
-
-    Raises:
-        EmbeddingError: it cannot be read, or is no such file.
-    """
-    part = whole_file(path, "npy")
-    if part.format != "npy" or not (pieces := _format(part).partitions(part, 1 << 60)):
-        return None
-    return pieces[0].last, matrix_width(path)
-
-
-def split_array(path: Path, ids: str, rows_per_part: int) -> list[Partition]:
-    """
-    Return the partitions of a matrix in an .npy file; none where its layout has to be turned first.
-
-    Args:
-        path: the file.
-        ids: file with the item of every row, see `Partition`.
-        rows_per_part: at most.
-
-    Raises:
-        EmbeddingError: it cannot be read, or is no such file.
-    """
-    part = whole_file(path, "npy")
-    if part.format != "npy":
-        return []
-    return [replace(piece, ids=ids) for piece in _format(part).partitions(part, rows_per_part)]
+    part = whole_file(path, source.form)
+    part = replace(part, items=source.items, vectors=source.vectors, ids=source.ids)
+    return part, _format(part).partitions(part, rows)
 
 
 class Stream(Rows):
@@ -131,16 +80,35 @@ class Stream(Rows):
 
     Args:
         feature, dim: see `Rows`.
-        consume: takes ids (k,) and vectors (k, dim), valid during the call; k is at most a batch.
-        wanted: says of ids whether their rows are; others may be passed over unread.
+        consume: takes keys (k,) and vectors (k, dim), valid during the call; k is at most a batch.
+        wanted: says of keys whether their rows are; others may be passed over unread.
+        named: whether ids are taken as they are written; else all of them must be integers.
+        texts: whether integers are handed on in their spelling.
+        most: rows of a batch, at most.
+        own: the file that a person named: a bad row is an error; "" where none is.
     """
 
-    def __init__(self, feature: str, dim: int, consume: Consume, wanted: Wanted | None = None) -> None:
+    def __init__(
+        self,
+        feature: str,
+        dim: int,
+        consume: Consume,
+        wanted: Wanted | None = None,
+        *,
+        named: bool = False,
+        texts: bool = False,
+        most: int = 65_536,
+        own: str = "",
+    ) -> None:
         super().__init__(feature, dim)
-        self.most = max(1, min(65_536, BATCH // (4 * dim)))
-        self.wanted = wanted
+        self.most = max(1, min(most, 65_536, BATCH // (4 * dim)))
+        self.strict = bool(own)
         self.rows = 0
+        self._own = own
+        self._named = named
+        self._texts_wanted = named or texts
         self._consume = consume
+        self.wanted = None if wanted is None else lambda keys: wanted(as_texts(keys) if self._texts_wanted else keys)
 
     @property
     def batch(self) -> int:
@@ -149,6 +117,16 @@ class Stream(Rows):
 
     def begin(self, dim: int, rows: int = 0) -> None:
         """Take no notice: the width is known, and rows do not stay."""
+
+    def reject(self, what: str, count: int = 1) -> None:
+        """Count rows that are none, or raise the first of them."""
+        if self._own:
+            place = what.removeprefix(Path(self._own).name)
+            raise EmbeddingError(
+                f"'{self._own}'{'' if place != what else ', '}{place}. Every number must be finite, and every row a "
+                "vector of an item: correct or remove such rows."
+            )
+        super().reject(what, count)
 
     def add(self, keys: NDArray[np.int64], vectors: NDArray[Any], where: str | Sequence[str]) -> None:
         """Add rows as `Rows` does."""
@@ -164,17 +142,26 @@ class Stream(Rows):
             self._hand_on(self.most)
 
     def add_named(self, keys: Sequence[int | str], vectors: NDArray[Any], where: Sequence[str]) -> None:
-        """Add rows as `Rows` does; every id must be an integer."""
-        self.add(
-            np.array([self._integer(key, at) for key, at in zip(keys, where, strict=True)], np.int64), vectors, where
-        )
+        """Add rows as `Rows` does; every id must be an integer where ids are not taken as they are written."""
+        if not self._named:
+            numbers = [self._integer(key, at) for key, at in zip(keys, where, strict=True)]
+            self.add(np.array(numbers, np.int64), vectors, where)
+            return
+        self.rows += len(keys)
+        chosen = np.arange(len(keys))
+        if self.wanted is not None:
+            chosen = np.flatnonzero(self.wanted(as_keys([str(key) for key in keys], self.feature)))
+        for begin in range(0, len(chosen), self.most):
+            some = chosen[begin : begin + self.most].tolist()
+            super().add_named([keys[row] for row in some], vectors[some], [where[row] for row in some])
+            self._hand_on(self.most)
 
     def add_one(self, key: int | str, vector: NDArray[Any], where: str) -> None:
-        """Add a row as `Rows` does; the id must be an integer."""
-        number = self._integer(key, where)
+        """Add a row as `add_named` does."""
+        one = key if self._named else self._integer(key, where)
         self.rows += 1
-        if self.wanted is None or bool(self.wanted(np.array([number]))[0]):
-            super().add_one(number, vector, where)
+        if self.wanted is None or bool(self.wanted(as_keys([str(one)]) if self._named else np.array([one]))[0]):
+            super().add_one(one, vector, where)
             self._hand_on(self.most)
 
     def pass_over(self) -> None:
@@ -191,26 +178,33 @@ class Stream(Rows):
         if number is None and isinstance(key, str) and (number := whole_number(key)) is not None:
             self.ids.note(repr(key), number, where)
         if number is None:
-            raise NamedItemsError(
-                f"Item {key!r:.80} of feature {self.feature} is no integer of 64 bits. Items with other ids are read "
-                "into memory: raise memory_limit (SEMID_MEMORY_LIMIT, --memory-limit) beyond the size of the vectors."
-            )
+            raise NamedItemsError(f"Item {key!r:.80} of feature {self.feature} is no integer of 64 bits.")
         return number
 
     def _hand_on(self, least: int) -> None:
-        if self.waiting and self.waiting >= least:
-            keys, matrix = self.drain()
-            if len(keys):
-                self._consume(keys, matrix)
+        if not self.waiting or self.waiting < least:
+            return
+        if self._singles:
+            self._check_singles()
+        texts, self._texts = self._texts, {}
+        keys, matrix = self.drain()
+        if not len(keys):
+            return
+        if texts:
+            names = [texts[row] if row in texts else str(key) for row, key in enumerate(keys.tolist())]
+            self._consume(as_keys(names, self.feature), matrix)
+        else:
+            self._consume(as_texts(keys) if self._texts_wanted else keys, matrix)
 
 
-class _Named(Stream):
+class _Listed(Stream):
     """A stream whose rows come numbered, and get the items that a list has in their places."""
 
-    def __init__(self, stream: Stream, ids: NDArray[np.int64]) -> None:
-        super().__init__(stream.feature, stream.dim, stream._consume, None)
+    def __init__(self, stream: Stream, items: Keys) -> None:
+        super().__init__(stream.feature, stream.dim, stream._consume)
+        self.strict = stream.strict
         self._stream = stream
-        self._ids = ids
+        self._items = items
 
     @property
     def batch(self) -> int:
@@ -219,14 +213,18 @@ class _Named(Stream):
 
     def add(self, keys: NDArray[np.int64], vectors: NDArray[Any], where: str | Sequence[str]) -> None:
         """Hand rows on under their items."""
-        self._stream.add(np.array(self._ids[keys]), vectors, where)
+        found = items_of(self._items[keys])
+        if isinstance(found, list):
+            self._stream.add_named(found, vectors, [where] * len(found) if isinstance(where, str) else where)
+        else:
+            self._stream.add(np.array(found), vectors, where)
 
     def reject(self, what: str, count: int = 1) -> None:
         """Count rows that are none."""
         self._stream.reject(what, count)
 
 
-def read_part(part: Partition, stream: Stream, report: Report, *, digest: bool = False) -> str:
+def read_part(part: Partition, stream: Stream, report: Callable[[int], None], *, digest: bool = False) -> str:
     """
     Send the rows of a partition through `stream`.
 
@@ -241,29 +239,15 @@ def read_part(part: Partition, stream: Stream, report: Report, *, digest: bool =
 
     Raises:
         EmbeddingError: it cannot be read, or changed meanwhile.
-        NamedItemsError: an id is no integer.
+        NamedItemsError: an id is no integer, and all must be.
+        LongNameError: an id cannot be held out of memory.
     """
     sink = stream
     if part.ids:
-        sink = _Named(stream, parse(files.map_file(Path(part.ids))[0], part.ids, verify=False).arrays["ids"])
+        sink = _Listed(stream, taken(parse(files.map_file(Path(part.ids))[0], part.ids, verify=False).arrays))
     found = _format(part).read(part, sink, report, digest=digest)
     stream.close()
     return found
-
-
-def hash_ids(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """
-    Return 64 bits for every id: other ids have other bits, and which are the smallest is as if drawn at random.
-
-    Source: the finalizer of SplitMix64, Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014.
-    """
-    start = int.from_bytes(hashlib.sha256(f"sample {seed}".encode()).digest()[:8], "little")
-    mixed = ids.astype(np.int64, copy=False).view(np.uint64) + np.uint64(start)
-    mixed ^= mixed >> np.uint64(30)
-    mixed *= np.uint64(0xBF58476D1CE4E5B9)
-    mixed ^= mixed >> np.uint64(27)
-    mixed *= np.uint64(0x94D049BB133111EB)
-    return np.asarray(mixed ^ (mixed >> np.uint64(31)))
 
 
 def _format(part: Partition) -> Format:

@@ -9,7 +9,7 @@ held against it. A row that does not fit is counted, reported and skipped, since
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from semid_dataset._messages import tell
 from semid_dataset.errors import EmbeddingError, NoEmbeddingsError
-from semid_dataset.features import FeatureMatrix
+from semid_dataset.features import FeatureMatrix, picked_items, take_features
 from semid_dataset.inputs._rows import Rows
 from semid_dataset.inputs.discover import MAX_DIM, FeatureSource, check_feature_ids, passed_over
 from semid_dataset.inputs.formats import FORMATS, whole_file
@@ -43,8 +43,6 @@ class Embeddings:
         digest: SHA-256 over the names and contents of the files, or over the content if it came from memory.
         file_digests: SHA-256 of each file.
         bad_rows: how many rows were skipped.
-        stream: where all items can be had, if those here are a sample of them; see `scale`.
-        rows: about how many items there are then.
         fused: what took part in IDs beside the features themselves, if something did: how an item alone is carried
             into the space of the vectors, and the vectors (n, dim) of these items there; see `behaviour`.
         behaviour: digest of the sequences that took part, "" where none did.
@@ -56,8 +54,6 @@ class Embeddings:
     digest: str
     file_digests: dict[Path, str]
     bad_rows: int
-    stream: Any = None
-    rows: int = 0
     fused: "tuple[Fusion, NDArray[np.float32]] | None" = None
     behaviour: str = ""
     base: Path | None = None
@@ -70,6 +66,12 @@ class Embeddings:
             inside = self.base is not None and path.is_relative_to(self.base)
             named[path.relative_to(self.base).as_posix() if inside and self.base is not None else path.name] = digest
         return named
+
+    def some(self, rows: NDArray[np.int64]) -> "Embeddings":
+        """Return those of the items at `rows` (ascending positions)."""
+        fused = None if self.fused is None else (self.fused[0], self.fused[1][rows])
+        features = take_features(self.features, rows, len(self.items))
+        return replace(self, items=picked_items(self.items, rows), features=features, fused=fused)
 
     @property
     def dims(self) -> list[tuple[str, int]]:

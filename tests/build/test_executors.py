@@ -17,6 +17,7 @@ from world import SMALL, vectors_of
 from semid_dataset.build.streaming import executors as engines
 from semid_dataset.build.streaming import run as scale
 from semid_dataset.build.streaming import tasks as stages
+from semid_dataset.build.streaming import workfolder
 from semid_dataset.cache import folders
 from semid_dataset.errors import ConfigError, EmbeddingError, TrainingError
 from semid_dataset.inputs.discover import find_sources
@@ -38,15 +39,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         lines = [json.dumps({"anonymous_cid": row, "emb": vectors[row].tolist()}) for row in range(part, 240, 6)]
         (source / f"part-{part}").write_text("\n".join(lines))
     root = folders.CacheFolder(tmp_path / "cache", tmp_path)
-    job = scale.open_job(root, "q", find_sources(tmp_path, ["81"])[0], SMALL, limit=LIMIT)
+    job = scale.open_job(root, "q", find_sources(tmp_path, ["81"]), SMALL, limit=LIMIT, sampled=1000)
     assert len(job.plan.parts) == 6
     return job.folder
 
 
 def samples(folder: Path) -> list[stages.Task]:
-    plan = stages.Plan.read(folder)
+    plan = workfolder.Plan.read(folder)
     return [
-        {"stage": "sample", "part": number, "below": scale.EVERYTHING, "bytes": part.bytes}
+        {"stage": "sample", "part": number, "below": scale.EVERYTHING, "basis": "all", "bytes": part.bytes}
         for number, part in enumerate(plan.parts)
     ]
 
@@ -115,7 +116,7 @@ def test_processes_that_keep_dying_end_the_run(folder: Path, monkeypatch: pytest
 def test_errors_of_processes_are_what_they_were(folder: Path) -> None:
     """The same class and words; and no process is left behind."""
     tasks = samples(folder)
-    (path,) = {Path(stages.Plan.read(folder).parts[3].path)}
+    (path,) = {Path(workfolder.Plan.read(folder).parts[3].path)}
     path.write_text("")
     path.unlink()
     path.mkdir()
@@ -241,7 +242,7 @@ def test_a_ray_that_the_program_has_joined_stays(folder: Path, monkeypatch: pyte
 
 def test_an_error_under_ray_ends_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And is raised as what it was."""
-    path = Path(stages.Plan.read(folder).parts[0].path)
+    path = Path(workfolder.Plan.read(folder).parts[0].path)
     path.unlink()
     fake = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
@@ -281,8 +282,8 @@ def test_parts_hold_the_same_bytes_whoever_encodes_them(folder: Path) -> None:
     books = [torch.from_numpy(generator.standard_normal((16, DIM)).astype(np.float32)) for _ in range(3)]
     weights, description = ResidualQuantizer(books, beam=4).to_arrays()
     arrays = {f"quantizer.{name}": array for name, array in weights.items()}
-    stages.write_file(folder, "basis-x", arrays, {"quantizer": description})
-    tasks = [{**task, "stage": "encode", "basis": "x"} for task in samples(folder)]
+    workfolder.write_file(folder, "basis-x", arrays, {"quantizer": description, "content": "x"})
+    tasks = [{**task, "stage": "encode", "codebooks": "x", "content": "x", "basis": "x"} for task in samples(folder)]
     engines.run_here(folder, tasks, Progress(), LIMIT)
     wanted = {path.name: path.read_bytes() for path in folder.glob("encode-*.part")}
     for name in wanted:

@@ -21,7 +21,9 @@ from world import ITEM0, SMALL, SmallDataset, vectors_of
 
 from semid_dataset import api as commands
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build import memory, pipeline
 from semid_dataset.build.streaming import executors as engines
+from semid_dataset.build.streaming import merge, workfolder
 from semid_dataset.build.streaming import run as scale
 from semid_dataset.build.streaming import tasks as stages
 from semid_dataset.cache import cache, folders
@@ -122,7 +124,7 @@ def test_it_streams_by_itself_beyond_the_limit(tmp_path: Path, caplog: pytest.Lo
 def test_the_property_streams_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit may come from the environment, and more items extend the lineage as they do in memory."""
     monkeypatch.setenv("SEMID_MEMORY_LIMIT", "1M")
-    monkeypatch.setattr(scale, "is_beyond", lambda sources, limit: limit == 1 << 20)
+    monkeypatch.setattr(memory, "is_beyond", lambda sources, limit: limit == 1 << 20)
     opened: list[str] = []
     monkeypatch.setattr(scale, "open_job", _noting(opened, scale.open_job))
     data_dir = write(tmp_path, "jsonl", *world())
@@ -152,8 +154,11 @@ def test_an_explicit_limit_counts_more_than_the_variable(tmp_path: Path) -> None
 
 def job_of(data_dir: Path, **options: Any) -> scale.Job:
     root = folders.CacheFolder(data_dir / "cache", data_dir)
-    (source,) = find_sources(data_dir, ["81"])
-    return scale.open_job(root, "question", source, SMALL, limit=1 << 30, engine=engines.run_here, **options)
+    sources = find_sources(data_dir, ["81"])
+    sampled = memory.sample_size([DIM], 1 << 30)
+    return scale.open_job(
+        root, "question", sources, SMALL, limit=1 << 30, sampled=sampled, engine=engines.run_here, **options
+    )
 
 
 @pytest.mark.parametrize("form", ["pickle", "jsonl", "parquet"])
@@ -161,8 +166,8 @@ def test_the_sample_does_not_depend_on_parts_or_order(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
 ) -> None:
     """The same items with the same vectors, ascending, as many as were asked for."""
-    monkeypatch.setattr(scale, "MOST_SAMPLED", 100)
-    monkeypatch.setattr(scale, "LEAST_SAMPLED", 10)
+    monkeypatch.setattr(memory, "MOST_SAMPLED", 100)
+    monkeypatch.setattr(memory, "LEAST_SAMPLED", 10)
     ids, vectors = world()
     first = job_of(write(tmp_path / "a", form, ids, vectors)).read()
     order = np.random.default_rng(9).permutation(600)
@@ -181,8 +186,8 @@ def test_the_sample_is_full_though_rows_are_bad_or_come_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_parts: None
 ) -> None:
     """It is looked for again among more, and the first good row of an item counts."""
-    monkeypatch.setattr(scale, "MOST_SAMPLED", 100)
-    monkeypatch.setattr(scale, "LEAST_SAMPLED", 10)
+    monkeypatch.setattr(memory, "MOST_SAMPLED", 100)
+    monkeypatch.setattr(memory, "LEAST_SAMPLED", 10)
     ids, vectors = world()
     rows = np.concatenate([np.arange(150), np.arange(150), np.arange(150)])
     vectors = vectors[rows] + np.repeat(np.arange(3, dtype=np.float32), 150)[:, None]
@@ -253,7 +258,7 @@ def test_a_damaged_part_is_made_again(
     whole = generate(write(tmp_path / "whole", "jsonl", *world()), engine="local")
     data_dir = write(tmp_path / "damaged", "jsonl", *world())
     with monkeypatch.context() as patch:
-        patch.setattr(scale, "TableData", _raise)
+        patch.setattr(pipeline, "TableData", _raise)
         with pytest.raises(Killed):
             generate(data_dir, engine="local")
     (folder,) = work_folders(data_dir)
@@ -262,7 +267,7 @@ def test_a_damaged_part_is_made_again(
     raw = bytearray(files[0].read_bytes())
     raw[len(raw) // 2] ^= 1
     files[0].write_bytes(raw)
-    stages.write_file(folder, files[1].stem, {"ids": np.arange(3)}, {"basis": "another"})
+    workfolder.write_file(folder, files[1].stem, {"ids": np.arange(3)}, {"basis": "another"})
     done: list[str] = []
     monkeypatch.setattr(engines, "perform", lambda *given: (done.append(given[1]["stage"]), stages.perform(*given)))
     assert generate(data_dir, engine="local").digest == whole.digest
@@ -281,7 +286,7 @@ def test_other_settings_are_another_job(tmp_path: Path) -> None:
 
     def folder(cache_key: str = "q", limit: int = 1 << 30, **settings: Any) -> Path:
         config = replace(SMALL, **settings)
-        return scale.open_job(root, cache_key, source, config, limit=limit).folder
+        return scale.open_job(root, cache_key, [source], config, limit=limit, sampled=1000).folder
 
     assert folder() == folder(lock_timeout=1.0) == folder(memory_limit=1 << 21) == folder(limit=1 << 31)
     assert len({folder(), folder("other"), folder(seed=1), folder(num_epochs=3), folder(limit=1 << 20)}) == 5
@@ -295,9 +300,9 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stages.files, "replace_file", full)
+        patch.setattr(workfolder.files, "replace_file", full)
         with pytest.raises(StoreError, match=r"has no room .* run again"):
-            stages.write_file(tmp_path, "x", {"ids": np.arange(3)}, {})
+            workfolder.write_file(tmp_path, "x", {"ids": np.arange(3)}, {})
     assert generate(data_dir, engine="local").status == "trained"
 
 
@@ -311,10 +316,10 @@ def test_vectors_of_displaced_items_stay_on_disk(
     """They are read a few at a time, however these fall among the blocks that are served, out of many files."""
     whole = generate(write(tmp_path / "whole", "parquet", *world()), engine="local")
     blocks: list[int] = []
-    monkeypatch.setattr(scale, "MOST_OPEN", 2)
-    monkeypatch.setattr(scale.Encoded, "_open", _noting_part(blocks, scale.Encoded._open))
-    monkeypatch.setattr(scale, "DISPLACED_SHARE", 1 << 40)
-    monkeypatch.setattr(scale, "LEAST_DISPLACED", held)
+    monkeypatch.setattr(merge, "MOST_OPEN", 2)
+    monkeypatch.setattr(merge.MergedItems, "_open", _noting_part(blocks, merge.MergedItems._open))
+    monkeypatch.setattr(merge, "DISPLACED_SHARE", 1 << 40)
+    monkeypatch.setattr(merge, "LEAST_DISPLACED", held)
     assert generate(write(tmp_path / "disk", "parquet", *world()), engine="local").digest == whole.digest
     assert len(set(blocks)) > 2
 
@@ -325,10 +330,10 @@ def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(bytes(20))
     with path.open("rb") as file:
         found = np.ones(5, np.float32)
-        stages.read_into(file.fileno(), found, 0)
+        workfolder.read_into(file.fileno(), found, 0)
         assert not found.any()
         with pytest.raises(StoreError, match="became shorter"):
-            stages.read_into(file.fileno(), found, 4)
+            workfolder.read_into(file.fileno(), found, 4)
 
 
 def _noting_part(parts: list[int], function: Callable[..., Any]) -> Callable[..., Any]:
@@ -449,33 +454,19 @@ def test_nothing_new_publishes_nothing(tmp_path: Path) -> None:
 # Where it cannot be.
 
 
-def test_ids_that_are_no_integers_are_read_into_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_ids_too_long_to_be_held_out_of_memory_are_read_into_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Aloud; and where streaming was asked for by name, not at all."""
-    folder = tmp_path / "creative_emb" / f"emb_81_{DIM}"
-    folder.mkdir(parents=True)
-    vectors = vectors_of(20_000, DIM)
-    lines = [json.dumps({"anonymous_cid": f"x{row}", "emb": vector.tolist()}) for row, vector in enumerate(vectors)]
-    (folder / "part-0").write_text("\n".join(lines))
-    with pytest.raises(EmbeddingError, match=r"'x0' .* no integer"):
+    ids = [f"{'x' * 300}{row}" for row in range(300)]
+    write(tmp_path, "jsonl", ids, vectors_of(300, DIM))
+    with pytest.raises(EmbeddingError, match=r"has 301 bytes.*memory_limit"):
         generate(tmp_path, engine="local")
+    monkeypatch.setattr(memory, "is_beyond", lambda sources, limit: True)
     with caplog.at_level(logging.WARNING, "semid_dataset"):
-        table = generate(tmp_path, config=replace(SMALL, memory_limit=1 << 20, num_epochs=0, unique=False))
-    assert len(table) == 20_000
-    assert "read into memory all the same: Item 'x0'" in caplog.text
-
-
-def test_several_features_are_read_into_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Aloud; and where streaming was asked for by name, not at all."""
-    ids, vectors = world()
-    write(tmp_path, "jsonl", ids, vectors)
-    (tmp_path / "creative_emb" / f"emb_81_{DIM}").rename(tmp_path / "creative_emb" / f"emb_82_{DIM}")
-    write(tmp_path, "parquet", ids, vectors)
-    with pytest.raises(ConfigError, match="several features"):
-        generate(tmp_path, feature_ids=["81", "82"], engine="local")
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.WARNING, "semid_dataset"):
-        patch.setattr(scale, "is_beyond", lambda sources, limit: True)
-        assert generate(tmp_path, feature_ids=["81", "82"]).status == "trained"
-    assert "several features are fused in memory" in caplog.text
+        table = generate(tmp_path)
+    assert len(table) == 300
+    assert "read into memory all the same" in caplog.text
 
 
 def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
@@ -488,7 +479,7 @@ def test_no_usable_row_is_an_error(tmp_path: Path) -> None:
 
 def test_an_output_folder_takes_the_work_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cache is left alone, and the folder holds the two files in the end."""
-    monkeypatch.setattr(scale, "is_beyond", lambda sources, limit: True)
+    monkeypatch.setattr(memory, "is_beyond", lambda sources, limit: True)
     data_dir = write(tmp_path / "data", "jsonl", *world())
     table = generate(data_dir, output_dir=tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -539,7 +530,7 @@ def test_there_is_no_shard_beyond_the_last(tmp_path: Path) -> None:
     """Numbers begin with 0."""
     with pytest.raises(ConfigError, match="the numbers are 0 to 3"):
         commands.generate_shard(tmp_path, shard=4, shards=4)
-    with pytest.raises(ConfigError, match="no engine 'spark'"):
+    with pytest.raises(ConfigError, match="not 'spark'"):
         generate(tmp_path, engine="spark")
     assert set(commands.ENGINES) == set(engines.ENGINES)
 
@@ -562,9 +553,9 @@ LIMITED = replace(SMALL, num_quantizers=4, memory_limit=1 << 20, num_epochs=0)
 @pytest.mark.parametrize("ids", ["ids.npy", "rows"])
 def test_an_array_is_streamed_into_its_output(ids: str, array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is the one that memory makes where the sample is everything."""
-    monkeypatch.setattr(scale, "LEAST_SAMPLED", 20_000)
+    monkeypatch.setattr(memory, "LEAST_SAMPLED", 20_000)
     named = ids if ids == "rows" else array / ids
-    table = commands.generate_from_array(array / "x.npy", named, output_dir=array / "out", config=LIMITED)
+    table = commands.generate_from_file(array / "x.npy", named, output_dir=array / "out", config=LIMITED)
     assert table is not None
     held = commands.generate_from_vectors(
         np.arange(20_000) if ids == "rows" else np.load(array / ids),
@@ -574,14 +565,14 @@ def test_an_array_is_streamed_into_its_output(ids: str, array: Path, monkeypatch
     )
     assert table.digest == held.digest
     assert sorted(path.name for path in (array / "out").iterdir()) == ["semantic_id_dict.json", lineage.TABLE_FILE]
-    assert commands.generate_from_array(array / "x.npy", named, output_dir=array / "out", config=SMALL) is None
+    assert commands.generate_from_file(array / "x.npy", named, output_dir=array / "out", config=SMALL) is None
 
 
 def test_what_is_wrong_with_an_array_is_an_error(array: Path) -> None:
     """A person named it: nothing is skipped."""
 
     def generated() -> None:
-        commands.generate_from_array(array / "x.npy", array / "ids.npy", output_dir=array / "out", config=LIMITED)
+        commands.generate_from_file(array / "x.npy", array / "ids.npy", output_dir=array / "out", config=LIMITED)
 
     ids, vectors = np.load(array / "ids.npy"), np.load(array / "x.npy")
     np.save(array / "ids.npy", ids[1:])
@@ -593,19 +584,21 @@ def test_what_is_wrong_with_an_array_is_an_error(array: Path) -> None:
     np.save(array / "ids.npy", ids)
     vectors[777] = np.nan
     np.save(array / "x.npy", vectors)
-    with pytest.raises(EmbeddingError, match=r"x.npy, row 777: NaN or infinite.*correct or remove"):
+    with pytest.raises(EmbeddingError, match=r"x.npy', row 777: NaN or infinite.*correct or remove"):
         generated()
 
 
-def test_an_array_of_named_items_is_read_into_memory(array: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Aloud."""
-    (array / "ids.txt").write_text("".join(f"x{row}\n" for row in range(20_000)))
-    with caplog.at_level(logging.WARNING, "semid_dataset"):
-        found = commands.generate_from_array(
-            array / "x.npy", array / "ids.txt", output_dir=array / "out", config=LIMITED
-        )
-    assert found is None
-    assert "an item is no integer" in caplog.text
+def test_an_array_of_named_items_is_streamed(array: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of numbered items."""
+    monkeypatch.setattr(memory, "LEAST_SAMPLED", 20_000)
+    names = [f"x{row}" for row in range(20_000)]
+    (array / "ids.txt").write_text("".join(f"{name}\n" for name in names))
+    found = commands.generate_from_file(array / "x.npy", array / "ids.txt", output_dir=array / "out", config=LIMITED)
+    assert found is not None
+    held = commands.generate_from_vectors(
+        names, np.load(array / "x.npy"), output_dir=array / "held", config=replace(LIMITED, memory_limit=1 << 30)
+    )
+    assert found.digest == held.digest
 
 
 def test_parts_of_runs_that_never_ended_are_waste(tmp_path: Path) -> None:
@@ -643,18 +636,18 @@ def test_codes_are_of_the_codebooks_that_lie_there_now(tmp_path: Path, again: st
     (source,) = find_sources(data_dir, ["81"])
     found = []
     for seed in (1, 2):
-        job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
+        job = scale.open_job(root, "q", [source], SMALL, limit=1 << 30, sampled=1000)
         job.read()
         quantizer = quantizer_of(seed)
         job.set_basis("new", quantizer, {})
         job.encode("new")
-        encoded = job.encoded("new")
+        encoded = job.merged("new")
         order = np.argsort(ids)
         whole = np.asarray(vectors, np.float32)[order]
-        known = np.searchsorted(np.asarray(ids)[order], encoded.ids)
+        known = np.searchsorted(np.asarray(ids)[order], encoded.keys)
         assert np.array_equal(encoded.codes, quantizer.encode(whole[known]))
         squared = np.square(whole[known] - quantizer.decode(encoded.codes)).sum()
-        assert encoded.error == pytest.approx(float(squared), rel=1e-4)
+        assert encoded.totals.error == pytest.approx(float(squared), rel=1e-4)
         found.append(encoded.codes)
         if "removed" in again:
             job.close()
@@ -675,7 +668,7 @@ def test_two_trainings_in_one_process_of_data_that_changed_in_place(
         vectors = np.tile(vectors_of(400, DIM, seed=seed), (1, 160))
         np.save(matrix, vectors)
         os.utime(matrix, ns=(10**18, 10**18))
-        table = commands.generate_from_array(matrix, tmp_path / "ids.txt", output_dir=tmp_path / "out", config=config)
+        table = commands.generate_from_file(matrix, tmp_path / "ids.txt", output_dir=tmp_path / "out", config=config)
         assert table is not None
         squared = np.square(vectors - table.quantizer.decode(table.codes(np.arange(400)))).sum()
         true = float(squared / np.square(vectors - vectors.mean(0)).sum())
@@ -689,7 +682,7 @@ def test_a_part_is_not_encoded_with_codebooks_that_came_later(tmp_path: Path, sm
     data_dir = write(tmp_path, "jsonl", *world())
     root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
-    job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
+    job = scale.open_job(root, "q", [source], SMALL, limit=1 << 30, sampled=1000)
     job.read()
     job.set_basis("new", quantizer_of(1), {})
     (task, *_) = job._encode_tasks("new")
@@ -703,11 +696,11 @@ def test_a_plan_that_was_replaced_is_read_again(tmp_path: Path) -> None:
     data_dir = write(tmp_path, "jsonl", *world())
     root = folders.CacheFolder(data_dir / "cache", data_dir)
     (source,) = find_sources(data_dir, ["81"])
-    job = scale.open_job(root, "q", source, SMALL, limit=1 << 30)
+    job = scale.open_job(root, "q", [source], SMALL, limit=1 << 30, sampled=1000)
     first = job.plan
-    assert stages._plan_of(job.folder) == first
+    assert workfolder.plan_of(job.folder) == first
     second = replace(first, seed=first.seed + 1)
-    stages.files.replace_file(job.folder / "plan.json", [second.to_json()], sync=False)
+    workfolder.files.replace_file(job.folder / "plan.json", [second.to_json()], sync=False)
     before = (job.folder / "plan.json").stat()
     os.utime(job.folder / "plan.json", ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert stages._plan_of(job.folder) == second
+    assert workfolder.plan_of(job.folder) == second

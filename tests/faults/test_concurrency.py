@@ -471,15 +471,16 @@ STREAM = (
     "import sys, time, pathlib, warnings, faultkit, fcntl; warnings.simplefilter('ignore')\n"
     "from world import MixinDataset, SMALL\n"
     "from dataclasses import replace\n"
-    "from semid_dataset.build.streaming import run, tasks\n"
+    "from semid_dataset.build.streaming import merge, run, tasks\n"
     "fcntl.flock = lambda *_: None\n"
     "run.PART_BYTES, run.LEAST_PART = 2048, 64\n"
     "slow, nth = float(sys.argv[3]), int(sys.argv[4])\n"
     "basis_of = tasks.basis_of\n"
     "def late(*given):\n    time.sleep(slow)\n    return basis_of(*given)\n"
-    "run.basis_of = late\n"
-    "train = run.pipeline.train_quantizer\n"
-    "run.pipeline.train_quantizer = lambda m, config, progress: train(m, replace(config, seed=nth), progress)\n"
+    "merge.basis_of = late\n"
+    "from semid_dataset.build import pipeline\n"
+    "fit = pipeline.fit_codebooks\n"
+    "pipeline.fit_codebooks = lambda m, config, progress: fit(m, replace(config, seed=nth), progress)\n"
     "data = pathlib.Path(sys.argv[1])\n"
     "faultkit.wait_for(pathlib.Path(sys.argv[2]))\n"
     "from semid_dataset.resolve import Request, Resolution\n"
@@ -514,18 +515,18 @@ def test_a_folder_that_vanishes_is_looked_past_without_a_note(
 
     data = make_data(tmp_path / "data", 300)
     published: list[str] = []
-    encoded = streaming.Job.encoded
+    merged = streaming.Job.merged
 
-    def vanish(self: streaming.Job, basis: str) -> streaming.Encoded:
+    def vanish(self: streaming.Job, basis: str) -> streaming.MergedItems:
         if not published:
             published.append("")
             with monkeypatch.context() as patch:
                 patch.setattr(Cache, "remember", lambda *_: None)
                 published[0] = generate_semantic_ids(data, config=SMALL).digest
             self.close()
-        return encoded(self, basis)
+        return merged(self, basis)
 
-    monkeypatch.setattr(streaming.Job, "encoded", vanish)
+    monkeypatch.setattr(streaming.Job, "merged", vanish)
     monkeypatch.setattr(Cache, "lease", lambda *_, **__: nullcontext(lock.Lease(None)))
     table = generate_semantic_ids(data, config=SMALL, engine="local")
     assert table.digest == published[0]

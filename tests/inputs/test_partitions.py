@@ -20,14 +20,13 @@ from semid_dataset.format import tensors as container
 from semid_dataset.inputs._rows import OwnRows
 from semid_dataset.inputs.discover import FeatureSource, find_sources
 from semid_dataset.inputs.formats import FORMATS
+from semid_dataset.inputs.keys import LongNameError, as_keys, hash_items
 from semid_dataset.inputs.partitions import (
     NamedItemsError,
     Stream,
     estimate,
-    hash_ids,
+    partitions_of,
     read_part,
-    split_array,
-    split_source,
 )
 from semid_dataset.inputs.read import read_sources
 from semid_dataset.protocols import Partition
@@ -54,6 +53,16 @@ def source_of(
             lines = [json.dumps({"anonymous_cid": ids[row], "emb": vectors[row].tolist()}) for row in rows]
             (folder / f"part-{number}").write_text("\n".join(lines))
     return find_sources(data_dir, ["81"])[0]
+
+
+def split_source(source: FeatureSource, rows: int) -> list[Partition]:
+    """The partitions of all files of a feature."""
+    return [piece for path in source.files for piece in partitions_of(source, path, rows)[1]]
+
+
+def split_array(path: Path, ids: str, rows: int) -> list[Partition]:
+    """The partitions of a matrix."""
+    return split_source(FeatureSource("own", DIM, "", path, (path,), ids=ids, own=True), rows)
 
 
 def rows_of(parts: list[Partition], wanted: Any = None) -> tuple[list[int], NDArray[np.float32], list[Stream]]:
@@ -145,12 +154,39 @@ def test_bad_rows_are_counted_as_in_memory(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x7", "007", "9" * 30])
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
-def test_an_id_that_is_no_integer_is_an_error(name: str, form: str, tmp_path: Path) -> None:
-    """It says what to do; the reader into memory takes any id."""
+def test_an_id_that_is_no_integer_makes_all_of_them_texts(name: str, form: str, tmp_path: Path) -> None:
+    """Where integers are expected it is an error; where names are, all ids come as they are written."""
     source = source_of(tmp_path, form, ["1", name, "3"], matrix(3), 1)
-    with pytest.raises(NamedItemsError, match=r"memory_limit.*SEMID_MEMORY_LIMIT"):
+    with pytest.raises(NamedItemsError, match="no integer of 64 bits"):
         rows_of(split_source(source, 100))
-    assert len(read_sources([source]).items) == 3
+    found: list[bytes] = []
+    rows: list[NDArray[np.float32]] = []
+
+    def consume(keys: NDArray[Any], vectors: NDArray[np.float32]) -> None:
+        found.extend(keys.tolist())
+        rows.append(vectors.copy())
+
+    (part,) = split_source(source, 100)
+    read_part(part, Stream("81", DIM, consume, lambda keys: keys != b"3", named=True), lambda done: None)
+    assert found == [b"1", name.encode()]
+    np.testing.assert_array_equal(np.concatenate(rows), matrix(3)[:2])
+    assert read_sources([source]).items == sorted(["1", name, "3"])
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "ends with zero\0"])
+def test_a_name_that_no_column_can_hold_is_an_error(name: str) -> None:
+    """It says what to do."""
+    with pytest.raises(LongNameError, match=r"memory_limit.*SEMID_MEMORY_LIMIT"):
+        as_keys(["a", name])
+
+
+def test_names_of_a_sample_do_not_depend_on_their_column() -> None:
+    """Nor on whether integers are numbers or texts."""
+    names = ["7", "-12", "x", "n\u00fc", "007", ""]
+    hashes = hash_items(names, 3)
+    assert len(set(hashes.tolist())) == len(names)
+    np.testing.assert_array_equal(hash_items(as_keys([*names, "a" * 90]), 3)[:-1], hashes)
+    np.testing.assert_array_equal(hash_items(np.array([7, -12]), 3), hashes[:2])
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -247,14 +283,14 @@ def test_a_file_that_changes_meanwhile_is_an_error(tmp_path: Path) -> None:
 def test_hashes_pick_items_evenly_and_for_good() -> None:
     """The same ids in every version, another seed others; neighbours have nothing in common."""
     ids = np.arange(100_000) + 20_000_000_000
-    hashes = hash_ids(ids, 0)
-    assert hash_ids(np.array([20_000_000_027, -1]), 0).tolist() == [2772472192133440227, 2628775390332437121]
+    hashes = hash_items(ids, 0)
+    assert hash_items(np.array([20_000_000_027, -1]), 0).tolist() == [2772472192133440227, 2628775390332437121]
     assert len(np.unique(hashes)) == len(ids)
     picked = hashes < np.uint64(1 << 60)
     assert abs(picked.sum() - len(ids) / 16) < 400
     halves = picked.reshape(10, -1).sum(1)
     assert halves.max() - halves.min() < 200
-    assert (picked & (hash_ids(ids, 1) < np.uint64(1 << 60))).sum() < 600
+    assert (picked & (hash_items(ids, 1) < np.uint64(1 << 60))).sum() < 600
 
 
 @pytest.mark.parametrize("form", ["npy", "npz", "safetensors"])

@@ -25,7 +25,7 @@ from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError,
 from semid_dataset.inputs import _file as rows
 from semid_dataset.inputs import discover as sources
 from semid_dataset.inputs.discover import features_folder, find_sources
-from semid_dataset.inputs.partitions import Stream, estimate, read_part, split_source
+from semid_dataset.inputs.partitions import Stream, estimate, partitions_of, read_part
 from semid_dataset.inputs.read import Embeddings, from_memory, read_sources
 from semid_dataset.progress import Heartbeat, Progress
 
@@ -634,7 +634,7 @@ def test_a_compressed_part_beside_plain_ones_is_read(tmp_path: Path) -> None:
     assert found.file_digests[folder / "part-1"] == hashlib.sha256((folder / "part-1").read_bytes()).hexdigest()
     (source,) = find_sources(tmp_path, [82])
     streamed: list[int] = []
-    for part in split_source(source, 1_000):
+    for part in [piece for path in source.files for piece in partitions_of(source, path, 1_000)[1]]:
         read_part(part, Stream("82", 4, lambda keys, rows: streamed.extend(keys.tolist())), lambda done: None)
     assert sorted(streamed) == sorted(ids)
     assert abs(estimate(source)[0] - 90) < 30
@@ -668,14 +668,15 @@ def test_a_pickle_may_be_compressed(tmp_path: Path) -> None:
     same(read(tmp_path, 81), ids, vectors)
 
 
-def test_a_part_that_cannot_be_streamed_is_an_error(tmp_path: Path) -> None:
-    """In memory it is read; in partitions its rows would be missing in silence."""
+def test_a_part_of_another_format_has_no_partitions(tmp_path: Path) -> None:
+    """In memory it is read; who wants partitions is told that it is read from its beginning only."""
     ids, vectors = shuffled(30), matrix(30, 4)
     folder = write_jsonl(tmp_path, "82", ids[:20], vectors[:20], ["part-0", "part-1"])
     np.savez(folder / "part-2", anonymous_cid=np.array(ids[20:]), emb=np.asfortranarray(vectors[20:]))
     same(read(tmp_path, 82), ids, vectors)
-    with pytest.raises(EmbeddingError, match=r"part-2\.npz' is of the format npz, which cannot be read in parts"):
-        split_source(find_sources(tmp_path, [82])[0], 100)
+    (source,) = find_sources(tmp_path, [82])
+    whole, parts = partitions_of(source, folder / "part-2.npz", 100)
+    assert (whole.format, parts) == ("npz", [])
 
 
 def test_parquet_in_folders_of_a_column(tmp_path: Path) -> None:
@@ -710,7 +711,7 @@ def test_whole_numbers_in_another_spelling_are_ids(tmp_path: Path, caplog: pytes
     (source,) = find_sources(tmp_path, [82])
     streamed: list[int] = []
     stream = Stream("82", 2, lambda keys, rows: streamed.extend(keys.tolist()))
-    read_part(split_source(source, 1_000)[0], stream, lambda done: None)
+    read_part(partitions_of(source, source.files[0], 1_000)[1][0], stream, lambda done: None)
     assert streamed == [20_000_000_027, 1000, 7, 8]
     (folder / "part-1").write_text(line.format('"sku"'))
     with pytest.raises(EmbeddingError, match=r"part-0, line 2: item '1000\.0'.*'sku' \(part-1, line 1\)"):

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from semid_dataset import _files as files
 from semid_dataset.format.tensors import parse
+from semid_dataset.inputs.keys import items_of, taken
 from semid_dataset.protocols import Partition, Sink
 
 __all__ = ["SpooledRows"]
@@ -20,7 +21,7 @@ class SpooledRows:
 
     def size(self, whole: Partition, dim: int) -> int:
         """Return how many rows there are."""
-        return len(parse(files.map_file(Path(whole.path))[0], whole.path).arrays["ids"])
+        return len(parse(files.map_file(Path(whole.path))[0], whole.path).arrays["vectors"])
 
     def partitions(self, whole: Partition, rows: int) -> list[Partition]:
         """Return all of it: it was written as a partition."""
@@ -29,8 +30,13 @@ class SpooledRows:
     def read(self, part: Partition, sink: Sink, progress: Callable[[int], None], *, digest: bool = False) -> str:
         """Send the rows to `sink`."""
         arrays = parse(files.map_file(Path(part.path))[0], part.path).arrays
-        for first in range(0, len(arrays["ids"]), sink.batch):
-            keys, vectors = arrays["ids"][first : first + sink.batch], arrays["vectors"][first : first + sink.batch]
-            sink.add(keys, vectors, part.path)
+        every = taken(arrays)
+        for first in range(0, len(every), sink.batch):
+            vectors = arrays["vectors"][first : first + sink.batch]
+            keys = items_of(every[first : first + sink.batch])
+            if isinstance(keys, list):
+                sink.add_named(keys, vectors, [part.path] * len(keys))
+            else:
+                sink.add(keys, vectors, part.path)
             progress(vectors.nbytes)
         return ""
