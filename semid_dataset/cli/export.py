@@ -28,7 +28,7 @@ __all__ = ["export"]
         "--format",
         "form",
         metavar="NAME",
-        help="json, index, parquet, csv, npy, pt, flat, packed, tokens, trie, or all; by default the ending decides.",
+        help="json, index, parquet, csv, npy, pt, flat, tokens, trie, or all; by default the ending decides.",
     ),
     click.option(
         "--style",
@@ -68,7 +68,6 @@ def export(
     .npy            codes (items, levels)
     .pt             codes (levels, items), for GRID
     .flat.npz       ids of one vocabulary over all levels, 0 = padding
-    .packed.npz     one integer an ID
     .trie.npz       prefix trie for constrained decoding
 
     Arrays get the items of their rows in FILE.items.json beside them.

@@ -6,7 +6,7 @@ the items in a file beside them. Torch, pyarrow and transformers are loaded only
 """
 
 from semid_dataset.exports.decoding import SemanticIdLogitsProcessor, prefix_allowed_tokens_fn
-from semid_dataset.exports.numbers import flat_ids, pack_ids, unflatten_ids, unpack_ids
+from semid_dataset.exports.numbers import flat_ids, unflatten_ids
 from semid_dataset.exports.registry import FORMATS, Format, export, format_of, read_export
 from semid_dataset.exports.tokens import token_ids_of, token_list
 from semid_dataset.exports.trie import PrefixTrie
@@ -19,11 +19,9 @@ __all__ = [
     "export",
     "flat_ids",
     "format_of",
-    "pack_ids",
     "prefix_allowed_tokens_fn",
     "read_export",
     "token_ids_of",
     "token_list",
     "unflatten_ids",
-    "unpack_ids",
 ]

@@ -1,4 +1,4 @@
-"""IDs as bare arrays, with the items of their rows in a file beside them: numpy, GRID, flat and packed ids."""
+"""IDs as bare arrays, with the items of their rows in a file beside them: numpy, GRID, flat ids."""
 
 import io
 from dataclasses import replace
@@ -18,10 +18,10 @@ from semid_dataset.exports._common import (
     read_beside,
     write_beside,
 )
-from semid_dataset.exports.numbers import flat_ids, pack_ids, unflatten_ids, unpack_ids
+from semid_dataset.exports.numbers import flat_ids, unflatten_ids
 from semid_dataset.table.table import SemanticIdTable
 
-__all__ = ["read_flat", "read_npy", "read_packed", "read_pt", "write_flat", "write_npy", "write_packed", "write_pt"]
+__all__ = ["read_flat", "read_npy", "read_pt", "write_flat", "write_npy", "write_pt"]
 
 
 def write_npy(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
@@ -91,17 +91,3 @@ def read_flat(path: Path, how: How) -> SemanticIdTable:
     return read_beside(
         path, unflatten_ids(flat, sizes, first=int(member(archive, "first", path))), replace(how, sizes=sizes)
     )
-
-
-def write_packed(table: SemanticIdTable, path: Path, style: str, first: int) -> list[Path]:
-    """Write one integer an ID; return the files written."""
-    sizes = table.codebook_sizes
-    packed = pack_ids(table.codes_array, sizes)
-    return write_beside(table, path, [npz_bytes(packed=packed, sizes=np.array(sizes, np.int64))])
-
-
-def read_packed(path: Path, how: How) -> SemanticIdTable:
-    """Read one integer an ID; raises TableError where the file holds none."""
-    archive = load_arrays(path)
-    sizes = agreeing(path, member(archive, "sizes", path).tolist(), how)
-    return read_beside(path, unpack_ids(member(archive, "packed", path), sizes), replace(how, sizes=sizes))

@@ -1,6 +1,5 @@
-"""IDs as numbers: one vocabulary over all levels, or one integer an ID."""
+"""IDs as numbers of one vocabulary over all levels."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +9,8 @@ from numpy.typing import NDArray
 from semid_dataset.errors import TableError
 from semid_dataset.objects import as_codes, as_count, shown
 
-__all__ = ["flat_ids", "pack_ids", "sizes_of", "unflatten_ids", "unpack_ids"]
+__all__ = ["flat_ids", "sizes_of", "unflatten_ids"]
 
-MAX_PACKED_BITS = 64
 MAX_SIZE = 1 << 31  # codes of a level
 
 
@@ -44,39 +42,6 @@ def unflatten_ids(flat: NDArray[Any], sizes: Sequence[int], *, first: int = 1) -
     return codes.astype(_code_dtype(sizes))
 
 
-def pack_ids(codes: NDArray[Any], sizes: Sequence[int]) -> NDArray[np.uint64]:
-    """
-    Return each ID as one integer, level 0 in the highest bits, so that integers sort as IDs do.
-
-    Raises:
-        TableError: an ID needs more than 64 bits, or a code is beyond its level's size.
-    """
-    codes, sizes = as_codes(codes, "codes", TableError), sizes_of(sizes)
-    _check_codes(codes, sizes)
-    bits = _bits(sizes)
-    packed = np.zeros(len(codes), np.uint64)
-    for level, width in enumerate(bits):
-        packed = packed << np.uint64(width) | codes[:, level].astype(np.uint64)
-    return packed
-
-
-def unpack_ids(packed: NDArray[Any], sizes: Sequence[int]) -> NDArray[Any]:
-    """Return the codes of `pack_ids`; raises TableError where an integer is no ID."""
-    packed, sizes = as_codes(packed, "packed IDs", TableError).reshape(-1), sizes_of(sizes)
-    bits = _bits(sizes)
-    rest = packed.astype(np.uint64)
-    codes = np.empty((len(rest), len(bits)), np.int64)
-    for level in reversed(range(len(bits))):
-        codes[:, level] = rest & np.uint64((1 << bits[level]) - 1)
-        rest = rest >> np.uint64(bits[level])
-    if rest.any():
-        raise TableError(
-            f"{int(packed[int(np.flatnonzero(rest)[0])])} has more bits than an ID of {list(sizes)} codes."
-        )
-    _check_codes(codes, sizes)
-    return codes.astype(_code_dtype(sizes))
-
-
 def _offsets(sizes: Sequence[int], first: int) -> NDArray[np.int64]:
     return np.array([as_count(first, "first", 0, 1 << 40), *sizes[:-1]], np.int64).cumsum()
 
@@ -88,15 +53,6 @@ def sizes_of(given: Any) -> list[int]:
         raise TableError(f"Codebook sizes are one whole number a level, at most {MAX_SIZE:,}; not {shown(given)}.")
     sizes: list[int] = found.tolist()
     return sizes
-
-
-def _bits(sizes: Sequence[int]) -> list[int]:
-    bits = [max(1, math.ceil(math.log2(size))) if size > 1 else 1 for size in sizes]
-    if sum(bits) > MAX_PACKED_BITS:
-        raise TableError(
-            f"IDs of {list(sizes)} codes take {sum(bits)} bits; an integer has 64. Export flat ids instead."
-        )
-    return bits
 
 
 def _code_dtype(sizes: Sequence[int]) -> type[np.uint8] | type[np.uint16]:

@@ -14,11 +14,9 @@ from semid_dataset.exports._json import read_json, write_json
 from semid_dataset.exports.arrays import (
     read_flat,
     read_npy,
-    read_packed,
     read_pt,
     write_flat,
     write_npy,
-    write_packed,
     write_pt,
 )
 from semid_dataset.exports.parquet import read_parquet, write_parquet
@@ -83,8 +81,8 @@ def read_export(
     Args:
         path: the file.
         form: a name of `FORMATS`; by default the path's ending decides.
-        codebook_sizes: codes per level, one number or one per level, where the file does not say them (flat ids,
-            packed ones and our parquet do). Without, the power of two that holds the largest code is taken for every
+        codebook_sizes: codes per level, one number or one per level, where the file does not say them (flat ids
+            and our parquet do). Without, the power of two that holds the largest code is taken for every
             level, and said.
         items: of the rows of an array without a file of items beside it: "rows" where row k is item k, or all of them.
 
@@ -131,11 +129,10 @@ FORMATS: dict[str, Format] = {
         Format("npy", ".npy", "codes (items, levels)", write_npy, read_npy),
         Format("pt", ".pt", "codes (levels, items) int64, for GRID", write_pt, read_pt),
         Format("flat", ".flat.npz", "ids of one vocabulary over all levels", write_flat, read_flat),
-        Format("packed", ".packed.npz", "one integer an ID", write_packed, read_packed),
         Format("tokens", ".tokens.json", "the tokens of all codes, for add_tokens", write_tokens, None),
         Format("trie", ".trie.npz", "the IDs as a prefix trie, for decoding", write_trie, read_trie),
     )
 }
 
 
-ARRAYS = frozenset({"npy", "pt", "flat", "packed", "trie"})  # whose items lie beside them
+ARRAYS = frozenset({"npy", "pt", "flat", "trie"})  # whose items lie beside them

@@ -2,14 +2,14 @@
 `semantic_id_dict.json`: `{"20000000027":[1,2,3,4],...}`, written from arrays and read into arrays.
 
 Writing is a stream of blocks whose digits numpy sets, so that 5 million items never become 5 million
-lists. Reading guesses the spelling that `json.dump` and this module use, writes what it understood
-once more, and compares: equal bytes prove the guess. Whatever differs goes through `json.loads` and a
-look at every value, which names the first key that lies.
+lists. Reading looks at every value, and names the first key that lies; it is done once, for a file made by hand, whose
+IDs are in the cache from then on.
 """
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,7 @@ from semid_dataset.objects import INT64_MAX, INT64_MIN, parse_decimal
 __all__ = ["json_chunks", "parse_id_json"]
 
 BLOCK_ITEMS = 1 << 16
-BLOCK_BYTES = 1 << 21
 MAX_CODE = 65_535
-MAX_QUICK_DIGITS = 18  # of a key; any such number is an int64
-WHITESPACE = b" \t\r\n"
 BOM = b"\xef\xbb\xbf"
 
 Keys = NDArray[np.int64] | Sequence[str]
@@ -125,113 +122,36 @@ def parse_id_json(data: bytes, where: str) -> tuple[NDArray[np.int64] | list[str
         SemanticIdFileError: not an object, invalid JSON or UTF-8, a key twice, lists that are empty or of unequal
             length, values that are no whole numbers from 0 to 65,535; it names file, key and value.
     """
-    if data.startswith(BOM):
-        data = data[len(BOM) :]
-    quick = _parse_quick(data)
-    return _parse_any(data, where) if quick is None else quick
-
-
-def _parse_quick(data: bytes) -> tuple[NDArray[np.int64], Codes] | None:
-    """
-    Read the usual spelling, with any whitespace between tokens; None where it is not that, or not valid.
-
-    5 million items as `json.dump` writes them take 3.5 s and little more memory than their arrays; `json.loads`
-    takes 5 s and 1.2 GB, without having looked at a single value.
-    """
-    position = len(data) - len(data.lstrip(WHITESPACE))
-    if data[position : position + 1] != b"{":
-        return None
-    blocks: list[tuple[NDArray[np.int64], Codes]] = []
-    levels = 0
-    while True:
-        end = data.rfind(b"]", position, position + BLOCK_BYTES) + 1
-        if end == 0:
-            break
-        block = _compact(data[position:end])
-        if block is None or block[:1] != (b"," if blocks else b"{"):
-            return None
-        if not blocks:
-            levels = block[: block.find(b"]")].count(b",") + 1
-        entries = _parse_entries(block[1:], levels)
-        if entries is None:
-            return None
-        blocks.append(entries)
-        position = end
-    if not blocks or data[position:].translate(None, WHITESPACE) != b"}":
-        return None
-    keys = np.concatenate([keys for keys, _ in blocks])
-    ordered = np.sort(keys)
-    if (ordered[1:] == ordered[:-1]).any():
-        return None
-    return keys, np.concatenate([codes for _, codes in blocks])
-
-
-def _compact(block: bytes) -> bytes | None:
-    """Return the block without whitespace, or None where some stands inside a token."""
-    block = block.lstrip(WHITESPACE)
-    characters = np.frombuffer(block, np.uint8)
-    white = IS_WHITE[characters]
-    if not white.any():
-        return block
-    leases = np.flatnonzero(white[1:] != white[:-1])  # the block begins and ends with something else
-    before, after = characters[leases[0::2]], characters[leases[1::2] + 1]
-    if not (IS_MARK[before] | IS_MARK[after]).all():
-        return None
-    return block.translate(None, WHITESPACE)
-
-
-def _parse_entries(text: bytes, levels: int) -> tuple[NDArray[np.int64], Codes] | None:
-    """Read `"1":[2,3],"4":[5,6]`, or return None."""
-    characters = np.frombuffer(text, np.uint8)
-    is_digit = characters - ord("0") < 10  # wraps below "0"
-    leases = np.flatnonzero(is_digit[1:] != is_digit[:-1]) + 1
-    if len(leases) == 0 or is_digit[0] or len(leases) % (2 * (levels + 1)):
-        return None
-    ends = leases[1::2].reshape(-1, levels + 1)
-    lengths = ends - leases[0::2].reshape(-1, levels + 1)
-    if lengths[:, 0].max() > MAX_QUICK_DIGITS or lengths[:, 1:].max() > len(str(MAX_CODE)):
-        return None
-    keys = _numbers(characters, ends[:, 0], lengths[:, 0])
-    codes = _numbers(characters, ends[:, 1:].reshape(-1), lengths[:, 1:].reshape(-1)).reshape(-1, levels)
-    if codes.max() > MAX_CODE:
-        return None
-    wide = codes.astype(np.uint16)
-    return (keys, _narrow(wide)) if _integer_entries(keys, wide) == text else None
-
-
-def _numbers(characters: NDArray[np.uint8], ends: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the numbers whose digits end before `ends`."""
-    values = np.zeros(len(ends), np.int64)
-    for place in range(int(lengths.max())):
-        digit = characters[np.maximum(ends - 1 - place, 0)].astype(np.int64) - ord("0")
-        values += np.where(place < lengths, digit * 10**place, 0)
-    return values
-
-
-def _byte_table(characters: bytes) -> NDArray[np.bool_]:
-    table = np.zeros(256, bool)
-    table[list(characters)] = True
-    return table
-
-
-IS_WHITE = _byte_table(WHITESPACE)
-IS_MARK = _byte_table(b"{}[]:,")
-
-
-class _Object(list[tuple[str, Any]]):
-    """A JSON object as the pairs that stand in the file: a dict would drop the first of two equal keys."""
-
-
-def _parse_any(data: bytes, where: str) -> tuple[NDArray[np.int64] | list[str], Codes]:
-    pairs = _load(data, where)
+    pairs = _load(data.removeprefix(BOM), where)
     if not isinstance(pairs, _Object):
         raise SemanticIdFileError(
             f"'{where}' must hold an object of lists, as in {{\"7\": [1, 2, 3, 4]}}; found {_show(pairs)}. {UNTOUCHED}"
         )
     if not pairs:
         return np.empty(0, np.int64), np.empty((0, 0), np.uint8)
-    levels = 0
+    keys, values = [key for key, _ in pairs], [value for _, value in pairs]
+    if len(set(keys)) < len(keys) or not _are_codes(values):
+        _refuse(pairs, where)
+    return _keys(keys), _narrow(np.array(values, np.uint16))
+
+
+class _Object(list[tuple[str, Any]]):
+    """A JSON object as the pairs that stand in the file: a dict would drop the first of two equal keys."""
+
+
+def _are_codes(values: list[Any]) -> bool:
+    """Whether values are lists of codes, all of one length."""
+    if set(map(type, values)) != {list} or len(set(map(len, values))) != 1 or not values[0]:
+        return False
+    if set(map(type, chain.from_iterable(values))) != {int}:  # True is none, and neither is 1.0
+        return False
+    return bool(min(map(min, values)) >= 0 and max(map(max, values)) <= MAX_CODE)
+
+
+def _refuse(pairs: _Object, where: str) -> NoReturn:
+    """Raise the error of the first entry that is none."""
     seen: set[str] = set()
+    levels = 0
     for key, value in pairs:
         if key in seen:
             raise SemanticIdFileError(f"'{where}' holds the key {key!r:.80} twice. {UNTOUCHED}")
@@ -252,8 +172,7 @@ def _parse_any(data: bytes, where: str) -> tuple[NDArray[np.int64] | list[str], 
                     f"'{where}', key {key!r:.80}: a code must be a whole number from 0 to {MAX_CODE:,}, "
                     f"found {_show(code)} in {_show(value)}. {UNTOUCHED}"
                 )
-    codes = np.array([value for _, value in pairs], np.uint16)
-    return _keys([key for key, _ in pairs]), _narrow(codes)
+    raise AssertionError("every entry is a list of codes")
 
 
 UNTOUCHED = "The file was left untouched; correct it or remove it."

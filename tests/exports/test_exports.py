@@ -19,13 +19,11 @@ from semid_dataset.exports import (
     SemanticIdLogitsProcessor,
     export,
     flat_ids,
-    pack_ids,
     prefix_allowed_tokens_fn,
     read_export,
     token_ids_of,
     token_list,
     unflatten_ids,
-    unpack_ids,
 )
 
 READABLE = [name for name, form in FORMATS.items() if form.read is not None]
@@ -202,7 +200,7 @@ def test_an_unknown_ending_or_format_is_named(tmp_path: Path) -> None:
     """With what there is instead."""
     with pytest.raises(ConfigError, match=r"\.parquet"):
         export(random_table(), tmp_path / "ids.xyz")
-    with pytest.raises(ConfigError, match="packed"):
+    with pytest.raises(ConfigError, match="parquet"):
         export(random_table(), tmp_path / "ids.json", "yaml")
     with pytest.raises(ConfigError, match="s_letter"):
         export(random_table(), tmp_path / "ids.index.json", style="greek")
@@ -226,32 +224,20 @@ def codes_and_sizes(draw: st.DrawFn) -> tuple[np.ndarray, list[int]]:
 
 
 @given(codes_and_sizes(), st.integers(0, 1))
-def test_flat_and_packed_ids_are_bijections(given_codes: tuple[np.ndarray, list[int]], first: int) -> None:
-    """Flat ids of two levels never meet, 0 stays free, and packed integers sort as IDs do."""
+def test_flat_ids_are_bijections(given_codes: tuple[np.ndarray, list[int]], first: int) -> None:
+    """Flat ids of two levels never meet, and 0 stays free."""
     codes, sizes = given_codes
     flat = flat_ids(codes, sizes, first=first)
     assert np.array_equal(unflatten_ids(flat, sizes, first=first), codes)
     assert flat.min(initial=first) >= first
     bounds = np.cumsum([first, *sizes])
     assert ((flat >= bounds[:-1]) & (flat < bounds[1:])).all()
-    packed = pack_ids(codes, sizes)
-    assert np.array_equal(unpack_ids(packed, sizes), codes)
-    order = np.argsort(packed, kind="stable")
-    assert sorted(map(tuple, codes.tolist())) == list(map(tuple, codes[order].tolist()))
-
-
-def test_ids_beyond_64_bits_are_refused() -> None:
-    """With the format that holds them."""
-    with pytest.raises(TableError, match="flat"):
-        pack_ids(np.zeros((1, 5), np.uint16), [65_536] * 5)
 
 
 def test_codes_beyond_their_level_are_named() -> None:
     """By row, level and size."""
     with pytest.raises(TableError, match=r"Row 1 has code 4 at level 0, which has 4 codes"):
         flat_ids(np.array([[3, 0], [4, 0]]), (4, 4))
-    with pytest.raises(TableError, match="more bits"):
-        unpack_ids(np.array([1 << 40], np.uint64), (4, 4))
     with pytest.raises(TableError, match="level 1"):
         unflatten_ids(np.array([[1, 2]]), (4, 4))
 

@@ -88,10 +88,10 @@ def test_sizes_that_cannot_be_are_refused(sizes: object, error: type[Exception],
 
 
 def test_a_file_that_states_its_sizes_is_right(tmp_path: Path) -> None:
-    """Flat and packed ids, our parquet, a trained table: others are refused, the same are no harm."""
+    """Flat ids, our parquet, a trained table: others are refused, the same are no harm."""
     pytest.importorskip("pyarrow")
     table = SemanticIdTable.from_mapping(IDS, codebook_sizes=(250, 256, 300))
-    for form in ("flat", "packed", "parquet"):
+    for form in ("flat", "parquet"):
         path = export(table, tmp_path / f"x{FORMATS[form].suffix}")[0]
         assert read_export(path).codebook_sizes == (250, 256, 300)
         assert read_export(path, codebook_sizes=(250, 256, 300)).sizes_stated
