@@ -31,7 +31,10 @@ def _blocks(table: SemanticIdTable) -> Iterator[bytes]:
     block = [names]
     while block:
         text = io.StringIO(newline="")
-        csv.writer(text, lineterminator="\n").writerows(block)
+        # csv quotes no carriage return of its own accord, and reads it as the end of a line.
+        odd = any("\r" in str(row[0]) for row in block)
+        made = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC if odd else csv.QUOTE_MINIMAL)
+        made.writerows(block)
         yield text.getvalue().encode()
         block = [[item, *codes] for item, codes in islice(rows, BLOCK_ITEMS)]
 

@@ -31,6 +31,7 @@ with atheris.instrument_imports(include=["semid_dataset"]):
     from semid_dataset.inputs import _file, _rows, matrix, sequences, titles
     from semid_dataset.inputs import discover as sources
     from semid_dataset.inputs import read as features
+    from semid_dataset.inputs.formats import FORMATS
     from semid_dataset.inputs.formats import _pickle_machine as array_pickle
     from semid_dataset.table import table
 
@@ -42,6 +43,8 @@ NEEDED = {
     "pyarrow",
     "simdjson",
     "csimdjson",
+    "email",
+    "__future__",
     "csv",
     "fractions",
     "gzip",
@@ -333,6 +336,7 @@ def main() -> None:
     fuzz: Callable[[bytes], None] = globals()[f"fuzz_{name}"]
     corpus = SCRATCH / "seeds"
     corpus.mkdir()
+    list(FORMATS.others())  # looks for other packages' formats, by modules of the standard library
     for number, seed in enumerate(globals()[f"seeds_{name}"]()):
         (corpus / str(number)).write_bytes(seed)
         fuzz(seed)  # what is imported when it is first needed is imported before the hook
