@@ -251,6 +251,7 @@ class Trained:
         radius: distance from the centre of the vectors beyond which rows were set aside, see `codec.bulk`; filled in by
             who asks the trainer. Infinite where there were too few to tell.
         centre: (dim,) of the vectors trained on; filled in there too.
+        choices: what was tried and chosen, of JSON types; stands in the table's quality.
     """
 
     quantizer: Quantizer
@@ -260,6 +261,7 @@ class Trained:
     held_out: Mapping[str, float] = field(default_factory=dict)
     radius: float = math.inf
     centre: NDArray[np.float32] | None = None
+    choices: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Trainer(Protocol):

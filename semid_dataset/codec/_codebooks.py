@@ -2,20 +2,30 @@
 Fit codebooks alone: the trainer "rqkmeans", and how "rqvae" begins.
 
 Normalize, fit the codebooks level by level, correct them by least squares. Codes always come from the search that
-encodes in the end, if sometimes with a narrower beam.
+encodes in the end, if sometimes with a narrower beam. On which residuals levels are fitted is chosen by the data: the
+second level is fitted in every way, and items that were held out say which is best.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from semid_dataset.codec._kmeans import POINTS_PER_CODE, PROGRESSIVE_ABOVE, kmeans, sample, sums, tally
+from semid_dataset.codec._kmeans import (
+    MOST_DRAWN,
+    POINTS_PER_CODE,
+    PROGRESSIVE_ABOVE,
+    kmeans,
+    principal_axes,
+    sample,
+    sums,
+    tally,
+)
 from semid_dataset.codec._networks import ResidualMLP
 from semid_dataset.codec._search import BeamSearch
 from semid_dataset.codec._threads import in_blocks, isolated, sent
@@ -27,7 +37,9 @@ from semid_dataset.protocols import Trained
 __all__ = ["Points", "RQKMeans", "judged"]
 
 MOST_ITEMS = 262_144  # a sample that size costs 1.2 % of error against 5 million items
-HELD_OUT = 2048  # items that judge, at most; at most a twentieth of all
+# Items that are held out, at most; at most a twentieth of all. Half of them choose, and the others, which have chosen
+# nothing, say what came of it.
+HELD_OUT = 2048
 REFIT_ITEMS = 1 << 16  # that a round of least squares looks at; only the last correction takes them all
 SWEEPS = 3  # of Gauss-Seidel: what is found after ten is no better
 ERROR_ROWS = 4096  # items whose error is added up by one thread
@@ -38,77 +50,26 @@ COPIED, COLUMNS = 32 << 20, 16  # bytes that a sum in float64 may copy, and colu
 START_BYTES = 1 << 28  # of residuals that a level is fitted on, at most, or as many as there are points
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """
-    How codebooks are fitted.
-
-    Attributes:
-        rounds: of k-means at every step of dimensions, where they grow; else it takes LLOYD.
-        start_sums: best sums of an item whose residuals a new level is fitted on; that search is as wide, at least 4.
-        reach: a further one of them counts where its squared error is at most 1 + reach times the best one's.
-        beams: width of the search in every round of least squares.
-        more_beams: the same of rounds that "rqvae" adds: it may take longer.
-        last_beam: the same of the last correction, which takes in all items.
-        beam: width of the quantizer's search.
-        refit_sums: best sums of an item that enter these.
-        ridge: items' worth of resistance to correction.
-    """
-
-    rounds: int
-    start_sums: int
-    reach: float
-    beams: tuple[int, ...]
-    more_beams: tuple[int, ...]
-    last_beam: int
-    beam: int
-    refit_sums: int
-    ridge: float
-
-
-# Error in sample (raw codes) / on a tenth of the items that was not trained on. 45,000 x 32 (faiss, beam 1: 0.0404 /
-# 0.0452): one narrow round 0.0375 / 0.0420, two 0.0374 / 0.0420, three 0.0373 / 0.0419, two and a wide one 0.0373 /
-# 0.0419; and two wide ones more 0.0372 / 0.0419, three narrow and two wide ones more 0.0370 / 0.0418. A beam of 8 at
-# the end 0.0374 / 0.0421, of 32 0.0370 / 0.0416 in twice the time; the last correction with 16 sums instead of 8 0.0001
-# less. Starts on four sums instead of one: 0.0806 / 0.0846, before refits, against 0.0693 / 0.0745 on a coarser
-# mixture. A ridge changes nothing there; noise on the codewords that cools down (as in LSQ++) brings 0.0001. 180,000 x
-# 128 (faiss, beam 1: 0.0768 / 0.0781): 0.0702 / 0.0715, with SPARSE 0.0731 / 0.0742; with rounds of all items instead
-# of REFIT_ITEMS, and 16 sums in the last correction, less by 0.0001 in a third more time.
-DENSE = Recipe(
-    rounds=4,
-    start_sums=1,
-    reach=0.0,
-    beams=(4, 4, 4),
-    more_beams=(4, 4, 4, 16, 16),
-    last_beam=8,
-    beam=16,
-    refit_sums=2,
-    ridge=0.0,
-)
-# Few items a codeword: codebooks learn the noise of single items. 10,891 x 384: one sum throughout 0.367 / 0.449;
-# starts on five sums 0.324 / 0.399; refits on four sums too 0.323 / 0.389. Starts on 16 sums 0.332 / 0.404 with
-# perplexity 134. Where clusters are far apart the further sums are none that an item would ever get, and codes that
-# serve their residuals serve nobody: error held out, and perplexity of the second level, with all five / reach 0.5 /
-# the best alone: 4,758 x 32 in clusters 0.0273, 72 / 0.0260, 205 / 0.0261, 216; 18,000 x 256 of texts 0.1663, 143 /
-# 0.1649, 165 / 0.1630, 172; 10,891 x 384 0.404, 186 / 0.405, 207 / 0.440, 228; 3,909 x 384 0.467, 82 / 0.471, 78 /
-# 0.482, 211; 18,000 x 192 of images 0.0264, 53 / 0.0262, 49 / 0.0267, 93. Half the points a code 0.324 / 0.405.
-# 10,891 x 32: 0.1071 / 0.1457, with DENSE 0.1069 / 0.1504 (faiss 0.1214 / 0.1533).
-SPARSE = Recipe(
-    rounds=6,
-    start_sums=5,
-    reach=0.5,
-    beams=(16, 16, 16),
-    more_beams=(),
-    last_beam=16,
-    beam=16,
-    refit_sums=4,
-    ridge=3.0,
-)
-ITEMS_PER_WORD = 24  # between the 12 of the second sets and the 44 of the first
-# Rounds of k-means. 45,000 x 32: 10 0.0376 / 0.0422, 25 0.0372 / 0.0418, 40 no less; 25 for the first level and 15, 10,
-# 10 for the others 0.0376 / 0.0420. At every step of dimensions, 10,891 x 384: 4 0.326 / 0.410 in 7 s, 6 0.321 / 0.402
-# in 8 s, 10 0.318 / 0.400 in 13 s; 180,000 x 128: 4 0.0709 / 0.0721, 6 0.0703 / 0.0716 in a quarter more time.
-LLOYD = 25
+# Sums of an item that count: the codewords of a level serve sums that are not their items' best, and are less the noise
+# of single items. Error in sample / held out, 10,891 x 384: one sum throughout 0.367 / 0.449; starts on five sums 0.324
+# / 0.399; refits on four sums too 0.323 / 0.389. Starts on 16 sums 0.332 / 0.404 with perplexity 134.
+START_SUMS, REFIT_SUMS = 5, 4
+# A further sum counts where its squared error is at most 1 + reach times the best one's. Where clusters are far apart
+# further sums are none that an item would ever get, and codes that serve their residuals serve nobody. Error held out,
+# and perplexity of the second level, with 0.1 / with 1: 4,758 x 32 in clusters 0.0252, 209 / 0.0254, 172; 18,000 x 256
+# of texts 0.158, 151 / 0.164, 156; 45,000 x 32 in clusters 0.0400, 185 / 0.0432, 136; 10,891 x 384 0.419, 196 / 0.408,
+# 205; 3,909 x 384 0.481, 129 / 0.468, 89. The second level's own error tells which.
+REACHES = (0.1, 1.0)
+# The share of error that later levels gain more from far sums than the second one does (0 to 5 %), and what even use of
+# codes is worth: twice the perplexity 5 % of error, as every code is to be learnt from items.
+LATER, EVENNESS = 0.02, 0.08
+# Rounds of least squares, and their search's width. 10,891 x 384, held out, with widths 16, 16, 16: 0.411; 8, 8, 8:
+# 0.411; six of 8: 0.406. Each goes beyond the least squares, as k-means goes beyond means: 1 0.408, 1.5 0.406, 2 0.404.
+ROUNDS, ROUND_BEAM, RELAXED = 4, 8, 1.5
+RIDGE = 3.0  # items' worth of resistance to correction; where items are many it changes nothing
+# Width of the quantizer's search; where codes are many a narrower one, of this many candidates at a level.
+BEAM, CANDIDATES = 16, 16_384
+PAIRS = 1 << 22  # of codes of two levels: how often each occurs is held as a matrix of numbers, else only what occurs
 # How much the first code's error counts in the search; a third of it at each further level. Error in sample / held out,
 # share of neighbours that have the first / the first two codes in common. 45,000 x 32: 0 0.0370 / 0.0417, 85 / 31 %;
 # 0.3 0.0371 / 0.0419, 87 / 33 %; 1 0.0376 / 0.0422, 87 / 34 % (faiss, beam 1: 88 / 33 %, beam 5: 77 / 15 %).
@@ -140,12 +101,12 @@ class RQKMeans:
             EmbeddingError: the vectors are all equal.
         """
         progress = progress or Progress()
-        points = Points.of(vectors, device, seed)
+        points = Points.of(vectors, device, seed, sizes)
         progress.advance()
-        start, curve = points.start(sizes, points.recipe(sizes).beams, progress, told=True)
+        start, curve, chosen = points.start(sizes, progress, told=True)
         error = judged(points.judge, start)
         held_out = {"start": error, "end": error, "items": len(points.judge)}
-        return Trained(points.corrected(start), curve, len(curve), device, held_out)
+        return Trained(points.corrected(start), curve, len(curve), device, held_out, choices=chosen)
 
 
 @dataclass(frozen=True)
@@ -155,22 +116,32 @@ class Points:
 
     Attributes:
         all: (n, dim) float32 of at most `MOST_ITEMS` items in random order, normalized, on the device.
-        fit, judge: the ones to learn from and those held out; fewer than 20 items judge themselves.
+        fit, choose, judge: the ones to learn from, and those held out to choose by and to judge what was chosen; fewer
+            than 40 items do all three.
         mean, scale: that they were normalized by.
+        axes: (dim, dim), the principal axes as columns, along which the points are given; None: as they came.
         generator: of all that is drawn.
     """
 
     all: Tensor
     fit: Tensor
+    choose: Tensor
     judge: Tensor
     mean: Tensor
     scale: float
+    axes: Tensor | None
     generator: torch.Generator
 
     @classmethod
-    def of(cls, vectors: NDArray[np.floating], device: str, seed: int) -> "Points":
+    def of(cls, vectors: NDArray[np.floating], device: str, seed: int, sizes: Sequence[int] = ()) -> "Points":
         """
         Return vectors (n, dim), finite, made ready.
+
+        Args:
+            vectors: the items'.
+            device: where they go.
+            seed: of what is drawn.
+            sizes: of codebooks to be fitted; where k-means wants principal axes, the points are given along these.
 
         Raises:
             EmbeddingError: they are all equal.
@@ -188,46 +159,113 @@ class Points:
             raise EmbeddingError(f"The {n} vectors {what}: nothing tells items apart. Were they trained, and scaled?")
         scale = 2.0 ** round(math.log2(spread)) if spread > 0 else 1.0  # a power of two: dividing by it is exact
         points /= scale
+        axes = None
+        if sizes and (points.shape[1] > PROGRESSIVE_ABOVE or max(sizes) > MOST_DRAWN):
+            axes = principal_axes(points)
+            for block in torch.split(points, ERROR_ROWS):
+                block.copy_(block @ axes)
         held = min(n // 20, HELD_OUT)
-        fit, judge = (points[held:], points[:held]) if held else (points, points)
-        return cls(points, fit, judge, mean, scale, generator)
-
-    def recipe(self, sizes: Sequence[int]) -> Recipe:
-        """Return how codebooks of these sizes are fitted."""
-        return SPARSE if len(self.fit) < ITEMS_PER_WORD * sum(sizes) else DENSE
+        fit, choose, judge = points[held:], points[: held // 2], points[held // 2 : held]
+        if held < 2:
+            fit = choose = judge = points
+        return cls(points, fit, choose, judge, mean, scale, axes, generator)
 
     def start(
-        self, sizes: Sequence[int], beams: Sequence[int], progress: Progress, *, told: bool
-    ) -> tuple[ResidualQuantizer, list[float]]:
+        self, sizes: Sequence[int], progress: Progress, *, told: bool
+    ) -> tuple[ResidualQuantizer, list[float], dict[str, Any]]:
         """
-        Return codebooks fitted level by level and corrected in rounds, and the error before each round.
+        Fit codebooks level by level and correct them in rounds.
 
         Args:
             sizes: codes a level.
-            beams: width of the search in every round.
             progress: a round is a step of it, where `told`.
+
+        Returns:
+            A quantizer of these points as they are here, the error before each round, and what was chosen: the "reach",
+            and the held-out error of the second level for each that was "tried".
         """
-        recipe = self.recipe(sizes)
-        codebooks = _start(self.fit, sizes, recipe, self.generator, progress)
+        codebooks, chosen = self._levels(sizes, progress)
         curve = []
-        for number, beam in enumerate(beams, start=1):
+        for number in range(1, ROUNDS + 1):
             some = sample(self.fit, REFIT_ITEMS, self.generator)
-            codebooks, error = refit(some, codebooks, beam, recipe.refit_sums, recipe.ridge)
+            codebooks, error = refit(some, codebooks, ROUND_BEAM, REFIT_SUMS, relaxed=RELAXED)
             curve.append(error)
             progress.advance()
             if told:
-                progress.epoch(number, len(beams), error)
-        return self._quantizer(codebooks, recipe), curve
+                progress.epoch(number, ROUNDS, error)
+        return _quantizer(codebooks), curve, chosen
+
+    def _levels(self, sizes: Sequence[int], progress: Progress) -> tuple[list[Tensor], dict[str, Any]]:
+        """
+        Fit one level after the other, each on what the best sums of the levels before leave over.
+
+        Source: faiss, ResidualQuantizer::train.
+        """
+        codebooks: list[Tensor] = []
+        reaches: tuple[float, ...] = REACHES
+        chosen: dict[str, Any] = {}
+        for size in sizes:
+            if not codebooks:
+                codebooks = [kmeans(sample(self.fit, POINTS_PER_CODE * size, self.generator), size, self.generator)]
+                progress.advance()
+                continue
+            candidates = []
+            for reach in reaches:
+                residuals = _residuals(self.fit, codebooks, size, reach, self.generator)
+                candidates.append([*codebooks, kmeans(residuals, size, self.generator)])
+                progress.advance()
+            codebooks = candidates[0]
+            if len(reaches) > 1:
+                figures = [_merit(self.choose, books) for books in candidates]
+                worth = [
+                    error * perplexity**-EVENNESS * (1 - LATER * (reach == max(REACHES)))
+                    for reach, (error, perplexity) in zip(REACHES, figures, strict=True)
+                ]
+                best = worth.index(min(worth))
+                codebooks, reaches = candidates[best], (REACHES[best],)
+                chosen = {
+                    "reach": REACHES[best],
+                    "tried": {f"reach {reach:g}": error for reach, (error, _) in zip(REACHES, figures, strict=True)},
+                }
+        return codebooks, chosen
 
     def corrected(self, start: ResidualQuantizer) -> ResidualQuantizer:
         """Return what a last correction makes of codebooks: of all items, those held out too, and the best sums."""
-        recipe = self.recipe(start.codebook_sizes)
-        return self._quantizer(refit(self.all, start.codebooks, recipe.last_beam, 1, recipe.ridge)[0], recipe)
+        return self.finished(_quantizer(refit(self.all, start.codebooks, ROUND_BEAM, 1)[0]))
 
-    def _quantizer(self, codebooks: Sequence[Tensor], recipe: Recipe) -> ResidualQuantizer:
+    def finished(self, found: ResidualQuantizer) -> ResidualQuantizer:
+        """Return a quantizer of vectors as they came for one of these points."""
+        turned = [network and network.turned(self.axes) for network in (found.encoder, found.decoder)]
+        codebooks = found.codebooks if self.axes is None else [book @ self.axes.T for book in found.codebooks]
         return ResidualQuantizer(
-            codebooks, beam=recipe.beam, prefix_weight=PREFIX_WEIGHT, mean=self.mean, scale=self.scale
+            codebooks,
+            beam=found.beam,
+            prefix_weight=found.prefix_weight,
+            mean=self.mean,
+            scale=self.scale,
+            encoder=turned[0],
+            decoder=turned[1],
         )
+
+
+def _width(sizes: Sequence[int], most: int) -> int:
+    """Return how wide a search of codebooks of these sizes is, at most `most`."""
+    return max(min(most, CANDIDATES // max(sizes)), 1)
+
+
+def _quantizer(codebooks: Sequence[Tensor]) -> ResidualQuantizer:
+    return ResidualQuantizer(
+        codebooks, beam=_width([len(book) for book in codebooks], BEAM), prefix_weight=PREFIX_WEIGHT
+    )
+
+
+def _merit(points: Tensor, codebooks: Sequence[Tensor]) -> tuple[float, float]:
+    """Return the error of points (n, dim), and the perplexity of their codes of the last level."""
+    state = _quantizer(codebooks)
+    codes = state.codes_of(points)
+    shares = tally(codes[:, -1], len(codebooks[-1])).double() / len(codes)
+    perplexity = float(torch.special.entr(shares).sum().exp())
+    return relative(points, state.search, codes), perplexity
 
 
 def judged(points: Tensor, state: ResidualQuantizer) -> float:
@@ -253,38 +291,21 @@ def _spread(points: Tensor) -> float:
     return float((squares.sum() / points.numel()).sqrt())
 
 
-def _start(
-    points: Tensor,
-    sizes: Sequence[int],
-    recipe: Recipe,
-    generator: torch.Generator,
-    progress: Progress,
-) -> list[Tensor]:
-    """
-    Fit one level after the other, each on what the `recipe.start_sums` best sums of the levels before leave over.
-
-    Source: faiss, ResidualQuantizer::train.
-    """
-    codebooks: list[Tensor] = []
-    rounds = LLOYD if points.shape[1] <= PROGRESSIVE_ABOVE else recipe.rounds
-    for size in sizes:
-        # No more points than k-means will use: neither is a search for all of them needed, nor may the residuals of a
-        # wide beam fit into memory. Of wide vectors no more than there are, or what they take would be a multiple.
-        most = min(POINTS_PER_CODE * size, max(len(points), START_BYTES // (4 * points.shape[1])))
-        residuals = sample(points, most, generator)
-        if codebooks:
-            search = BeamSearch(codebooks, max(recipe.start_sums, 4), PREFIX_WEIGHT)
-            codes = search.blocks(residuals, recipe.start_sums)
-            width = codes.shape[1]
-            if width == 1:
-                chosen = torch.arange(len(residuals), device="cpu")
-            else:
-                chosen = _within(residuals, search, codes, recipe.reach)
-            chosen = sent(sample(chosen, most, generator), points.device)
-            residuals = _left_over(residuals[chosen // width], search, codes.flatten(0, 1)[chosen])
-        codebooks.append(kmeans(residuals, size, generator, rounds))
-        progress.advance()
-    return codebooks
+def _residuals(
+    points: Tensor, codebooks: Sequence[Tensor], size: int, reach: float, generator: torch.Generator
+) -> Tensor:
+    """Return what the best sums of codebooks, those within reach, leave over of points: what a level is fitted on."""
+    # No more points than k-means will use: neither is a search for all of them needed, nor may the residuals of a
+    # wide beam fit into memory. Of wide vectors no more than there are, or what they take would be a multiple.
+    most = min(POINTS_PER_CODE * size, max(len(points), START_BYTES // (4 * points.shape[1])))
+    some = sample(points, most, generator)
+    sizes = [*map(len, codebooks), size]
+    search = BeamSearch(codebooks, _width(sizes, START_SUMS), PREFIX_WEIGHT)
+    codes = search.blocks(some, search.beam)
+    width = codes.shape[1]
+    chosen = _within(some, search, codes, reach)
+    chosen = sent(sample(chosen, most, generator), points.device)
+    return _left_over(some[chosen // width], search, codes.flatten(0, 1)[chosen])
 
 
 def _within(points: Tensor, search: BeamSearch, codes: Tensor, reach: float) -> Tensor:
@@ -309,48 +330,64 @@ def _left_over(points: Tensor, search: BeamSearch, codes: Tensor) -> Tensor:
 
 
 def refit(
-    points: Tensor, codebooks: Sequence[Tensor], beam: int, wanted: int, ridge: float
+    points: Tensor, codebooks: Sequence[Tensor], beam: int, wanted: int, *, relaxed: float = 1.0
 ) -> tuple[list[Tensor], float]:
     """
     Correct codebooks by least squares for the codes that the search gives now.
 
-    Minimizes Σ‖x − Σ_l c'_l‖² + ridge Σ‖c' − c‖², where each point is there with its `wanted` best sums and the ridge
+    Minimizes Σ‖x − Σ_l c'_l‖² + RIDGE Σ‖c' − c‖², where each point is there with its `wanted` best sums and the ridge
     counts as many-fold. With B, the matrix that says which codewords a sum is made of, only BᵀX and BᵀB enter: sums of
     points and counts of pairs of codes. Gauss-Seidel goes through the levels; every step is the exact minimum of its
     level, so the error for these codes never grows.
 
+    Args:
+        points: (n, dim).
+        codebooks: one (codes, dim) a level.
+        beam: width of the search, where codes are not too many for it.
+        wanted: best sums of a point.
+        relaxed: how far codewords go, of the way to the minimum.
+
     Returns:
         The codebooks, and the relative error of the best sums before the correction.
     """
-    search = BeamSearch(codebooks, beam, PREFIX_WEIGHT)
-    codes = search.blocks(points, max(min(wanted, beam), 1))
+    sizes = [len(book) for book in codebooks]
+    search = BeamSearch(codebooks, _width(sizes, beam), PREFIX_WEIGHT)
+    codes = search.blocks(points, min(wanted, search.beam))
     width = codes.shape[1]
     best = codes[:, 0].contiguous()
     error = relative(points, search, best)
     chosen = codes.flatten(0, 1).unbind(1)
     books = [book.double() for book in codebooks]
-    sizes = [len(book) for book in books]
     levels = range(len(books))
-    targets = [sums(points, chosen[level], sizes[level])[0].double() + ridge * width * books[level] for level in levels]
+    ridge = RIDGE * width
+    targets = [sums(points, chosen[level], sizes[level])[0].double() + ridge * books[level] for level in levels]
+    weights = [tally(chosen[level], sizes[level]).double()[:, None] + ridge for level in levels]
     pairs = {
-        (level, other): tally(chosen[level] * sizes[other] + chosen[other], sizes[level] * sizes[other]).view(
-            sizes[level], sizes[other]
-        )
+        (level, other): _pairs(chosen[level], chosen[other], sizes[level], sizes[other])
         for level in levels
         for other in levels
-        if level <= other
+        if level < other
     }
     for _ in range(SWEEPS):
         for level in levels:
             left = targets[level]
             for other in levels:
                 if other != level:
-                    counts = pairs[level, other] if level < other else pairs[other, level].T
-                    left = left - counts.double() @ books[other]
-            weights = pairs[level, level].diagonal().double() + ridge * width
-            books[level] = torch.where(weights[:, None] > 0, left / weights.clamp(min=1e-9)[:, None], books[level])
-    refitted = [book.float() for book in books]
+                    counts = pairs[level, other] if level < other else pairs[other, level].t()
+                    left = left - counts @ books[other]
+            books[level] = left / weights[level]
+    refitted = [(book + relaxed * (new - book)).float() for book, new in zip(codebooks, books, strict=True)]
     return _revive(refitted, best, points), error
+
+
+def _pairs(rows: Tensor, columns: Tensor, height: int, width: int) -> Tensor:
+    """Return how often codes (n,) of two levels occur together, (height, width) float64; sparse where that is large."""
+    pairs = rows * width + columns
+    if height * width <= PAIRS:
+        return tally(pairs, height * width).view(height, width).double()
+    found, counts = torch.unique(pairs, return_counts=True)
+    at = torch.stack([found // width, found % width])
+    return torch.sparse_coo_tensor(at, counts.double(), (height, width), is_coalesced=True, check_invariants=False)
 
 
 def _revive(codebooks: Sequence[Tensor], codes: Tensor, points: Tensor) -> list[Tensor]:

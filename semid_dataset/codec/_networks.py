@@ -83,6 +83,15 @@ class ResidualMLP:
         """Return a copy on a device, whose weights take no gradients."""
         return ResidualMLP.of({name: weight.detach().clone().to(device) for name, weight in self.weights.items()})
 
+    def turned(self, axes: Tensor | None) -> "ResidualMLP":
+        """Return the network of vectors v that does what this one does of v @ axes, an orthonormal (dim, dim)."""
+        if axes is None:
+            return self
+        first, first_bias, last, last_bias = self.weights.values()
+        return ResidualMLP.of(
+            {"first": first @ axes.T, "first_bias": first_bias, "last": axes @ last, "last_bias": axes @ last_bias}
+        )
+
     def __call__(self, vectors: Tensor, frozen: bool = False) -> Tensor:
         """Return (n, dim) for (n, dim); `frozen` lets gradients through to the vectors, but not to the weights."""
         first, first_bias, last, last_bias = (weight.detach() if frozen else weight for weight in self.weights.values())

@@ -59,6 +59,7 @@ def measure(
         gini, entropy_ratio: per level, of the final codes' frequencies: 0 and 1 are even use.
         neighbour_fidelity: see `neighbour_fidelity`.
         loss: of every epoch.
+        choices: what the training tried and chose, see `protocols.Trained`.
     """
     final = resolution.codes
     codes, raw = (final, raw_codes) if rows is None else (final[rows], raw_codes[rows])
@@ -93,6 +94,7 @@ def measure(
         "entropy_ratio": entropy_ratio,
         "neighbour_fidelity": neighbour_fidelity(vectors, codes),
         "loss": [] if trained is None else [float(loss) for loss in trained.curve],
+        "choices": {} if trained is None else dict(trained.choices),
     }
 
 

@@ -59,7 +59,7 @@ def test_a_training_adds_its_own_figures(algorithm: str) -> None:
     quality = measure(trained.quantizer, vectors, codes, resolve_collisions(trained.quantizer, vectors, codes), trained)
     assert json.loads(json.dumps(quality)) == quality
     assert quality["relative_mse_held_out"] == trained.held_out["end"]
-    assert quality["held_out_items"] == 20
+    assert quality["held_out_items"] == 10
     assert quality["loss"] == trained.curve
     assert quality["collision_rate"] == 0
 

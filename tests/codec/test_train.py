@@ -69,7 +69,7 @@ def test_the_autoencoder_never_ends_worse_than_its_start(vectors: NDArray[np.flo
     for lr in (1e-3, 1.0):
         held_out = train(vectors, small(lr=lr, num_epochs=4)).held_out
         assert held_out["end"] <= held_out["start"]
-        assert held_out["items"] == len(vectors) // 20
+        assert held_out["items"] == len(vectors) // 20 - len(vectors) // 20 // 2  # the others have chosen
 
 
 def test_networks_that_pay_are_kept() -> None:
@@ -285,7 +285,7 @@ def test_no_step_of_k_means_waits_for_the_device(dim: int, monkeypatch: pytest.M
     points = torch.from_numpy(mixture(600, dim))
     monkeypatch.setattr(kmeans_room, "CODES_SUMMED", 1 << 30)
     with isolated(), Waits() as mode:
-        kmeans_room.kmeans(points, 32, torch.Generator().manual_seed(0), 3)
+        kmeans_room.kmeans(points, 32, torch.Generator().manual_seed(0))
     assert mode.count == 0
 
 
@@ -350,11 +350,12 @@ def test_more_items_than_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refit_is_the_least_squares_solution(monkeypatch: pytest.MonkeyPatch) -> None:
     """With enough sweeps the error for the codes that were found is the least that any codebooks reach."""
     monkeypatch.setattr(_codebooks, "SWEEPS", 200)
+    monkeypatch.setattr(_codebooks, "RIDGE", 1e-9)
     points = torch.from_numpy(mixture(400))
     generator = torch.Generator().manual_seed(0)
     codebooks = [points[torch.randperm(len(points), generator=generator)[:8]] / (level + 1) for level in range(3)]
     codes = BeamSearch(codebooks, 4, _codebooks.PREFIX_WEIGHT).blocks(points, 1)[:, 0]
-    refitted, _ = _codebooks.refit(points, codebooks, 4, 1, ridge=0.0)
+    refitted, _ = _codebooks.refit(points, codebooks, 4, 1)
     chosen = torch.nn.functional.one_hot(codes + torch.tensor([0, 8, 16]), 24).sum(1).double()
     best = torch.linalg.lstsq(chosen, points.double(), driver="gelsd").solution
     least = (points - chosen @ best).square().sum()

@@ -401,6 +401,7 @@ class Job(ItemSet):
                 "stopped_at": trained.stopped_at,
                 "device": trained.device,
                 "held_out": dict(trained.held_out),
+                "choices": dict(trained.choices),
             }
             bulk = {"radius": trained.radius} if math.isfinite(trained.radius) else {}
             more = {"trained": noted | bulk, **bulk}
