@@ -13,7 +13,13 @@ TYPE_CHECKING = False  # type checkers take it for true; importing `typing` for 
 if TYPE_CHECKING:
     from typing import Any
 
-    from semid_dataset.api import generate_from_vectors, generate_semantic_ids, generate_semantic_ids_on_demand
+    from semid_dataset.api import (
+        add_semantic_ids,
+        fit,
+        generate_from_vectors,
+        generate_semantic_ids,
+        generate_semantic_ids_on_demand,
+    )
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.config import SemanticIdConfig
     from semid_dataset.dataset import LazySemanticIds, SemanticIdMixin
@@ -30,6 +36,8 @@ __all__ = [
     "SemanticIdTable",
     "SemanticIdWarning",
     "SemidError",
+    "add_semantic_ids",
+    "fit",
     "generate_from_vectors",
     "generate_semantic_ids",
     "generate_semantic_ids_on_demand",
@@ -43,6 +51,8 @@ _HOMES = {
     "SemanticIdTable": "table.table",
     "SemanticIdWarning": "errors",
     "SemidError": "errors",
+    "add_semantic_ids": "api",
+    "fit": "api",
     "generate_from_vectors": "api",
     "generate_semantic_ids": "api",
     "generate_semantic_ids_on_demand": "api",

@@ -29,11 +29,12 @@ from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
-from semid_dataset.errors import ConfigError, EmbeddingError, ParentError, SemidError, TableError
+from semid_dataset.errors import ConfigError, EmbeddingError, ItemsError, ParentError, SemidError, TableError
 from semid_dataset.inputs.discover import FeatureSource, feature_names, find_sources
 from semid_dataset.inputs.keys import LongNameError, as_keys
 from semid_dataset.inputs.matrix import OWN
 from semid_dataset.objects import as_choice, as_count, as_path, expect
+from semid_dataset.objects import shown as shown_value
 from semid_dataset.progress import Progress, shown
 from semid_dataset.resolve import JSON_FILE, Request, Resolution, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
@@ -41,10 +42,13 @@ from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.inputs.read import Embeddings
+    from semid_dataset.protocols import Trainer
 
 __all__ = [
     "ENGINES",
+    "add_semantic_ids",
     "extend_with_vectors",
+    "fit",
     "generate_from_file",
     "generate_from_vectors",
     "generate_semantic_ids",
@@ -276,6 +280,101 @@ def generate_from_vectors(
         embeddings = with_sequences(embeddings, sequences)
     identity = Identity.of(config, embeddings.dims)
     return _train_into(output, _held(embeddings, config), config, identity, progress, environment.mmap)
+
+
+def fit(
+    vectors: Any,
+    items: Any = None,
+    *,
+    algorithm: "str | Trainer" = SemanticIdConfig.algorithm,
+    levels: int = SemanticIdConfig.num_quantizers,
+    codes: int | Sequence[int] = SemanticIdConfig.codebook_size,
+    unique: bool = True,
+    sequences: Iterable[Sequence[Any] | NDArray[Any]] | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> SemanticIdTable:
+    """
+    Make semantic IDs of vectors, in memory: nothing is written, and no cache is looked at.
+
+    Args:
+        vectors: (n, dim) of finite numbers: an array, a tensor on any device, a list of vectors, a table of numbers or
+            a column of lists of pandas, polars, Arrow, DuckDB or datasets.
+        items: n ints or strings, each once, in any such column; None numbers the rows from 0.
+        algorithm: a name, see `SemanticIdConfig`, or a trainer with settings of its own.
+        levels: codes in an ID.
+        codes: per level, one number or one per level.
+        unique: give no two items the same ID, while codes last.
+        sequences: what users took in order, see `generate_from_vectors`.
+        device, seed: see `SemanticIdConfig`.
+
+    Returns:
+        A table. It says how good the IDs are (`.quality`), encodes vectors (`.encode`), takes new items (`.extend`),
+        and is kept by `.save(path)`.
+
+    Raises:
+        NoEmbeddingsError, EmbeddingError: items and vectors do not fit each other, or are no such things.
+        ConfigError: a setting is out of range; there is no such algorithm or device.
+        TrainingError: memory did not suffice.
+    """
+    from semid_dataset.codec.kinds import as_vectors
+    from semid_dataset.codec.train import configured
+
+    Context.at_door(explicit=True)
+    size = codes if isinstance(codes, int) else tuple(codes) if isinstance(codes, Sequence) else codes
+    config, trainer = configured(
+        algorithm, num_quantizers=levels, codebook_size=size, unique=unique, device=device, seed=seed
+    )
+    if items is None:
+        vectors = as_vectors(vectors)
+        items = np.arange(len(vectors))
+    embeddings = own_embeddings(items, vectors)
+    if sequences is not None:
+        embeddings = with_sequences(embeddings, sequences)
+    identity = Identity.of(config, embeddings.dims)
+    data = pipeline.train_table(_held(embeddings, config), config, identity, shown(), trainer)
+    name = lineage.lineage_name(lineage.origin_key(identity, embeddings.digest), data.digest)
+    return data.named(name).in_memory("trained", f"fitted to {len(embeddings.items):,} items, in memory")
+
+
+def add_semantic_ids(
+    dataset: Any,
+    column: str = "embedding",
+    *,
+    items: str | None = None,
+    name: str = "semantic_id",
+    table: SemanticIdTable | None = None,
+) -> Any:
+    """
+    Return a Hugging Face dataset with a column of semantic IDs.
+
+    Args:
+        dataset: a `datasets.Dataset`.
+        column: of its vectors.
+        items: its column of items; None numbers the rows from 0.
+        name: of the new column, a list of codes a row.
+        table: IDs that were made before, as by `fit` with other settings; None fits new ones.
+
+    Raises:
+        ConfigError: it is no such dataset, or lacks a column.
+        ItemsError: the table lacks an item.
+        As `fit`.
+    """
+    names = getattr(dataset, "column_names", None)
+    if not isinstance(names, list) or not callable(getattr(type(dataset), "add_column", None)):
+        raise ConfigError(f"dataset must be a datasets.Dataset, one split, not {shown_value(dataset)}.")
+    for wanted in (column, items):
+        if wanted is not None:
+            as_choice(wanted, names, "A column of the dataset")
+    keys = np.arange(len(dataset)) if items is None else dataset[items]
+    table = fit(dataset[column], keys) if table is None else expect(table, SemanticIdTable, "table", TableError)
+    unknown = int((table.rows_of(keys) < 0).sum())
+    if unknown:
+        raise ItemsError(
+            f"The table has no ID of {unknown:,} of {len(dataset):,} items. Nothing was added. Give them IDs first: "
+            "table = table.extend(vectors, items)."
+        )
+    return dataset.add_column(name, table.codes(keys).tolist())
 
 
 def generate_from_file(

@@ -8,6 +8,7 @@ Every exception this package raises on purpose.
     │   ├── ForeignVectorsError                   new items have vectors of another encoder
     │   └── UnsafePickleError                     a pickle that asks for more than arrays
     ├── TrainingError            (RuntimeError)   no codebooks came of it
+    ├── NotFittedError           (ValueError)     a quantizer that has no codebooks yet
     ├── TableError               (ValueError)     a semantic-ID file that cannot be used
     │   ├── CorruptTableError                     damaged, cut off or foreign
     │   ├── TableVersionError                     written by a newer version
@@ -41,6 +42,7 @@ __all__ = [
     "LockTimeoutError",
     "NoEmbeddingsError",
     "NoRoomError",
+    "NotFittedError",
     "ParentError",
     "PinError",
     "RecursiveAccessError",
@@ -90,6 +92,10 @@ class UnsafePickleError(EmbeddingError):
 
 class TrainingError(SemidError, RuntimeError):
     """Training ended without codebooks."""
+
+
+class NotFittedError(SemidError, ValueError, AttributeError):
+    """A quantizer was asked for what it has only after `fit`; an AttributeError, so that `hasattr` says no."""
 
 
 class TableError(SemidError, ValueError):

@@ -28,14 +28,22 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from semid_dataset.codec.unique import Items, Resolution
-    from semid_dataset.protocols import Quantizer, Trained
+    from semid_dataset.protocols import Quantizer, Trained, Trainer
 
 __all__ = ["fit_codebooks", "make_unique", "say_beyond", "tell_beyond", "train_table"]
 
 
-def train_table(items: ItemSet, config: SemanticIdConfig, identity: Identity, progress: Progress) -> TableData:
+def train_table(
+    items: ItemSet,
+    config: SemanticIdConfig,
+    identity: Identity,
+    progress: Progress,
+    trainer: "Trainer | None" = None,
+) -> TableData:
     """
     Train codebooks on the sample of a set of items and return table 0 of a new lineage, which has no name yet.
+
+    A `trainer` takes the place of the one that the configuration names.
 
     Raises:
         TrainingError, EmbeddingError, ConfigError: no codebooks came of it.
@@ -44,7 +52,7 @@ def train_table(items: ItemSet, config: SemanticIdConfig, identity: Identity, pr
     from semid_dataset.codec.kinds import centre_of, state_of
     from semid_dataset.codec.metrics import measure
 
-    trained = items.trained(lambda: fit_codebooks(items.sample, config, progress))
+    trained = items.trained(lambda: fit_codebooks(items.sample, config, progress, trainer))
     quantizer = trained.quantizer
     tell("encoding")
     with progress.stage("encoding"):
@@ -74,7 +82,7 @@ def train_table(items: ItemSet, config: SemanticIdConfig, identity: Identity, pr
     held = items.held
     header = TableHeader(
         identity=identity,
-        settings={**config.to_dict(), "unique": unique},
+        settings={**config.to_dict(), "unique": unique, **({"algorithm": trainer.name} if trainer else {})},
         quantizer=description,
         quality=quality,
         provenance={
@@ -97,7 +105,9 @@ def train_table(items: ItemSet, config: SemanticIdConfig, identity: Identity, pr
     return TableData(keys, resolution.codes, header, weights)
 
 
-def fit_codebooks(sample: Embeddings, config: SemanticIdConfig, progress: Progress) -> "Trained":
+def fit_codebooks(
+    sample: Embeddings, config: SemanticIdConfig, progress: Progress, trainer: "Trainer | None" = None
+) -> "Trained":
     """
     Fit the fusion of several features and codebooks, telling the user how far it is.
 
@@ -117,7 +127,7 @@ def fit_codebooks(sample: Embeddings, config: SemanticIdConfig, progress: Progre
             fusion, vectors = sample.fused
     tell("training")
     with progress.stage("training"):
-        trained = train(vectors, config, progress=progress)
+        trained = train(vectors, config, trainer=trainer, progress=progress)
     tell("trained")
     return trained if fusion.kind == "single" else replace(trained, quantizer=fused(trained.quantizer, fusion))
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,21 @@ from semid_dataset import _files as files
 from semid_dataset._hub import fetch
 from semid_dataset.codec.fusion import Fusion
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
+from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
-from semid_dataset.objects import as_path, expect, shown
+from semid_dataset.objects import as_matrix, as_path, expect, shown
 from semid_dataset.protocols import Quantizer
 from semid_dataset.registry import QUANTIZERS
-
-if TYPE_CHECKING:
-    from semid_dataset.features import FeatureMatrix
 
 __all__ = [
     "CENTRE",
     "QUANTIZER_FILE",
     "FusedQuantizer",
+    "as_vectors",
     "centre_of",
     "code_dtype",
     "encode",
+    "encode_vectors",
     "fused",
     "fusion_of",
     "is_quantizer",
@@ -109,7 +109,7 @@ def fused(quantizer: Any, fusion: Fusion) -> Any:
     return quantizer
 
 
-def vectors_of(quantizer: Quantizer, features: "Sequence[FeatureMatrix]", items: int) -> NDArray[np.float32]:
+def vectors_of(quantizer: Quantizer, features: Sequence[FeatureMatrix], items: int) -> NDArray[np.float32]:
     """
     Return the one vector of every item, (items, dim) float32, that a quantizer takes for its features.
 
@@ -129,6 +129,44 @@ def vectors_of(quantizer: Quantizer, features: "Sequence[FeatureMatrix]", items:
 def code_dtype(sizes: Sequence[int]) -> type[np.uint8] | type[np.uint16]:
     """Return the smallest type that holds every code of levels of these sizes."""
     return np.uint8 if max(sizes) <= 256 else np.uint16
+
+
+def as_vectors(given: Any) -> NDArray[np.float32]:
+    """
+    Return vectors (n, dim) in whatever they come as float32, row by row; what float32 cannot hold is infinite.
+
+    Raises:
+        EmbeddingError: as `objects.as_matrix`.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.require(as_matrix(given, "the vectors"), np.float32, ["C", "W"])
+
+
+def encode_vectors(quantizer: Quantizer, given: Any) -> NDArray[Any]:
+    """
+    Return the codes (n, levels) of vectors in whatever they come, carried as those of one feature are.
+
+    Raises:
+        EmbeddingError: they are no vectors of its width, or not finite; it takes several features.
+    """
+    vectors, fusion = as_vectors(given), fusion_of(quantizer)
+    wanted = {"": quantizer.dim} if fusion is None else dict(fusion.dims)
+    if len(wanted) > 1:
+        raise EmbeddingError(
+            f"These IDs were made from {len(wanted)} features ({', '.join(wanted)}); one matrix is not enough. Give "
+            "them to table.quantizer.encode_features."
+        )
+    ((name, dim),) = wanted.items()
+    if vectors.shape[1] != dim:
+        raise EmbeddingError(f"Vectors of {vectors.shape[1]} numbers were given; these IDs are made of {dim}.")
+    finite = np.isfinite(vectors).all(1)
+    if not finite.all():
+        raise EmbeddingError(
+            f"Row {int(np.argmin(finite))} of the vectors is not finite (NaN, inf, or beyond float32)."
+        )
+    if fusion is not None:
+        vectors = fusion.apply((FeatureMatrix(name, np.arange(len(vectors)), vectors),), len(vectors))
+    return encode(quantizer, vectors)
 
 
 def encode(quantizer: Quantizer, vectors: NDArray[np.float32]) -> NDArray[Any]:
@@ -211,7 +249,7 @@ def read_quantizer(arrays: Mapping[str, NDArray[Any]], description: Mapping[str,
     try:
         own = {name: array for name, array in arrays.items() if not name.startswith(FUSION) and name != CENTRE}
         quantizer: Quantizer = reader.from_state(own, description)
-        if description["fusion"] is None:
+        if description.get("fusion") is None:
             return quantizer
         more = {name.removeprefix(FUSION): array for name, array in arrays.items() if name.startswith(FUSION)}
         whole: Quantizer = fused(quantizer, Fusion.from_arrays(more, description["fusion"]))

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from semid_dataset._messages import tell
 from semid_dataset.codec import kinds
+from semid_dataset.codec._estimator import Estimator
 from semid_dataset.codec._exact import bits_for, parts, product, sums_of_squares
 from semid_dataset.codec._networks import FrozenMLP, ResidualMLP
 from semid_dataset.codec._search import BLOCK_CPU, BLOCK_GPU, BeamSearch, ExactSearch, half_norms, pad
@@ -30,7 +31,7 @@ from semid_dataset.codec._threads import OutOfMemory, in_blocks, isolated, sent,
 from semid_dataset.codec.kinds import QUANTIZER_FILE
 from semid_dataset.errors import EmbeddingError, TableError
 from semid_dataset.objects import as_matrix
-from semid_dataset.protocols import Quantizer
+from semid_dataset.protocols import Quantizer, Trainer
 
 if TYPE_CHECKING:
     from semid_dataset.codec.fusion import Fusion
@@ -46,12 +47,15 @@ LARGEST = np.finfo(np.float32).max
 FLOATS = (np.float16, np.float32, np.float64)
 
 
-class ResidualQuantizer:
+class ResidualQuantizer(Estimator):
     """
-    Codebooks with what surrounds them, frozen.
+    Codebooks with what surrounds them, frozen: given, or what `fit` makes of vectors in scikit-learn's manner.
 
     Args:
-        codebooks: one (codes, dim) float32 tensor a level, in the latent space.
+        codebooks: one (codes, dim) float32 tensor a level, in the latent space; None where `fit` shall make them.
+        algorithm: what `fit` trains by: a name, or a trainer with its settings.
+        levels, codes: how many codebooks it makes, and of how many codes: one number or one per level.
+        device, seed: of its training, see `SemanticIdConfig`.
         beam: width of the search.
         prefix_weight: how much the error of the first code alone counts in it, see `BeamSearch`.
         mean: (dim,) float32, subtracted from vectors.
@@ -69,8 +73,13 @@ class ResidualQuantizer:
     @isolated()
     def __init__(
         self,
-        codebooks: Sequence[Tensor],
+        codebooks: Sequence[Tensor] | None = None,
         *,
+        algorithm: "str | Trainer" = "rqvae",
+        levels: int = 4,
+        codes: int | tuple[int, ...] = 256,
+        device: str = "auto",
+        seed: int = 0,
         beam: int = 1,
         prefix_weight: float = 0.0,
         mean: Tensor | None = None,
@@ -79,6 +88,11 @@ class ResidualQuantizer:
         decoder: ResidualMLP | None = None,
         fusion: "Fusion | None" = None,
     ) -> None:
+        if codebooks is not None:
+            levels, codes = len(codebooks), tuple(len(book) for book in codebooks)
+        self._settings = {"algorithm": algorithm, "levels": levels, "codes": codes, "device": device, "seed": seed}
+        if codebooks is None:
+            return
         self.codebooks = [book.detach().float().contiguous() for book in codebooks]
         self.dim = self.codebooks[0].shape[1]
         self.codebook_sizes = tuple(len(book) for book in self.codebooks)

@@ -3,7 +3,7 @@ Train a quantizer on vectors: the trainer that a configuration names, on the dev
 """
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,31 @@ from semid_dataset.progress import Progress
 from semid_dataset.protocols import Trained, Trainer
 from semid_dataset.registry import QUANTIZERS, TRAINERS
 
-__all__ = ["Trained", "chosen_device", "fit_quantizer", "train", "trainer_of"]
+__all__ = ["Trained", "chosen_device", "configured", "fit_quantizer", "train", "trainer_of"]
+
+
+SETTINGS = frozenset(one.name for one in fields(SemanticIdConfig))
+
+
+def configured(algorithm: "str | Trainer", **settings: Any) -> tuple[SemanticIdConfig, Trainer]:
+    """
+    Return a configuration and its trainer, which may be given by name or as one with settings of its own.
+
+    Raises:
+        ConfigError: a setting is out of range, or there is no such trainer.
+    """
+    if not is_dataclass(algorithm) or not callable(getattr(type(algorithm), "fit", None)):
+        config = SemanticIdConfig(algorithm=algorithm, **settings)  # type: ignore[arg-type] # which refuses others
+        return config, trainer_of(config)
+    theirs = {one.name: getattr(algorithm, one.name) for one in fields(algorithm) if one.name in SETTINGS}
+    return SemanticIdConfig(**{**theirs, **settings}), algorithm
 
 
 def train(
     vectors: NDArray[np.floating],
     config: SemanticIdConfig,
     *,
+    trainer: Trainer | None = None,
     progress: Progress | None = None,
 ) -> Trained:
     """
@@ -34,10 +52,11 @@ def train(
     Args:
         vectors: (n, dim), n >= 1, finite; float16, float32 or float64.
         config: algorithm and its settings, sizes, device and seed.
+        trainer: in place of the one that it names.
         progress: as there.
     """
-    sizes, device = config.codebook_sizes, config.device
-    return fit_quantizer(vectors, trainer_of(config), sizes=sizes, device=device, seed=config.seed, progress=progress)
+    sizes, device, trainer = config.codebook_sizes, config.device, trainer or trainer_of(config)
+    return fit_quantizer(vectors, trainer, sizes=sizes, device=device, seed=config.seed, progress=progress)
 
 
 def trainer_of(config: SemanticIdConfig) -> Trainer:

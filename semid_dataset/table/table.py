@@ -6,6 +6,7 @@ cost a process what 50 thousand cost, and all processes of a machine share the f
 loaded only by those who ask for the quantizer.
 """
 
+import importlib
 import operator
 import os
 import re
@@ -55,6 +56,7 @@ MAX_CODE = 65_535
 MOST_LEVELS = 1024  # of a mapping made elsewhere: a value that never ends is no ID
 TABLE_FILE = files.TABLE_FILE
 LOW_COVERAGE = 0.5  # below it, ids of another kind are likelier than new items
+WHOLE = frozenset({"trained", "extended", "cached"})  # statuses of a table that holds all that was asked for
 ASKED_AT_LEAST = 100  # items, before a share of them says anything
 
 
@@ -406,6 +408,11 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             f"<SemanticIdTable: {len(self):,} items, {self.levels} levels, {self.status}, {self.path or 'in memory'}>"
         )
 
+    def _repr_html_(self) -> str:
+        from semid_dataset.table.frames import table_html
+
+        return table_html(self)
+
     def _name(self) -> str:
         return "The table" if self.path is None else f"'{self.path}'"
 
@@ -704,6 +711,63 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         path = fetch(source, (TABLE_FILE,), revision)
         return cls.open(path, strict=strict, codebook_sizes=codebook_sizes)
 
+    def to_arrow(self) -> Any:
+        """Return a `pyarrow.Table` of item_id and codes; raises ConfigError where pyarrow is not installed."""
+        from semid_dataset.table.frames import to_arrow
+
+        return to_arrow(self)
+
+    def to_pandas(self) -> Any:
+        """Return a `pandas.DataFrame` of item_id and codes; raises ConfigError where pandas is not installed."""
+        from semid_dataset.table.frames import to_pandas
+
+        return to_pandas(self)
+
+    def to_polars(self) -> Any:
+        """Return a `polars.DataFrame` of item_id and codes; raises ConfigError where polars is not installed."""
+        from semid_dataset.table.frames import to_polars
+
+        return to_polars(self)
+
+    # --- new vectors --------------------------------------------------------------------------
+
+    def encode(self, vectors: Any) -> NDArray[Any]:
+        """
+        Return the codes of vectors, as the table's quantizer gives them: nearest, and not made unique.
+
+        Args:
+            vectors: (n, dim), in anything that `fit` takes.
+
+        Returns:
+            (n, levels) uint8 or uint16.
+
+        Raises:
+            TableError: the table has no quantizer.
+            EmbeddingError: they are no vectors of this width, or not finite; or the IDs are of several features.
+        """
+        quantizer = self.quantizer
+        from semid_dataset.codec.kinds import encode_vectors
+
+        return encode_vectors(quantizer, vectors)
+
+    def extend(self, vectors: Any, items: Any, *, force: bool = False) -> "SemanticIdTable":
+        """
+        Return a table in memory with new items added; no ID of this one moves. See `api.extend_with_vectors`.
+
+        Args:
+            vectors: (n, dim), in anything that `fit` takes; of all items, or of the new ones only.
+            items: n, in the order of the vectors.
+            force: give IDs to new items although their vectors are not such as the table was made for.
+
+        Raises:
+            TableError, EmbeddingError, ForeignVectorsError: as there.
+        """
+        # The door lies floors above: it is found by its name when somebody asks, as parts of other packages are.
+        grown: SemanticIdTable
+        door = importlib.import_module("semid_dataset.api")
+        grown, _ = door.extend_with_vectors(self, items, vectors, force=force)
+        return grown
+
     # --- what it is ---------------------------------------------------------------------------
 
     @property
@@ -834,8 +898,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
     def __reduce__(self) -> tuple[Any, ...]:
         # By reference: a DataLoader would else send every worker the whole table, and the map would be lost.
         if self.path is not None:
-            place = os.path.abspath(self.path)  # noqa: PTH100 - links stay: they are how users name a place
-            return Unopened.at, (place, self.digest, self.lineage, self.status, self.reason, self.strict, self._sizes)
+            return Unopened.at, _reference(self, self.lineage)
         if self.status == "default" and not len(self):
             return _default, (self.levels, self.reason, self.strict)
         return _from_bytes, (bytes(self._buffer), self.status, self.reason, self.strict, self._sizes)
@@ -869,8 +932,7 @@ class Unopened(SemanticIdTable):
         return table
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = (str(self.path), self.digest, self._named, self.status, self.reason, self.strict, self._sizes)
-        return Unopened.at, known
+        return Unopened.at, _reference(self, self._named)
 
     def __getattr__(self, name: str) -> Any:
         if name not in SemanticIdTable.__slots__:
@@ -934,6 +996,19 @@ def _numbered(path: Path) -> list[Path]:
         others = [other for other in path.parent.iterdir() if re.fullmatch(r"\d{1,9}\.safetensors", other.name)]
         return sorted((other for other in others if other != path), key=lambda other: -int(other.stem))
     return []
+
+
+def _reference(table: SemanticIdTable, lineage: str) -> tuple[Any, ...]:
+    """
+    Return what a pickle says of a table with a file.
+
+    Who trained or extended it and who read it later hold the same table, and pickle it to the same bytes: a function
+    over it has one fingerprint at every start, and `datasets.map` takes what it computed before.
+    """
+    place = os.path.abspath(table.path or "")  # noqa: PTH100 - links stay: they are how users name a place
+    whole = table.status in WHOLE
+    said = ("cached", "out of a pickle") if whole else (table.status, table.reason)
+    return place, table.digest, lineage, *said, table.strict, table._sizes
 
 
 def _default(levels: int, reason: str, strict: bool) -> SemanticIdTable:

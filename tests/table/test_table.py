@@ -28,6 +28,7 @@ from semid_dataset.errors import (
     TableError,
     UnknownItemError,
 )
+from semid_dataset.registry import QUANTIZERS
 from semid_dataset.table import table as table_module
 from semid_dataset.table.table import SemanticIdTable, build_table_buffers
 
@@ -399,9 +400,8 @@ def test_a_table_without_a_quantizer_says_so() -> None:
 def test_the_quantizer_is_built_once_from_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And only when it is asked for."""
     calls: list[tuple[dict[str, Any], Any]] = []
-    quantizer = SimpleNamespace(from_arrays=lambda *parts: calls.append(parts) or object())
-    room = SimpleNamespace(ResidualQuantizer=quantizer)  # in place of the real one, which takes torch along
-    monkeypatch.setitem(sys.modules, "semid_dataset.codec.residual", room)
+    kind = SimpleNamespace(from_state=lambda *parts: calls.append(parts) or object())
+    monkeypatch.setattr(QUANTIZERS, "_loaded", {"residual": kind})  # in place of the real one, which takes torch along
     weights = {"codebook.0": np.ones((2, 2), np.float32)}
     path = written(tmp_path / "t", IDS, weights=weights, info={"quantizer": {"dim": 2}})
     table = SemanticIdTable.open(path)
