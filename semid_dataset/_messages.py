@@ -153,10 +153,22 @@ LINES: dict[str, tuple[str, str]] = {
     ),
     "healed": ("Healed the semantic_id table from {source}; no ID moved", "已从 {source} 恢复semantic_id表；ID未变"),
     "lost": (
-        "The semantic_id table of lineage {lineage} is damaged and nothing is left to heal it from: "
-        "lineage {new} begins and IDs move. Recommenders trained on the old IDs must be trained again.",
-        "谱系 {lineage} 的semantic_id表已损坏且无法恢复: 将开始新谱系 {new}，ID会改变。"
+        "The semantic_id table of lineage {lineage} is damaged or gone, and nothing is left to heal it from: lineage "
+        "{new} answers and IDs move. Recommenders trained on the old IDs must be trained again.",
+        "谱系 {lineage} 的semantic_id表已损坏或丢失且无法恢复: 由谱系 {new} 提供，ID会改变。"
         "基于旧ID训练的推荐模型需要重新训练。",
+    ),
+    "lost_elsewhere": (
+        "The semantic_id table of lineage {lineage}, which served another directory, is damaged: whether its IDs were "
+        "of these items cannot be told. If they were, they move: bring the table back from a backup",
+        "曾用于另一目录的谱系 {lineage} 的semantic_id表已损坏: 无法判断其ID是否属于这些物品。"
+        "若属于，则ID会改变: 请从备份恢复该表",
+    ),
+    "akin": (
+        "There are two sets of IDs for these items, under vectors of two encoders: {moved} of {items} have another ID "
+        "in lineage {lineage} ({where}), which served another directory. To have that one here, name it: parent=",
+        "这些物品在两个编码器的向量下有两套ID: {items} 个物品里有 {moved} 个的ID"
+        "与曾用于另一目录的谱系 {lineage}（{where}）不同。如需在此使用后者，请用 parent= 指定",
     ),
     "lost_in_part": (
         "Table {generation} of lineage {lineage} is damaged and nothing is left to heal it from: {known} items keep "
@@ -226,10 +238,10 @@ LINES: dict[str, tuple[str, str]] = {
     ),
     "moved": (
         "IDs have moved: {moved} of {items} known items have another one than before. Lineage {lineage} served this "
-        "directory, and its embeddings are of other data now; lineage {new} answers. Recommenders of the old IDs "
-        "need the old table (parent=, SEMID_PIN) or must be trained again",
-        "{items} 个已知物品中有 {moved} 个的ID发生改变: 此目录此前由谱系 {lineage} 提供，而其向量现已属于其他数据；"
-        "现由谱系 {new} 提供。基于旧ID训练的推荐模型需要使用旧表（parent=、SEMID_PIN）或重新训练",
+        "directory, lineage {new} answers now. Recommenders of the old IDs need the old table (parent=, SEMID_PIN) or "
+        "must be trained again",
+        "{items} 个已知物品中有 {moved} 个的ID发生改变: 此目录此前由谱系 {lineage} 提供，现由谱系 {new} 提供。"
+        "基于旧ID训练的推荐模型需要使用旧表（parent=、SEMID_PIN）或重新训练",
     ),
     "far": (
         "The vectors of {new} new items lie far from those that the codebooks were made for (error {error:.3f} of the "
@@ -343,6 +355,8 @@ CODES = {
     "lost": "E005",
     "lost_in_part": "E006",
     "healed_in_part": "E007",
+    "akin": "E008",
+    "lost_elsewhere": "E009",
 }
 PROMISED = {"no_folder", "no_features", "defaults"}  # the original's lines of these levels
 LEVELS = {"": logging.INFO, "W": logging.WARNING, "E": logging.ERROR}  # by the letter of a line's code

@@ -31,6 +31,7 @@ from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.entries import MOST_REASON, CacheEntry
 from semid_dataset.cache.fingerprint import FRESH_NS, CacheKey, FileStamp
 from semid_dataset.cache.folders import CacheFolder
+from semid_dataset.cache.guard import Guard, descends, first_time, moved_items
 from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
@@ -72,8 +73,6 @@ STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, t
 BROKEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR}  # of a folder
 BY_LOOKING = "this look makes no IDs"  # what ends the reason of `look`, where the gate would let IDs be made
 RETRAIN = "To train anew: semid generate DATA_DIR --retrain, or generate_semantic_ids(..., retrain=True)."
-
-_apart: set[tuple[str, str]] = set()  # pairs of tables of which it was said that they differ: once a process
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def check_expected(table: SemanticIdTable, wanted: str) -> None:
         return
     header = table.header
     by_name = wanted in {table.lineage, *header.origins}
-    by_digest = table.computed_digest in {wanted, table.digest} and lineage.descends(table, wanted)
+    by_digest = table.computed_digest in {wanted, table.digest} and descends(table, wanted)
     if table.status == "default" or not (by_name or by_digest):
         raise DigestError(
             f"{wanted} is expected, and {table.path or 'a table in memory'} answers ({table.status}): lineage "
@@ -213,7 +212,7 @@ def check_pin(request: Request, table: SemanticIdTable, context: Context) -> Non
     parent = resolution.parent
     if parent is None or parent.header.exported(table.header.json_sha256):
         return
-    moved, both = lineage.moved_items(parent, table)
+    moved, both = moved_items(parent, table)
     if moved or not both:
         raise ParentError(
             f"The program assigned IDs, and {moved} of {both} common items have another one in the parent "
@@ -266,7 +265,7 @@ class Resolution:
         self.adopting = not in_worker  # whether a parent is taken into the cache
         self.expect = request.expect or environment.expect or ""
         self._pin = request.pin or environment.pin or ""
-        self._before: SemanticIdTable | None = None  # what this user was last served for the directory
+        self.guard = Guard(self.cache, request.data_dir, self._kind)
 
     def open_parent(self) -> None:
         """
@@ -296,7 +295,10 @@ class Resolution:
         if table is None and (table := self._hand_made()) is not None and self.parent is not None:
             self._reconcile(table)
             table = None
-        return self._from_embeddings() if table is None else table
+        if table is None:
+            table = self._from_embeddings()
+            self.guard.hold(table, note=self.may_generate)
+        return table
 
     def _from_embeddings(self) -> SemanticIdTable:
         """Return the table of the dataset's items: the parent's lineage, its own, a training."""
@@ -339,11 +341,12 @@ class Resolution:
                 f"'{self._pin}' is pinned ({where}) and not in any cache folder. Nothing else was served in its place. "
                 "See semid history for what is there, or take the pin away: semid pin DATA_DIR --off."
             )
-        if self.parent is not None and not lineage.descends(table, self.parent.digest):
+        if self.parent is not None and not descends(table, self.parent.digest):
             raise ParentError(f"'{self._pin}' is pinned ({where}) and did not grow from the parent. Name one of them.")
         if not at:
             return None
         tell("loaded", items=len(table))
+        self.guard.hold(table, note=False)
         return table.with_status("cached", f"pinned to {self._pin} ({where})")
 
     # --- a hand-made file ---
@@ -360,7 +363,7 @@ class Resolution:
         """
         parent = self.parent
         assert parent is not None
-        moved, both = lineage.moved_items(parent, made)
+        moved, both = moved_items(parent, made)
         if moved or both < min(len(parent), len(made)):
             assert self.request.data_dir is not None
             raise ParentError(
@@ -443,6 +446,7 @@ class Resolution:
                     self.cache.remember(CacheEntry(name, table.generation, table.digest), cache_key, {path: sha256})
         if table is None:
             table = data.in_memory("pregenerated", reason)
+        self.guard.hold(table, note=False)
         tell("loaded", items=len(table))
         return self._sized(table).with_status("pregenerated", reason)
 
@@ -497,43 +501,36 @@ class Resolution:
         if not cache_entries:
             tell("passed_over", level=logging.DEBUG, step="entry", reason="this cache key is new here")
             return None
-        root, entry = cache_entries[0]
-        if (self._pin and entry.lineage != self._pin) or (entry.stale and self.foreign != "serve"):
-            return None  # another lineage is pinned; or who asks for more than what is known is told why
-        try:
-            table = self._noted(entry)
-        except TableVersionError as error:
-            return self._stale(self._readable(entry.lineage, error), str(error))
-        if table is None or self._others(root, table):
-            why = f"table {entry.generation} is gone" if table is None else "it is about what others were served"
-            tell("passed_over", level=logging.DEBUG, step="entry", reason=why)
-            return None
-        for _, other in cache_entries[1:]:
-            self._say_apart(table, other)
+        found = self._first_that_holds(cache_entries)
+        if found is None or isinstance(found, SemanticIdTable):
+            return found
+        entry, table = found
+        for _, other in cache_entries:
+            if other is not entry:
+                self.guard.say_apart(table, other)
         self._say_settings(table)
         if entry.stale:
             return self._stale(table, entry.stale)
         return table.with_status("cached", f"lineage {table.lineage}, generation {table.generation}")
 
-    def _others(self, root: CacheFolder, table: SemanticIdTable) -> bool:
-        """Say whether an entry's table is what others were served for this directory, and this user another one."""
-        if self.parent is not None or (bound := self._served()) is None or not bound[1].digest:
-            return False
-        place, served = bound
-        if table.digest == served.digest or table.header.grew_from(served.digest) or root.path == place.path:
-            return False
-        order = [one.path for one in self.cache.own_first()]
-        if order.index(root.path) < order.index(place.path):
-            return False
-        mine = self.cache.named(served.lineage, served.generation)
-        if mine is None or mine.header.identity != table.header.identity or mine.header.grew_from(table.digest):
-            return False
-        self._say_apart(mine, CacheEntry(table.lineage, table.generation, table.digest))
-        return True
-
-    def _served(self) -> tuple[CacheFolder, CacheEntry] | None:
-        """Return what this user was last served for the directory, and where that is noted."""
-        return None if self.request.data_dir is None else self.cache.served_before(self.request.data_dir, self._kind)
+    def _first_that_holds(
+        self, noted: Sequence[tuple[CacheFolder, CacheEntry]]
+    ) -> tuple[CacheEntry, SemanticIdTable] | SemanticIdTable | None:
+        """Return the first note whose table can be read and serves this directory; a stale table as it is."""
+        for root, entry in noted:
+            if (self._pin and entry.lineage != self._pin) or (entry.stale and self.foreign != "serve"):
+                return None  # another lineage is pinned; or who asks for more than what is known is told why
+            try:
+                table = self._noted(entry)
+            except TableVersionError as error:
+                return self._stale(self._readable(entry.lineage, error), str(error))
+            if table is None:
+                tell("passed_over", level=logging.DEBUG, step="entry", reason=f"table {entry.generation} is gone")
+                return None
+            if self.parent is not None or not self.guard.contradicts(root, table):
+                return entry, table
+            tell("passed_over", level=logging.DEBUG, step="entry", reason="another table serves this directory")
+        return None
 
     @property
     def _kind(self) -> str:
@@ -546,14 +543,7 @@ class Resolution:
         """Return the table that an entry names, or one that grew from it."""
         if self.parent is not None and entry.digest == self.parent.digest:
             return self.parent
-        table = self.cache.named(entry.lineage, entry.generation)
-        if table is None or table.digest != entry.digest:  # damaged, healed or pruned: one that grew from it will do
-            try:
-                table = self.cache.newest(entry.lineage, since=entry.digest)
-            except PermissionError as error:  # another user's, who keeps it private
-                self.cache.pass_over(Path(str(error.filename or entry.lineage)), error)
-                return None
-        return table
+        return self.cache.noted(entry)
 
     def _readable(self, name: str, error: TableVersionError) -> SemanticIdTable:
         """Return the newest table of a lineage that this version can read; its IDs are those of later ones."""
@@ -561,19 +551,6 @@ class Resolution:
         if table is None:
             raise error
         return table
-
-    def _say_apart(self, table: SemanticIdTable, other: CacheEntry) -> None:
-        """Say that others were served another table for the same data, unless the one grew from the other."""
-        pair = (table.digest, other.digest)
-        if other.digest == table.digest or table.header.grew_from(other.digest) or pair in _apart:
-            return
-        _apart.add(pair)
-        found = self.cache.named(other.lineage, other.generation)
-        if found is None or found.header.grew_from(table.digest):
-            return
-        moved, both = lineage.moved_items(table, found)
-        if moved:
-            tell("apart", moved=moved, items=both, lineage=table.lineage, other=found.lineage, where=found.path)
 
     def _say_settings(self, table: SemanticIdTable) -> None:
         trained = table.header.settings
@@ -599,7 +576,7 @@ class Resolution:
         identity = cache_key.identity
         assert identity is not None
         evidence = Evidence(embeddings.items, embeddings.features)
-        served = bound[1] if (bound := self._served()) is not None else None
+        served = bound.entry if (bound := self.guard.bound) is not None else None
         if self._pin and (table := cache.newest(self._pin)) is not None:
             return lineage.Lineage(self._pin, table, evidence.in_another_space(table, evidence.of(table)))
         if self.parent is not None:
@@ -607,19 +584,18 @@ class Resolution:
             if served is not None and served.lineage != row.name:
                 tell("passed_over", step=f"lineage {served.lineage}", reason=f"the parent is of lineage {row.name}")
             return replace(row, other_space=evidence.in_another_space(row.base, evidence.of(row.base)))
-        if served is not None and (table := self._still_served(cache, served)) is not None:
-            self._before = table
-            if table.has_quantizer and self._of_kind(table, identity):
-                match = evidence.of(table)
-                if match.same_data:
-                    return lineage.Lineage(table.lineage, table, evidence.in_another_space(table, match))
-                if match.known and evidence.related(table):
-                    return lineage.Lineage(table.lineage, table, other_space=True)
+        table = None if served is None else self._still_served(cache, served)
+        if table is not None and table.has_quantizer and self._of_kind(table, identity):
+            match = evidence.of(table)
+            if match.same_data:
+                return lineage.Lineage(table.lineage, table, evidence.in_another_space(table, match))
+            if match.known and evidence.related(table):
+                return lineage.Lineage(table.lineage, table, other_space=True)
         key = lineage.origin_key(identity, embeddings.digest)
         ours = {name for name in cache.lineages() if name == key or name.startswith(f"{key}-")}
         rows = lineage.find_lineages(cache, identity, evidence, ours | {served.lineage if served is not None else ""})
         for other in rows[1:]:
-            self._say_apart(rows[0].base, CacheEntry(other.name, other.base.generation, other.base.digest))
+            self.guard.say_apart(rows[0].base, CacheEntry(other.name, other.base.generation, other.base.digest))
         return rows[0] if rows else None
 
     def _of_kind(self, table: SemanticIdTable, identity: Identity) -> bool:
@@ -641,15 +617,6 @@ class Resolution:
             cache.pass_over(Path(str(error.filename or served.lineage)), error)
             return None
         return table or self._newest_or_pass(served.lineage, cache)
-
-    def _say_moved(self, table: SemanticIdTable) -> None:
-        """Say how many items have another ID than this user was served before for this directory."""
-        before = self._before
-        if before is None or lineage.descends(table, before.digest) or lineage.descends(before, table.digest):
-            return
-        moved, both = lineage.moved_items(before, table)
-        if moved:
-            tell("moved", moved=moved, items=both, lineage=before.lineage, new=table.lineage)
 
     def read(self, sources: Sequence[FeatureSource], progress: Progress | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
@@ -774,11 +741,10 @@ class Resolution:
         unreadable = False
         try:
             there = any(not name.startswith("json-") for name in self.cache.lineages())
-            if there or self.parent is not None or self._served() is not None:
+            if there or self.parent is not None or self.guard.bound is not None:
                 embeddings = embeddings or self.read(sources)
                 row = self._row(self.cache.reading(), self._about_what_was_read(cache_key, embeddings), embeddings)
                 if row is not None:
-                    self._say_moved(row.base)
                     missing = int((row.base.rows_of(embeddings.items) < 0).sum())
                     if not missing:
                         tell("loaded", items=len(row.base))
@@ -796,7 +762,8 @@ class Resolution:
                 f"No table of IDs that can be read is left for this dataset ('{path}' is damaged) and {why}. If a "
                 "recommender was trained with these IDs, bring the table back from a backup: made again, IDs move."
             )
-        other = "" if self._before is None else f" (lineage {self._before.lineage} is of other data)"
+        bound = self.guard.bound
+        other = "" if bound is None else f" (lineage {bound.entry.lineage} is of other data)"
         raise GenerationError(f"There is no semantic-ID file for this dataset{other} and {why}.")
 
     def _known_here(self, identity: Identity | None) -> SemanticIdTable | None:
@@ -809,8 +776,8 @@ class Resolution:
         exported = self._exported_ids(identity)
         if exported is not None and exported.levels == len(self.config.codebook_sizes):
             return exported
-        bound = self._served()
-        table = None if bound is None else self._still_served(self.cache.reading(), bound[1])
+        bound = self.guard.bound
+        table = None if bound is None else self._still_served(self.cache.reading(), bound.entry)
         if table is None or (found := table.header.identity) is None:
             return None
         asked = set(self.request.feature_ids)
@@ -846,7 +813,7 @@ class Resolution:
         if export is None or export.lineage.startswith("json-"):
             return None
         newest = self._newest_or_pass(export.lineage)
-        return None if newest is not None and lineage.descends(newest, export.digest) else export
+        return None if newest is not None and descends(newest, export.digest) else export
 
     def _exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
         """Return the IDs of a damaged table from its export, where nothing may be written to heal it."""
@@ -854,6 +821,9 @@ class Resolution:
             return None
         if identity is not None and export.identity != identity.digest:
             return None
+        bound = self.guard.bound
+        if bound is not None and bound.entry.lineage != export.lineage and self.guard.table_of(bound.entry) is not None:
+            return None  # what this user was served before can be read
         assert self.request.data_dir is not None
         from semid_dataset.build import recover as healing
 
@@ -936,7 +906,7 @@ class Resolution:
             try:
                 if not self.cache.publish(export.lineage, number, data.buffers()):  # another writer took the number
                     base = self.cache.writing().newest(export.lineage) or base
-                    if lineage.descends(base, export.digest):
+                    if descends(base, export.digest):
                         return None
                     continue
             except OSError as error:
@@ -954,16 +924,17 @@ class Resolution:
     def _after_loss(self, name: str, data: TableData, cache_key: CacheKey) -> str:
         """Say aloud that a lineage is lost, unless this is its first table made again; return the name to publish."""
         cache_entries = [entry for _, entry in self.cache.recall_all(cache_key)]
-        if (bound := self._served()) is not None:
-            cache_entries.append(bound[1])
+        if (bound := self.guard.bound) is not None:
+            cache_entries.append(bound.entry)
         lost = [entry for entry in cache_entries if self._is_lost(entry.lineage)]
         again = content_digests(data.arrays, data.header)
         healed = next((entry for entry in lost if entry.generation == 0 and entry.digest in again), None)
         if healed is not None:
             tell("healed", source="the same training")
             return healed.lineage
-        for old in sorted({entry.lineage for entry in lost}):
-            tell("lost", lineage=old, new=name)
+        for entry in lost:
+            if first_time(entry.lineage, name):
+                tell("lost", lineage=entry.lineage, new=name)
         return name
 
     def _is_lost(self, name: str) -> bool:
@@ -1072,15 +1043,13 @@ class Resolution:
             replaced = noted if noted is not None else None if row is None else row.base
             table = self._train(items, found, progress, replaced=replaced)
             if replaced is not None:
-                moved, both = lineage.moved_items(replaced, table)
+                moved, both = moved_items(replaced, table)
                 tell("retrained", moved=moved, items=both, lineage=replaced.lineage)
+        elif row is not None:
+            table = self._extend(row, items, found, progress)
         else:
-            if row is not None:
-                table = self._extend(row, items, found, progress)
-            else:
-                table = self._train(items, found, progress)
-            self._say_moved(table)
-        self._remember(table, items.held, cache_key)
+            table = self._train(items, found, progress)
+        self._remember(table, items.held, cache_key, retrained=retraining)
         if table.status == "stale":
             return table
         if table.path is not None:
@@ -1139,11 +1108,10 @@ class Resolution:
             return self._stale(row.base, str(error))
         if new and last > row.base.generation:  # the newest was damaged: were its IDs made again, or others?
             cache_entries = self.cache.recall_all(cache_key)
-            if cache_entries and lineage.descends(table, cache_entries[0][1].digest):
+            if cache_entries and descends(table, cache_entries[0][1].digest):
                 tell("healed", source=row.base.path or "the parent")
-            else:
-                kept = len(row.base)
-                tell("lost_in_part", lineage=row.name, generation=last, known=kept)
+            elif first_time(f"{row.name}@{last}", table.lineage):
+                tell("lost_in_part", lineage=row.name, generation=last, known=len(row.base))
         self._say_settings(table)
         if not new:
             return table.with_status("cached", f"lineage {table.lineage} holds all {items.count} items")
@@ -1171,7 +1139,10 @@ class Resolution:
             table = cache.newest(born.lineage, since=born.digest) or born
             return table.with_status("cached", f"lineage {table.lineage} began with these embeddings")
         data = pipeline.train_table(items, self.config, cache_key.identity, progress)
-        if replaced is not None:
+        if replaced is None:
+            same_items = Evidence(items.held.items, items.held.features).same_items
+            self.guard.hold_elsewhere(data, same_items)
+        else:
             before = (replaced.lineage, *replaced.header.replaces)
             data = replace(data, header=replace(data.header, replaces=before))
         name = lineage.lineage_name(key, data.digest)
@@ -1218,11 +1189,12 @@ class Resolution:
         """Whether a file holds what a table of ours exported."""
         return self.cache.exported_by(FileStamp.of(path, path.parent).digest()) is not None
 
-    def _remember(self, table: SemanticIdTable, embeddings: "Embeddings", cache_key: CacheKey) -> None:
+    def _remember(
+        self, table: SemanticIdTable, embeddings: "Embeddings", cache_key: CacheKey, *, retrained: bool
+    ) -> None:
+        self.guard.hold(table, note=True, retrained=retrained)
         if table.path is None:
             return
         stale = table.reason[:MOST_REASON] if table.status == "stale" else ""
         entry = CacheEntry(table.lineage, table.generation, table.digest, stale=stale)
         self.cache.remember(entry, cache_key, embeddings.file_digests)
-        if self.request.data_dir is not None:
-            self.cache.note_served(self.request.data_dir, self._kind, table)

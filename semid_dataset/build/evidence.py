@@ -193,6 +193,10 @@ class Evidence:
         vectors = vectors_of(table.quantizer, take_features(self.features, sample, len(self.items)), len(sample))
         return vectors, table.codes_array[table.rows_of(picked_items(self.items, sample))]
 
+    def same_items(self, table: SemanticIdTable) -> bool:
+        """Say whether a table's items are these, under whatever vectors; of few nothing can be said."""
+        return len(self.known(table)) >= LEAST_FITTING and self.related(table)
+
     def related(self, table: SemanticIdTable) -> bool:
         """
         Say whether a table's items lie to one another as they do here, in whatever space.

@@ -41,14 +41,12 @@ __all__ = [
     "Lineage",
     "branch_key",
     "check_parent",
-    "descends",
     "extended",
     "find_lineages",
     "grow",
     "joined_items",
     "lineage_name",
     "made_with_sequences",
-    "moved_items",
     "open_parent",
     "origin_key",
     "parent_of",
@@ -109,11 +107,6 @@ def branch_name(base: SemanticIdTable, digest: str) -> str:
     if len(origin) > LONGEST_ORIGIN:
         origin = f"{origin[:24]}-{hashlib.sha256(origin.encode()).hexdigest()[:12]}"
     return f"{origin}-{digest[:8]}"
-
-
-def descends(table: SemanticIdTable, digest: str) -> bool:
-    """Whether a table is the one with this digest, or holds its IDs because it grew from it or took them in."""
-    return table.digest == digest or table.header.grew_from(digest)
 
 
 def open_parent(
@@ -270,15 +263,6 @@ def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
         return False
     rows = table.rows_of(other.keys_array)
     return bool((rows >= 0).all()) and np.array_equal(table.codes_array[rows], other.codes_array)
-
-
-def moved_items(one: SemanticIdTable, other: SemanticIdTable) -> tuple[int, int]:
-    """Return how many items of both tables have another ID in the second, and how many are in both."""
-    rows = other.rows_of(one.keys_array)
-    both = rows >= 0
-    if one.levels != other.levels:
-        return int(both.sum()), int(both.sum())
-    return int((other.codes_array[rows[both]] != one.codes_array[both]).any(1).sum()), int(both.sum())
 
 
 def find_lineages(cache: Cache, identity: Identity, evidence: Evidence, ours: Container[str] = ()) -> list[Lineage]:

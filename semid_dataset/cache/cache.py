@@ -8,7 +8,7 @@ where files lie, `fingerprint` what is asked, `entries` what is noted, `lock` ho
 import json
 import os
 import weakref
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from semid_dataset.cache.fingerprint import CacheKey
 from semid_dataset.cache.folders import CacheFolder, CacheFolders, Found
 from semid_dataset.cache.lock import Lease, take_lease
 from semid_dataset.cache.notes import read_note, record, text, whole
+from semid_dataset.cache.served import Left, Served
 from semid_dataset.cache.use import mark_used
 from semid_dataset.config import Identity
 from semid_dataset.environment import Environment
@@ -209,6 +210,22 @@ class Cache:
                 logger.debug("table %d of %s in %s: %s", generation, lineage, root.path, error)
                 return None
         return None
+
+    def noted(self, entry: CacheEntry) -> SemanticIdTable | None:
+        """
+        Return the table that a note names, or the newest that grew from it; None where another user keeps it private.
+
+        Raises:
+            As `newest`.
+        """
+        table = self.named(entry.lineage, entry.generation)
+        if table is not None and table.digest == entry.digest:
+            return table
+        try:  # damaged, healed or pruned: one that grew from it will do
+            return self.newest(entry.lineage, since=entry.digest)
+        except PermissionError as error:
+            self.pass_over(Path(str(error.filename or entry.lineage)), error)
+            return None
 
     def newest(self, lineage: str, *, since: str = "") -> SemanticIdTable | None:
         """
@@ -535,13 +552,22 @@ class Cache:
         """Return the folders in the order in which their notes bind this user."""
         return served.own_first(self.folders)
 
-    def note_served(self, data_dir: Path, kind: str, table: SemanticIdTable) -> None:
+    def note_served(self, data_dir: Path, kind: str, table: SemanticIdTable, left: Sequence[Left] = ()) -> None:
         """Note which table serves a data directory: what it is asked for next must have grown from it."""
-        served.note_served(self.folders, data_dir, kind, CacheEntry(table.lineage, table.generation, table.digest))
+        entry = CacheEntry(table.lineage, table.generation, table.digest)
+        served.note_served(self.folders, data_dir, kind, entry, left)
 
-    def served_before(self, data_dir: Path, kind: str = "") -> tuple[CacheFolder, CacheEntry] | None:
-        """Return which table this user was last served for a data directory, and where that is noted."""
+    def served_before(self, data_dir: Path, kind: str = "") -> Served | None:
+        """Return what this user was last served for a data directory."""
         return served.served_before(self.folders, data_dir, kind)
+
+    def served_others(self, data_dir: Path, kind: str) -> Iterator[Served]:
+        """Yield what others were served for a data directory."""
+        return served.served_others(self.folders, data_dir, kind)
+
+    def served_elsewhere(self, data_dir: Path, kind: str) -> Iterator[Served]:
+        """Yield what this user was served for other data directories that were asked for this kind of ID."""
+        return served.noted_elsewhere(self.folders, data_dir, kind)
 
     # --- others ---
 

@@ -8,8 +8,9 @@ folder that this user can write is what he was served; one in a folder that he o
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from semid_dataset.cache.entries import CacheEntry
 from semid_dataset.cache.folders import LINEAGE_NAME, CacheFolder
 from semid_dataset.cache.notes import items, optional, read_note, record, text, whole
 
-__all__ = ["note_served", "own_first", "served_before"]
+__all__ = ["Left", "Served", "note_served", "noted_elsewhere", "own_first", "served_before", "served_others"]
 
 SERVED = "served"
 PINS = "pins"
@@ -27,10 +28,14 @@ PIN = record({"pin": text(LINEAGE_NAME.pattern + "(@[0-9]{1,9})?")})
 ANY = ""  # kind of ID: the last one that was served
 MOST_BYTES = 1 << 16
 MOST_KINDS = 64
+MOST_LEFT = 4
+MOST_NOTES = 1000  # that are looked through for what this user was served elsewhere
+LEFT = record({"lineage": text(LINEAGE_NAME.pattern), "moved": whole(-1, 1 << 40), "items": whole(0, 1 << 40)})
 TABLE = {
     "lineage": text(LINEAGE_NAME.pattern),
     "generation": optional(whole(0, 999_999_999), 0),  # unknown to the first notes, as is the digest
     "digest": optional(text("([0-9a-f]{64})?"), ""),
+    "left": optional(items(LEFT, most=MOST_LEFT), []),
 }
 NOTE = record(
     {
@@ -39,6 +44,44 @@ NOTE = record(
         "kinds": optional(items(record({**TABLE, "kind": text("[0-9a-f]{1,64}")}), most=MOST_KINDS), []),
     }
 )
+
+
+@dataclass(frozen=True)
+class Left:
+    """
+    A lineage that served a directory until IDs moved without anybody's retraining.
+
+    Users who can write no note of their own learn of it from the note of those who can.
+
+    Attributes:
+        lineage: its name.
+        moved: how many of its items have another ID since; -1 where it could not be read any more.
+        items: how many both have.
+    """
+
+    lineage: str
+    moved: int
+    items: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """
+    What one note says of a data directory.
+
+    Attributes:
+        root: the folder that holds the note.
+        entry: the table.
+        left: what served the directory before.
+        own: whether this user can write there: then it is what he was served, else what others were.
+        data_dir: the directory, as whoever noted it named it.
+    """
+
+    root: CacheFolder
+    entry: CacheEntry
+    left: tuple[Left, ...] = ()
+    own: bool = True
+    data_dir: str = ""
 
 
 def own_first(roots: Iterable[CacheFolder]) -> list[CacheFolder]:
@@ -65,7 +108,9 @@ def can_write(root: CacheFolder) -> bool:
         return False
 
 
-def note_served(roots: Iterable[CacheFolder], data_dir: Path, kind: str, entry: CacheEntry) -> None:
+def note_served(
+    roots: Iterable[CacheFolder], data_dir: Path, kind: str, entry: CacheEntry, left: Sequence[Left] = ()
+) -> None:
     """
     Note which table serves a data directory, in the first folder that takes it and wherever this user noted it.
 
@@ -74,21 +119,23 @@ def note_served(roots: Iterable[CacheFolder], data_dir: Path, kind: str, entry: 
         data_dir: the directory.
         kind: of ID, as a name: one directory may be asked for several.
         entry: the table.
+        left: what served the directory before, the last one last.
     """
     first = True
     for root in roots:
         said = _read(root, data_dir)
-        if (entry in (said.get(kind), said.get(ANY)) and said.get(kind) == said.get(ANY)) or (
-            (first or (said and can_write(root))) and _write(root, data_dir, {**said, kind: entry, ANY: entry})
+        wanted = Served(root, entry, tuple(left[-MOST_LEFT:]), data_dir=str(data_dir))
+        there = said.get(kind)
+        same = there is not None and (there.entry, there.left) == (entry, wanted.left)
+        if (same and said[ANY].entry == entry) or (
+            (first or (said and can_write(root))) and _write(root, data_dir, {**said, kind: wanted, ANY: wanted})
         ):
             first = False
 
 
-def served_before(
-    roots: Iterable[CacheFolder], data_dir: Path, kind: str = ANY
-) -> tuple[CacheFolder, CacheEntry] | None:
+def served_before(roots: Iterable[CacheFolder], data_dir: Path, kind: str = ANY) -> Served | None:
     """
-    Return which table this user was last served for a data directory, and where that is noted; None without a note.
+    Return what this user was last served for a data directory; None without a note.
 
     Args:
         roots, data_dir: as in `note_served`.
@@ -96,12 +143,31 @@ def served_before(
     """
     for root in own_first(roots):
         said = _read(root, data_dir)
-        entry = said.get(kind)
-        if entry is None and said.keys() == {ANY}:  # a note of the first layout tells of one kind, and not of which
-            entry = said[ANY]
-        if entry is not None:
-            return root, entry
+        found = said.get(kind)
+        if found is None and said.keys() == {ANY}:  # a note of the first layout tells of one kind, and not of which
+            found = said[ANY]
+        if found is not None:
+            return replace(found, own=can_write(root))
     return None
+
+
+def served_others(roots: Iterable[CacheFolder], data_dir: Path, kind: str) -> Iterator[Served]:
+    """Yield what others were served for a data directory, as notes say that this user cannot write."""
+    for root in roots:
+        if not can_write(root) and (found := _read(root, data_dir).get(kind)) is not None:
+            yield replace(found, own=False)
+
+
+def noted_elsewhere(roots: Iterable[CacheFolder], data_dir: Path, kind: str) -> Iterator[Served]:
+    """Yield what this user was served for other data directories that were asked for this kind of ID."""
+    for root in roots:
+        if can_write(root):
+            with suppress(OSError):
+                here = {f"{name}.json" for name in _names(root, data_dir)}
+                for path in sorted(root.folder(SERVED).iterdir())[:MOST_NOTES]:
+                    found = _said(root, read_note(path, NOTE, limit=MOST_BYTES)).get(kind)
+                    if found is not None and path.name not in here:
+                        yield found
 
 
 def pin(roots: Iterable[CacheFolder], data_dir: Path, wanted: str) -> Path | None:
@@ -143,26 +209,34 @@ def _names(root: CacheFolder, data_dir: Path) -> list[str]:
     return [hashlib.sha256(where).hexdigest()[:32] for where in wheres]
 
 
-def _read(root: CacheFolder, data_dir: Path) -> dict[str, CacheEntry]:
+def _read(root: CacheFolder, data_dir: Path) -> dict[str, Served]:
     """Return what was served for a directory, by kind of ID, the last one under "" as well."""
     try:
         folder = root.folder(SERVED)
     except OSError:  # not there, not ours to look into, or a link
         return {}
-    for name in _names(root, data_dir):
-        noted = read_note(folder / f"{name}.json", NOTE, limit=MOST_BYTES)
-        if noted is not None:
-            return {
-                one["kind"]: CacheEntry(one["lineage"], one["generation"], one["digest"]) for one in noted["kinds"]
-            } | {ANY: CacheEntry(noted["lineage"], noted["generation"], noted["digest"])}
-    return {}
+    noted = (read_note(folder / f"{name}.json", NOTE, limit=MOST_BYTES) for name in _names(root, data_dir))
+    return next((said for one in noted if (said := _said(root, one))), {})
 
 
-def _write(root: CacheFolder, data_dir: Path, said: Mapping[str, CacheEntry]) -> bool:
-    def fields(entry: CacheEntry) -> dict[str, Any]:
-        return {"lineage": entry.lineage, "generation": entry.generation, "digest": entry.digest}
+def _said(root: CacheFolder, noted: Mapping[str, Any] | None) -> dict[str, Served]:
+    if noted is None:
+        return {}
+    folder = str(noted["folder"])
 
-    kinds = [{"kind": kind, **fields(entry)} for kind, entry in said.items() if kind != ANY]
+    def of(one: Mapping[str, Any]) -> Served:
+        left = tuple(Left(**before) for before in one["left"])
+        return Served(root, CacheEntry(one["lineage"], one["generation"], one["digest"]), left, True, folder)
+
+    return {**{one["kind"]: of(one) for one in noted["kinds"]}, ANY: of(noted)}
+
+
+def _write(root: CacheFolder, data_dir: Path, said: Mapping[str, Served]) -> bool:
+    def fields(of: Served) -> dict[str, Any]:
+        entry = {"lineage": of.entry.lineage, "generation": of.entry.generation, "digest": of.entry.digest}
+        return entry | ({"left": [asdict(left) for left in of.left]} if of.left else {})
+
+    kinds = [{"kind": kind, **fields(of)} for kind, of in said.items() if kind != ANY]
     noted = {"folder": str(data_dir), **fields(said[ANY]), "kinds": kinds[-MOST_KINDS:]}
     try:
         folder = root.folder(SERVED, create=True)

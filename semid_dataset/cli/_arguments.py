@@ -220,7 +220,7 @@ def _opened(
             return lineage.open_parent(path, mmap=environment.mmap)
         cache = Cache.of(environment, path)
         served = cache.served_before(path)
-        table = None if served is None else cache.newest(served[1].lineage, since=served[1].digest)
+        table = None if served is None else cache.newest(served.entry.lineage, since=served.entry.digest)
         damaged.update(cache.damaged)
         if table is not None:
             return table

@@ -26,7 +26,7 @@ def history(data_dir: Path) -> Answer:
     """
     cache = Cache.of(context().environment, data_dir)
     served = cache.served_before(data_dir)
-    last = "" if served is None else served[1].lineage
+    last = "" if served is None else served.entry.lineage
     pinned = cache.pinned(data_dir)
     listed: list[dict[str, Any]] = []
     lines: list[str] = []

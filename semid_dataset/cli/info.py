@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from semid_dataset.build import lineages as lineage
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.fingerprint import FileStamp
 from semid_dataset.cache.folders import CacheFolder
+from semid_dataset.cache.guard import moved_items
 from semid_dataset.cli._answer import (
     JSON,
     STALE,
@@ -227,7 +227,7 @@ def _other_data(table: SemanticIdTable, answers: SemanticIdTable | None) -> str:
         return "a retraining replaced it"
     if table.lineage in answers.header.origins:
         return "the one that answers branched off from it"
-    moved, both = lineage.moved_items(answers, table)
+    moved, both = moved_items(answers, table)
     what = f"of {both:,} items in both, {moved:,} have another ID" if both else "it is of other items"
     return f"{what}; the other one was served here before, or fits better"
 
@@ -266,7 +266,7 @@ def _provenance_lines(table: SemanticIdTable) -> list[str]:
         parts.append(f"in {made['seconds']:.1f} s")
     if made.get("peak_rss_bytes"):
         parts.append(f"with {made['peak_rss_bytes'] / 2**20:,.0f} MB")
-    sequences = lineage.made_with_sequences(table)
+    sequences = bool(table.header.behaviour)
     files = [name for name in made.get("files") or {} if not (sequences and name == "sequences")]
     names = ", ".join(files) or made.get("source", "")
     identity = table.info.get("identity") or {}

@@ -331,8 +331,10 @@ def test_what_last_served_a_directory_is_remembered_by_its_real_path(root: folde
     assert served.served_before([root], tmp_path / "data") is None
     entry = entries.CacheEntry(LINEAGE, 3, "0" * 64)
     served.note_served([root], tmp_path / "data", "ab", entry)
-    assert served.served_before([root], tmp_path / "link") == (root, entry)
-    assert served.served_before([root], tmp_path / "link", "ab") == (root, entry)
+    for kind in ("", "ab"):
+        found = served.served_before([root], tmp_path / "link", kind)
+        assert found is not None
+        assert (found.root, found.entry, found.own) == (root, entry, True)
     assert served.served_before([root], tmp_path / "link", "cd") is None
 
 

@@ -78,7 +78,7 @@ class WritesMark(Path_):
     def holds(self, done: bool) -> None:
         assert entries.exported_as([self.root], SHA) in ({ENTRY} if done else {ENTRY, None})
         said = served.served_before([self.root], self.folder, "kind")
-        assert said in ([(self.root, ENTRY_SERVED)] if done else [(self.root, ENTRY_SERVED), None])
+        assert (said and (said.root, said.entry)) in ({(self.root, ENTRY_SERVED)} | (set() if done else {None}))
 
 
 class WritesExport(Path_):
