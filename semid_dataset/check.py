@@ -1,7 +1,7 @@
 """
-Check a table, and compare two: what the commands `verify` and `diff` say, as functions.
+Check a table, compare two, tell what one is worth: what `verify`, `diff` and `worth` say, as functions.
 
-Nothing is written and nothing is repaired. Both return what they found; neither raises for a table that is wrong.
+Nothing is written and nothing is repaired. They return what they found; none raises for a table that is wrong.
 """
 
 import hashlib
@@ -18,9 +18,10 @@ from semid_dataset.objects import expect, shown
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
+    from semid_dataset.codec.worth import Worth
     from semid_dataset.inputs.read import Embeddings
 
-__all__ = ["Comparison", "Difference", "Verification", "diff_tables", "vectors_for", "verify_table"]
+__all__ = ["Comparison", "Difference", "Verification", "diff_tables", "measure_worth", "vectors_for", "verify_table"]
 
 TOLERATED = 0.001  # share of items whose codes may differ by rounding: another machine adds up in another order
 
@@ -290,6 +291,30 @@ def diff_tables(old: SemanticIdTable, new: SemanticIdTable) -> Difference:
         tuple(new_keys[row] for row in came.tolist()),
         tuple(old_keys[row] for row in gone.tolist()),
     )
+
+
+def measure_worth(
+    table: SemanticIdTable, sequences: Iterable[Sequence[Any] | NDArray[Any]], *, draws: int = 3, seed: int = 0
+) -> "Worth":
+    """
+    Say what a table's IDs are worth to a recommender, without training one; see `codec.worth.worth_of_codes`.
+
+    Args:
+        table: any. IDs that were made with sequences must not have seen the last item of these.
+        sequences: items in the order in which one user took them; those without an ID are passed over.
+        draws: times that a tenth of the items is withheld, as if nobody had taken them.
+        seed: of every random draw.
+
+    Raises:
+        NoEmbeddingsError: no sequence has two items with an ID.
+        EmbeddingError: the sequences are no lists of items.
+        ConfigError: draws is less than 1, or the IDs have more codes than are counted.
+    """
+    from semid_dataset.codec.behaviour import known_sequences
+    from semid_dataset.codec.worth import worth_of_codes
+
+    keys = expect(table, SemanticIdTable, "table", TableError).keys_array
+    return worth_of_codes(table.codes_array, known_sequences(keys, sequences), draws=draws, seed=seed)
 
 
 def _listed(table: SemanticIdTable) -> list[Any]:

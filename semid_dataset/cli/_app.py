@@ -35,6 +35,7 @@ from semid_dataset.cli.prune import prune
 from semid_dataset.cli.report import report
 from semid_dataset.cli.show import show
 from semid_dataset.cli.verify import verify
+from semid_dataset.cli.worth import worth
 from semid_dataset.errors import SemanticIdWarning, SemidError
 
 __all__ = ["cli", "run"]
@@ -100,6 +101,7 @@ def cli() -> None:
     semid generate DATA_DIR                       IDs of a data directory (creative_emb/), into its cache
     semid report out -o report.html               look at them
     semid show out ITEM                           one item, level by level, and its neighbours
+    semid worth out --sequences seen.txt          what they are worth to a recommender, before one is trained
     semid export out -o item.index.json           carry them elsewhere
 
     Exit codes: 0 done, 1 found wrong (verify, diff, show) or found nothing (info), 2 called wrongly, 3 failed,
@@ -108,5 +110,8 @@ def cli() -> None:
     """
 
 
-for _one in (demo, generate, info, verify, encode, export, diff, compare, cache, history, pin, prune, report, show):
+_COMMANDS = (
+    demo, generate, info, verify, encode, export, diff, compare, cache, history, pin, prune, report, show, worth
+)  # fmt: skip
+for _one in _COMMANDS:
     cli.add_command(_one)

@@ -28,6 +28,7 @@ __all__ = [
     "cooccurrence_vectors",
     "known_sequences",
     "learned_metric",
+    "pairs_within",
     "pulled_together",
 ]
 
@@ -70,10 +71,7 @@ def cooccurrence_vectors(
     """
     if dim < 1 or window < 1:
         raise ConfigError(f"dim and window must be at least 1; got dim={dim}, window={window}.")
-    events, ends = _flat(sequences)
-    left, right, _ = _pairs(events, ends, window)
-    if not len(left):
-        raise _nobody_near(events, ends, window)
+    left, right, _ = pairs_within(sequences, window)
     items, at = np.unique(np.concatenate([left, right]), return_inverse=True)
     left, right = at.reshape(2, -1)
     rows, columns, counts = _counted(
@@ -261,17 +259,16 @@ def _flat(sequences: Iterable[Sequence[int] | NDArray[np.integer]]) -> tuple[NDA
     return np.concatenate(parts) if parts else np.zeros(0, np.int64), ends
 
 
-def _nobody_near(events: NDArray[np.int64], ends: NDArray[np.int64], window: int) -> NoEmbeddingsError:
-    return NoEmbeddingsError(
-        f"No two items of the {len(ends)} sequences ({len(events)} events) lie within {window} steps of each "
-        "other. Give longer sequences, or leave behaviour out."
-    )
+def pairs_within(
+    sequences: Iterable[Sequence[int] | NDArray[np.integer]], window: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """
+    Return the two items of every pair within a window, and 1 / the steps between; an item is no pair of itself.
 
-
-def _pairs(
-    events: NDArray[np.int64], ends: NDArray[np.int64], window: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the two items of every pair within a window, and the steps between; an item is no pair of itself."""
+    Raises:
+        NoEmbeddingsError: no two items occur near each other.
+    """
+    events, ends = _flat(sequences)
     number = np.searchsorted(ends, np.arange(len(events)), side="right")
     left, right, steps = [], [], []
     for step in range(1, window + 1):
@@ -279,7 +276,12 @@ def _pairs(
         left.append(events[:-step][inside])
         right.append(events[step:][inside])
         steps.append(np.full(len(left[-1]), step))
-    return np.concatenate(left), np.concatenate(right), np.concatenate(steps)
+    if not any(map(len, left)):
+        raise NoEmbeddingsError(
+            f"No two items of the {len(ends)} sequences ({len(events)} events) lie within {window} steps of each "
+            "other. Give longer sequences, or leave behaviour out."
+        )
+    return np.concatenate(left), np.concatenate(right), 1.0 / np.concatenate(steps)
 
 
 class _Near(NamedTuple):
@@ -293,12 +295,9 @@ class _Near(NamedTuple):
 
 
 def _near(sequences: Iterable[Sequence[int] | NDArray[np.integer]], window: int, items: int) -> _Near:
-    events, ends = _flat(sequences)
-    left, right, steps = _pairs(events, ends, window)
-    if not len(left):
-        raise _nobody_near(events, ends, window)
+    left, right, weights = pairs_within(sequences, window)
     rows, columns, counts = _counted(
-        np.concatenate([left, right]), np.concatenate([right, left]), items, np.tile(1.0 / steps, 2)
+        np.concatenate([left, right]), np.concatenate([right, left]), items, np.tile(weights, 2)
     )
     totals = np.bincount(rows, weights=counts, minlength=items).astype(np.float64)
     return _Near(rows, columns, counts, totals, len(left))

@@ -11,7 +11,7 @@ pytest.importorskip("click", reason='the extra "cli" is missing: pip install ".[
 
 HEAVY = {"torch", "pyarrow", "filelock", "platformdirs", "tqdm", "transformers", "safetensors", "orjson"}
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["generate", "info", "verify", "encode", "export", "diff", "cache", "prune", "report"]
+COMMANDS = ["generate", "info", "verify", "encode", "export", "diff", "cache", "prune", "report", "worth"]
 
 
 def loaded_by(*lines: list[str], before: str = "") -> set[str]:
