@@ -62,8 +62,8 @@ def worth(
             shares = f"{figure.ids.value:>12.4f}{figure.random.value:>16.4f}{figure.none.value:>10.4f}"
             lines.append(f"{name:8}{shares}{lift:>32}")
     lines += [
-        "warm: not withheld; tail: warm, taken at most five times; new: withheld, as if nobody had taken it. In "
-        "brackets: 95 % over users.",
+        "warm: not withheld; tail: warm, taken at most five times; new: withheld, as if nobody had taken it, "
+        "and ranked among such. In brackets: 95 % over users.",
         {
             True: "They help: what these IDs put together is taken together.",
             False: "They are worse than the same IDs dealt out anew.",

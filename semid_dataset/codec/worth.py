@@ -73,7 +73,7 @@ class Worth:
     Attributes:
         items, users: that were ranked, and for whom.
         slices: "all"; "warm": items that were not withheld; "tail": warm ones of at most five events; "new": withheld
-            as if nobody had taken them. None where no held-out item is one of it.
+            as if nobody had taken them, and ranked among those that were. None where no held-out item is one of it.
     """
 
     items: int
@@ -146,11 +146,13 @@ def worth_of_codes(
         own = _Own(left, right, weights, n)
         among = [_Among(one, size, left, right, weights, own) for one in (columns, dealt)]
         targets = np.array([taken[row][-1] for row in asked])
-        hits = _hits([known[row] for row in asked], targets, own, among)
+        hits = _hits([known[row] for row in asked], targets, own, among, new)
         there = np.array([len(known[row]) > 0 for row in asked])
         inside = (np.ones(len(asked), bool), ~new[targets], ~new[targets] & (events[targets] <= TAIL), new[targets])
-        for at, some in enumerate(inside):
-            counts[:, at] += (there & some)[:, None] * np.stack([np.ones(len(asked), bool), *hits], 1)
+        for at, (name, some) in enumerate(zip(SLICES, inside, strict=True)):
+            counts[:, at] += (there & some)[:, None] * np.stack(
+                [np.ones(len(asked), bool), *hits[int(name == "new")]], 1
+            )
     figures = {name: _figure(counts[:, at], random) for at, name in enumerate(SLICES)}
     return Worth(n, len(asked), figures)
 
@@ -210,13 +212,12 @@ class _Among:
         own: _Own,
     ) -> None:
         levels = columns.shape[1]
-        seen = np.zeros(size * size, np.float32)
+        counted = np.zeros(size * size, np.float32)
         for first in range(levels):
             for second in range(levels):
                 keys, place = np.unique(columns[left, first] * size + columns[right, second], return_inverse=True)
-                seen[keys] += np.bincount(place.reshape(-1), weights)
-        seen = seen.reshape(size, size)
-        seen = seen + seen.T
+                counted[keys] += np.bincount(place.reshape(-1), weights)
+        seen = counted.reshape(size, size) + counted.reshape(size, size).T
         totals = seen.sum(1, dtype=np.float64) / levels
         expected = np.outer(totals, totals / max(totals.sum() / levels, 1e-300)).astype(np.float32)
         self.columns, self.size = columns, size
@@ -239,17 +240,23 @@ class _Among:
         minlength = (int(users[-1]) + 1) * self.size
         before = np.bincount(keys.reshape(-1), np.repeat(faded, levels), minlength=minlength)
         after = before.astype(np.float32).reshape(-1, self.size) @ self.values
-        summed = after[:, self.columns[:, 0]]
+        summed: NDArray[Any] = after[:, self.columns[:, 0]]
         for level in range(1, levels):
             summed += after[:, self.columns[:, level]]
-        return summed + self.own.scores(users, had, faded, self.known)
+        summed += self.own.scores(users, had, faded, self.known)
+        return summed
 
 
 def _hits(
-    histories: Sequence[NDArray[np.int64]], targets: NDArray[np.int64], own: _Own, among: Sequence[_Among]
-) -> list[NDArray[np.bool_]]:
-    """Return whether each target is among the first ten, by each of `among`, and by `own` alone."""
-    hits = [np.zeros(len(targets), bool) for _ in range(len(among) + 1)]
+    histories: Sequence[NDArray[np.int64]],
+    targets: NDArray[np.int64],
+    own: _Own,
+    among: Sequence[_Among],
+    new: NDArray[np.bool_],
+) -> NDArray[np.bool_]:
+    """Return whether targets are among the first ten of all items, and of new ones: by each of `among`, and `own`."""
+    hits = np.zeros((2, len(among) + 1, len(targets)), bool)
+    late = np.flatnonzero(new)
     some = np.flatnonzero([len(history) > 0 for history in histories])
     step = max(1, BLOCK // own.items)
     for begin in range(0, len(some), step):
@@ -258,7 +265,7 @@ def _hits(
         lengths = np.array([len(history) for history in counted])
         users = np.repeat(np.arange(len(rows)), lengths)
         place = np.repeat(np.cumsum(lengths), lengths) - np.arange(len(users)) - 1  # 0: the last one
-        faded = FADING**place
+        faded = np.power(FADING, place, dtype=np.float64)
         had = np.concatenate(counted)
         all_had = np.concatenate([histories[row] for row in rows])
         whose = np.repeat(np.arange(len(rows)), [len(histories[row]) for row in rows])
@@ -266,10 +273,17 @@ def _hits(
             scores = own.scores(users, had, faded, own.values) if one is None else one.scores(users, had, faded)
             wanted = scores[np.arange(len(rows)), targets[rows]][:, None]
             scores[whose, all_had] = -np.inf
-            above = np.count_nonzero(scores > wanted, axis=1)
-            equal = np.count_nonzero(scores == wanted, axis=1)
-            hits[at][rows] = above + np.maximum(equal - 1, 0) // 2 < TOP
+            hits[0, at, rows] = _first(scores, wanted)
+            inside = np.flatnonzero(new[targets[rows]])
+            hits[1, at, rows[inside]] = _first(scores[np.ix_(inside, late)], wanted[inside])
     return hits
+
+
+def _first(scores: NDArray[Any], wanted: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return whether a score (users, 1) is among the first ten of (users, items); of equal ones half come before it."""
+    above, equal = np.count_nonzero(scores > wanted, axis=1), np.count_nonzero(scores == wanted, axis=1)
+    found: NDArray[np.bool_] = above + np.maximum(equal - 1, 0) // 2 < TOP
+    return found
 
 
 def _figure(counts: NDArray[np.int64], random: np.random.Generator) -> Figure | None:
