@@ -318,7 +318,7 @@ class SemanticIdMixin:
     to read. For other names or settings, assign a `LazySemanticIds` of your own to `semantic_id_dict`.
     """
 
-    semantic_id_dict = LazySemanticIds()
+    semantic_id_dict: LazySemanticIds = LazySemanticIds()
 
     def prepare_semantic_ids(
         self,

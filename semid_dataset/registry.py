@@ -37,9 +37,9 @@ class Registry:
     """
 
     def __init__(self, kind: str, group: str, ours: Mapping[str, str], *, made: bool = True) -> None:
-        self.kind = kind
-        self.group = group
-        self.ours = dict(ours)
+        self.kind: str = kind
+        self.group: str = group
+        self.ours: dict[str, str] = dict(ours)
         self._made = made
         self._loaded: dict[str, Any] = {}
 

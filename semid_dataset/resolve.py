@@ -247,23 +247,23 @@ class Resolution:
     def __init__(self, request: Request, context: Context, *, may_generate: bool, in_worker: bool = False) -> None:
         environment = context.environment
         self.request = request
-        self.config = request.config
-        self.may_generate = may_generate and not in_worker
+        self.config: SemanticIdConfig = request.config
+        self.may_generate: bool = may_generate and not in_worker
         self.in_worker = in_worker
         self.forbidden_by = "ALLOW_SEMANTIC_GENERATION forbids generating"
-        self.waiting = context.waiting(request.config)
-        self.memory_limit = environment.memory_for(request.config)
+        self.waiting: tuple[float, float] = context.waiting(request.config)
+        self.memory_limit: int = environment.memory_for(request.config)
         self.engine: str | None = None  # who is to stream, however few the items are
-        self.streamed = False
+        self.streamed: bool = False
         self._full: set[Path] = set()  # cache folders that did not take the parts of a streamed run
         # New items with vectors of another encoder: a dataset is served without them, a command fails or was told to.
         self.foreign: Literal["serve", "raise", "take"] = "serve"
-        self.cache = Cache.of(environment, request.data_dir, request.cache_dir, may_write=self.may_generate)
+        self.cache: Cache = Cache.of(environment, request.data_dir, request.cache_dir, may_write=self.may_generate)
         self._named_parent = request.parent if request.parent is not None else environment.parent
         self.parent: SemanticIdTable | None = None
         self._parent_name: Path | None = None
-        self.adopting = not in_worker  # whether a parent is taken into the cache
-        self.expect = request.expect or environment.expect or ""
+        self.adopting: bool = not in_worker  # whether a parent is taken into the cache
+        self.expect: str = request.expect or environment.expect or ""
         self._pin = request.pin or environment.pin or ""
         self.guard = Guard(self.cache, request.data_dir, self._kind)
 

@@ -275,12 +275,13 @@ class HeldItems(ItemSet):
     """
 
     def __init__(self, embeddings: Embeddings, most: int, seed: int) -> None:
-        self.held = self.sample = embeddings
-        self.count = len(embeddings.items)
+        self.held = embeddings
+        self.sample: Embeddings = embeddings
+        self.count: int = len(embeddings.items)
         chosen = smallest(embeddings.items, most, seed)
         if chosen is not None:
             self.sample = embeddings.some(chosen)
-        self.complete = chosen is None
+        self.complete: bool = chosen is None
         self._chosen = chosen
 
     def trained(self, fit: "Callable[[], Trained]") -> "Trained":

@@ -110,7 +110,8 @@ class Live:
     """What other processes of this machine use."""
 
     def __init__(self) -> None:
-        self._paths, self._inodes, self.hidden = use.live_files()
+        self._paths, self._inodes, hidden = use.live_files()
+        self.hidden: int = hidden
 
     def __contains__(self, path: object) -> bool:
         assert isinstance(path, Path)

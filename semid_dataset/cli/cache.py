@@ -137,7 +137,7 @@ class _Cache(click.Group):
         return super().parse_args(ctx, args)
 
 
-cache = _Cache(
+cache: click.Group = _Cache(
     "cache",
     commands={"list": list_contents, "prune": prune_contents},
     help="What lies in the caches and who uses it; `semid cache prune` cleans up. Without a command: list.",

@@ -57,7 +57,10 @@ class ResidualMLP:
         self._set(first, first.new_zeros(width), first.new_zeros(dim, width), first.new_zeros(dim))
 
     def _set(self, first: Tensor, first_bias: Tensor, last: Tensor, last_bias: Tensor) -> None:
-        self.first, self.first_bias, self.last, self.last_bias = first, first_bias, last, last_bias
+        self.first: Tensor = first
+        self.first_bias: Tensor = first_bias
+        self.last: Tensor = last
+        self.last_bias: Tensor = last_bias
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> "ResidualMLP":

@@ -76,17 +76,19 @@ class BeamSearch:
     """
 
     def __init__(self, codebooks: Sequence[Tensor], beam: int, prefix_weight: float = 0.0) -> None:
-        self.codebooks = [book.detach() for book in codebooks]
+        self.codebooks: list[Tensor] = [book.detach() for book in codebooks]
         self.beam = beam
         self.prefix_weight = prefix_weight
         sizes = [len(book) for book in self.codebooks]
-        self.widths = [max(beam >> (len(sizes) - 2 - level), min(beam, NARROWEST)) for level in range(len(sizes) - 1)]
-        self.offsets = torch.tensor([0, *sizes[:-1]], device=self.codebooks[0].device).cumsum(0)
-        self.words = torch.cat(self.codebooks)
+        self.widths: list[int] = [
+            max(beam >> (len(sizes) - 2 - level), min(beam, NARROWEST)) for level in range(len(sizes) - 1)
+        ]
+        self.offsets: Tensor = torch.tensor([0, *sizes[:-1]], device=self.codebooks[0].device).cumsum(0)
+        self.words: Tensor = torch.cat(self.codebooks)
         dim = self.words.shape[1]
         summed = [SUMMED[min(level, len(SUMMED) - 1)] for level in range(len(sizes))]
-        self.steps = [-(-dim // -(-dim // most)) for most in summed]
-        self.half_norms = [book.double().square().sum(1).div(2).float() for book in self.codebooks]
+        self.steps: list[int] = [-(-dim // -(-dim // most)) for most in summed]
+        self.half_norms: list[Tensor] = [book.double().square().sum(1).div(2).float() for book in self.codebooks]
         floats = sum(size * sum(sizes[:level]) for level, size in enumerate(sizes))
         self.tables: list[Tensor] | None = None
         if floats <= TABLE_FLOATS:
@@ -98,11 +100,11 @@ class BeamSearch:
                 )
                 for level, book in enumerate(self.codebooks)
             ]
-        self.bound = _Bound(self.codebooks, self._prefix_weights(), self.steps, tables=self.tables is not None)
+        self.bound: _Bound = _Bound(self.codebooks, self._prefix_weights(), self.steps, tables=self.tables is not None)
         block, most = (BLOCK_CPU, 1024) if self.words.device.type == "cpu" else (BLOCK_GPU, 65_536)
         # A multiple of 16, so that no row meets the ragged edge of a matrix product. Single items are padded to as
         # many rows, so there are not too many.
-        self.rows = min(max(block // (beam * max(sizes)) // 16 * 16, 16), most)
+        self.rows: int = min(max(block // (beam * max(sizes)) // 16 * 16, 16), most)
 
     @cached_property
     def host_words(self) -> NDArray[np.float32]:
@@ -313,11 +315,11 @@ class _Bound:
     ) -> None:
         dim = codebooks[0].shape[1]
         lengths = [float(book.double().square().sum(1).amax().sqrt()) for book in codebooks]
-        self.weights = [*weights, 0.0]
+        self.weights: list[float] = [*weights, 0.0]
         # Twice the error of a level's scores: fixed + linear |z| + share of what `_Judge` adds up for large scores.
         self.fixed: list[float] = []
         self.linear: list[float] = []
-        self.share = 2 * SPARE * ROUNDING * (1 + sum(weights))
+        self.share: float = 2 * SPARE * ROUNDING * (1 + sum(weights))
         unweighed, weighed = np.zeros(2), np.zeros(2)  # of the sum alone, and with what prefixes add
         for level, length in enumerate(lengths):
             crossed = sum(lengths[:level]) * length  # Σ|c_m · c|, and so any part of the sum
@@ -331,8 +333,8 @@ class _Bound:
             self.linear.append(float(2 * weighed[1]))
             weighed = weighed + self.weights[level] * unweighed
         self.total = sum(lengths)
-        self.longest = LARGEST / max(self.total, 1.0) if self.total < LARGEST**0.5 else 0.0
-        self.terms = dim + 16 * len(codebooks) + 64
+        self.longest: float = LARGEST / max(self.total, 1.0) if self.total < LARGEST**0.5 else 0.0
+        self.terms: int = dim + 16 * len(codebooks) + 64
 
     def fine(self, length: Any) -> Any:
         """Return twice the error of float64, for latents of such lengths."""

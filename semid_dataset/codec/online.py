@@ -55,6 +55,16 @@ class OnlineEncoder(nn.Module):
     above: list[float]
     below: list[float]
     how: str
+    tabled: bool
+    encoded: bool
+    bits: int
+    hidden_bits: int
+    width: int
+    columns: int
+    mantissa: int
+    largest: float
+    farthest: float
+    root_half: float
     mean: Tensor
     scale: Tensor
     half_norms: Tensor

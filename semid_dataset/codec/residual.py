@@ -93,18 +93,20 @@ class ResidualQuantizer(Estimator):
         self._settings = {"algorithm": algorithm, "levels": levels, "codes": codes, "device": device, "seed": seed}
         if codebooks is None:
             return
-        self.codebooks = [book.detach().float().contiguous() for book in codebooks]
-        self.dim = self.codebooks[0].shape[1]
-        self.codebook_sizes = tuple(len(book) for book in self.codebooks)
+        self.codebooks: list[Tensor] = [book.detach().float().contiguous() for book in codebooks]
+        self.dim: int = self.codebooks[0].shape[1]
+        self.codebook_sizes: tuple[int, ...] = tuple(len(book) for book in self.codebooks)
         self.beam = beam
         self.prefix_weight = prefix_weight
-        self.device = self.codebooks[0].device
-        self.mean = self.codebooks[0].new_zeros(self.dim) if mean is None else mean.detach().float().to(self.device)
-        self.scale = float(scale)
+        self.device: torch.device = self.codebooks[0].device
+        self.mean: Tensor = (
+            self.codebooks[0].new_zeros(self.dim) if mean is None else mean.detach().float().to(self.device)
+        )
+        self.scale: float = float(scale)
         self.encoder = encoder
         self.decoder = decoder
         self.fusion = fusion
-        self.search = BeamSearch(self.codebooks, beam, prefix_weight)
+        self.search: BeamSearch = BeamSearch(self.codebooks, beam, prefix_weight)
 
     @overload
     def encode(self, vectors: Tensor) -> Tensor: ...

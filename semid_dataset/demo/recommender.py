@@ -39,14 +39,14 @@ class Recommender(nn.Module):
 
     def __init__(self, products: int, codes: Tensor | None, sizes: tuple[int, ...]) -> None:
         super().__init__()
-        self.product = nn.Embedding(products + 1, UNITS, padding_idx=0)
-        self.levels = nn.ModuleList(nn.Embedding(size, UNITS, padding_idx=0) for size in sizes)
+        self.product: nn.Embedding = nn.Embedding(products + 1, UNITS, padding_idx=0)
+        self.levels: nn.ModuleList = nn.ModuleList(nn.Embedding(size, UNITS, padding_idx=0) for size in sizes)
         for embedding in (self.product, *self.levels):
             assert isinstance(embedding, nn.Embedding)
             nn.init.normal_(embedding.weight, std=0.05)
             nn.init.zeros_(embedding.weight[0])
-        self.query = nn.Sequential(nn.Linear(2 * UNITS, UNITS), nn.ReLU(), nn.Linear(UNITS, UNITS))
-        self.dropout = nn.Dropout(DROPOUT)
+        self.query: nn.Sequential = nn.Sequential(nn.Linear(2 * UNITS, UNITS), nn.ReLU(), nn.Linear(UNITS, UNITS))
+        self.dropout: nn.Dropout = nn.Dropout(DROPOUT)
         self.register_buffer("codes", codes)
 
     def products(self, known: Tensor) -> Tensor:

@@ -42,11 +42,11 @@ Say = Callable[[str], None]
 class ShopDataset(SemanticIdMixin):
     """A dataset as small as can be: a data directory, the features in it, and the attribute that the mixin brings."""
 
-    semantic_id_dict = LazySemanticIds(config=CONFIG)
+    semantic_id_dict: LazySemanticIds = LazySemanticIds(config=CONFIG)
 
     def __init__(self, data_dir: Path | str) -> None:
         self.data_dir = data_dir
-        self.mm_emb_ids = [FEATURE_ID]
+        self.mm_emb_ids: list[str] = [FEATURE_ID]
 
 
 def walk(folder: Path, say: Say) -> SemanticIdTable:

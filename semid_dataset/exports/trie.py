@@ -31,10 +31,10 @@ class PrefixTrie:
         self, levels: int, indptr: NDArray[Any], codes: NDArray[Any], rows: NDArray[Any], row_indptr: NDArray[Any]
     ) -> None:
         self.levels = levels
-        self.indptr = indptr.astype(np.int64, copy=False)
-        self.edge_codes = codes.astype(np.int64, copy=False)
-        self.rows = rows.astype(np.int64, copy=False)
-        self.row_indptr = row_indptr.astype(np.int64, copy=False)
+        self.indptr: NDArray[np.int64] = indptr.astype(np.int64, copy=False)
+        self.edge_codes: NDArray[np.int64] = codes.astype(np.int64, copy=False)
+        self.rows: NDArray[np.int64] = rows.astype(np.int64, copy=False)
+        self.row_indptr: NDArray[np.int64] = row_indptr.astype(np.int64, copy=False)
         self._span = int(self.edge_codes.max(initial=0)) + 1
         # (parent, code) as one number ascends with the edges: a step for many prefixes is one binary search.
         parents = np.repeat(np.arange(len(self.indptr) - 1), np.diff(self.indptr))

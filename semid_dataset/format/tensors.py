@@ -464,11 +464,11 @@ class IntIndex:
     __slots__ = ("base", "keys", "shift", "starts", "view")
 
     def __init__(self, keys: NDArray[np.int64], starts: NDArray[np.uint32], base: int, shift: int) -> None:
-        self.keys = keys
-        self.view = keys.data
-        self.starts = starts.data
-        self.base = base
-        self.shift = shift
+        self.keys: NDArray[np.int64] = keys
+        self.view: memoryview[int] = keys.data
+        self.starts: memoryview[int] = starts.data
+        self.base: int = base
+        self.shift: int = shift
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -569,13 +569,17 @@ class StringIndex:
         shift: int,
         where: str,
     ) -> None:
-        self.where = where
-        self.hashes, self.rows, self.offsets = hashes, rows, offsets
-        self.hashes_view, self.rows_view, self.offsets_view = hashes.data, rows.data, offsets.data
-        self.text = text.data
-        self.starts = starts.data
-        self.base = base
-        self.shift = shift
+        self.where: str = where
+        self.hashes: NDArray[np.uint32] = hashes
+        self.rows: NDArray[np.uint32] = rows
+        self.offsets: NDArray[Any] = offsets
+        self.hashes_view: memoryview[int] = hashes.data
+        self.rows_view: memoryview[int] = rows.data
+        self.offsets_view: memoryview[int] = offsets.data
+        self.text: memoryview[int] = text.data
+        self.starts: memoryview[int] = starts.data
+        self.base: int = base
+        self.shift: int = shift
 
     def __len__(self) -> int:
         return len(self.hashes)

@@ -142,7 +142,7 @@ class ForwardFile:
         hashed: bool = True,
         seekable: bool = False,
     ) -> None:
-        self.path = path
+        self.path: Path = path
         self._on_bytes = on_bytes
         self._hashed = hashed
         self._hash = hashlib.sha256()
@@ -160,8 +160,9 @@ class ForwardFile:
                 raise EmbeddingError(
                     f"'{path}' is {_kind(self._state.st_mode)}, not a regular file, which embeddings are read from."
                 )
-            self.size = self._left = self._state.st_size
-            self.compression = _compression(os.pread(self._fd, 16, 0))
+            self.size: int = self._state.st_size
+            self._left = self.size
+            self.compression: str = _compression(os.pread(self._fd, 16, 0))
             if self.compression:
                 self._plain, self._faults = self._decompressor()
             if seekable and self._plain is not None:

@@ -71,7 +71,7 @@ class Ids:
         self._name: tuple[str, str] | None = None  # the first that is none
         self._untidy: tuple[str, str] | None = None  # the first with blanks around it
         self._column: tuple[str, object] | None = None  # the name that tells where items are: name, where
-        self.converted = ""  # an example of an id of another type that was converted, and what it became
+        self.converted: str = ""  # an example of an id of another type that was converted, and what it became
         self._where = ""
 
     def see(self, text: str, where: str) -> None:

@@ -62,12 +62,12 @@ class Rows:
     strict = False  # whether a bad row is an error
 
     def __init__(self, feature: str, dim: int) -> None:
-        self.feature = feature
-        self.dim = dim
-        self.ids = Ids()
+        self.feature: str = feature
+        self.dim: int = dim
+        self.ids: Ids = Ids()
         self.wanted: Callable[[NDArray[np.int64]], NDArray[np.bool_]] | None = None
-        self.bad = 0
-        self.first_bad = ""
+        self.bad: int = 0
+        self.first_bad: str = ""
         self._count = 0
         self._keys = np.empty(0, np.int64)
         self._matrix = np.empty((0, dim), np.float32)

@@ -101,14 +101,16 @@ class Stream(Rows):
         own: str = "",
     ) -> None:
         super().__init__(feature, dim)
-        self.most = max(1, min(most, 65_536, BATCH // (4 * dim)))
-        self.strict = bool(own)
-        self.rows = 0
+        self.most: int = max(1, min(most, 65_536, BATCH // (4 * dim)))
+        self.strict: bool = bool(own)
+        self.rows: int = 0
         self._own = own
         self._named = named
         self._texts_wanted = named or texts
         self._consume = consume
-        self.wanted = None if wanted is None else lambda keys: wanted(as_texts(keys) if self._texts_wanted else keys)
+        self.wanted: Wanted | None = None
+        if wanted is not None:
+            self.wanted = lambda keys: wanted(as_texts(keys) if self._texts_wanted else keys)
 
     @property
     def batch(self) -> int:

@@ -61,8 +61,9 @@ class MergedItems(EncodedItems):
         found = basis_of(folder, basis, content)
         self._dim = found.quantizer.dim
         self._held_rows = max(LEAST_DISPLACED, limit // DISPLACED_SHARE // (4 * self._dim))
-        self.totals = Totals(found.quantizer, found.radius, found.centre)
-        self.bad, self.first_bad = 0, ""
+        self.totals: Totals = Totals(found.quantizer, found.radius, found.centre)
+        self.bad: int = 0
+        self.first_bad: str = ""
         counts, columns, named = [0], list[Keys](), list[Any]()
         for name in names:
             part = self._part(name)
@@ -72,8 +73,8 @@ class MergedItems(EncodedItems):
             self.totals.merge(part.arrays)
             named += part.info["named"]
             advance()
-        self.named = sorted(named)[:3]
-        self.begins = np.cumsum(counts)
+        self.named: list[Any] = sorted(named)[:3]
+        self.begins: NDArray[np.int64] = np.cumsum(counts)
         rows = int(self.begins[-1])
         ids = joined(columns)
         del columns
@@ -91,7 +92,7 @@ class MergedItems(EncodedItems):
         for number, name in enumerate(names):
             codes[self.begins[number] : self.begins[number + 1]] = self._part(name).arrays["codes"]
             advance()
-        self.codes = codes if self.places is None else codes[self.places]
+        self.codes: NDArray[Any] = codes if self.places is None else codes[self.places]
         # Displaced items, in the order in which they are served: their parts, the vectors of some, how many come before
         # these, which of these is next, and how many were read of every part.
         self._owner: NDArray[Any] = np.empty(0, np.uint16)
@@ -235,7 +236,10 @@ class SomeItems(EncodedItems):
 
     def __init__(self, merged: MergedItems, chosen: NDArray[np.int64]) -> None:
         self._merged, self._chosen = merged, chosen
-        self.codes, self.totals, self.bad, self.named = merged.codes[chosen], merged.totals, merged.bad, merged.named
+        self.codes: NDArray[Any] = merged.codes[chosen]
+        self.totals: Totals = merged.totals
+        self.bad: int = merged.bad
+        self.named: list[Any] = merged.named
 
     @property
     def items(self) -> Any:

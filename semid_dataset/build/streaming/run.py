@@ -293,11 +293,12 @@ class Job(ItemSet):
         chosen = smallest(items, self._sampled, self._seed)
         items = items if chosen is None else items[chosen]
         features = [self._sampled_feature(feature, items, below) for feature in self.plan.features]
-        self.count = max(len(items), *(self._rows_of(feature, below) for feature in self.plan.features))
-        self.complete = below == EVERYTHING and chosen is None
-        self.sample = self.held = Embeddings(
+        self.count: int = max(len(items), *(self._rows_of(feature, below) for feature in self.plan.features))
+        self.complete: bool = below == EVERYTHING and chosen is None
+        self.sample: Embeddings = Embeddings(
             items_of(items), tuple(features), files_digest(self.digests), dict(self.digests), 0, base=base
         )
+        self.held: Embeddings = self.sample
         if self.plan.joined:
             self._ranges()
         return self.sample
