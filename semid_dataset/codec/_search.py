@@ -13,8 +13,8 @@ because two searches would give one item two IDs. Training does without the seco
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ LARGEST = 1e36  # of scores; float32 ends at 3.4e38
 AGAIN = 1024  # candidates that are added up again at once
 EXACT_PARTS = 3  # 60 bits and more of every number: all of a float32
 EXACT_BLOCK = 1 << 19  # scores held at once by `ExactSearch`: 4 MB
+HEAP = 16 << 20  # bytes: more than a block on the CPU passes through
 
 
 class BeamSearch:
@@ -135,41 +136,46 @@ class BeamSearch:
 
     def judged(self, latents: Tensor, keep: int = 1) -> tuple[Tensor, Tensor]:
         """Return what a call does, for any number of latents, and (n,) bool: which another rounding could change."""
-        judge = _Judge(self, len(latents), keep)
-        found = []
+        _keep_heap()
+        steps: list[_Step] = []
+        codes = self._run(latents, keep, steps)
         with np.errstate(over="ignore", invalid="ignore"):  # what leaves float32 is in doubt
-            for begin in range(0, max(len(latents), 1), self.rows):
-                block = latents[begin : begin + self.rows]
-                judge.begin(begin, block)
-                found.append(self._run(block, keep, judge))
-            doubt = judge.end(latents)
-        return torch.cat(found), torch.from_numpy(doubt).to(latents.device)
+            doubt = _Judge(self, latents, steps, keep).doubt
+        return codes, torch.from_numpy(doubt).to(latents.device)
 
-    def _run(self, latents: Tensor, keep: int, judge: "_Judge | None") -> Tensor:
-        codes = torch.empty(len(latents), 1, 0, dtype=torch.int64, device=latents.device)
-        scores = latents.new_zeros(
-            len(latents), 1
-        )  # what partial sums are ranked by, half of it, less what z adds to all
+    def _run(self, latents: Tensor, keep: int, steps: "list[_Step] | None") -> Tensor:
+        """Return codes as a call does, of any number of latents; levels are appended to `steps`."""
+        n, last = len(latents), len(self.codebooks) - 1
+        codes = torch.empty(n, 1, 0, dtype=torch.int64, device=latents.device)
+        scores = latents.new_zeros(n, 1)  # what partial sums are ranked by, half of it, less what z adds to all
         surcharge = scores  # the part of it that leading codes add
         weights = self._prefix_weights()
-        last = len(self.codebooks) - 1
         for level in range(last + 1):
             width = self.widths[level] if level < last else keep
             linear = self._linear(latents, level)
-            total = linear[:, None, :]
-            if level > 0:
-                total = self._extended(codes, scores, level).add_(total)  # (n, width before, codes)
-            if judge is not None:
-                judge.enter(level, linear, scores, surcharge)
-            scores, parent, code, beyond = _smallest(total, width, ordered=level == last)
-            if judge is not None:
-                judge.look(level, total, scores, parent, code, beyond, codes=codes, surcharge=surcharge)
+            width = min(width, codes.shape[1] * linear.shape[1])
+            # Room for all blocks beforehand: small results kept between large passing ones would hole the heap.
+            kept, beyond = linear.new_empty(n, width), linear.new_empty(n)
+            parent, code = codes.new_empty(n, width), codes.new_empty(n, width)
+            for begin in range(0, n, self.rows):
+                some = slice(begin, begin + self.rows)
+                total = self._candidates(linear[some], codes[some], scores[some], level)
+                kept[some], parent[some], code[some], beyond[some] = _smallest(total, width, ordered=level == last)
+                del total
+            if steps is not None:
+                steps.append(_Step(linear, codes, scores, surcharge, kept, parent, code, beyond))
+            scores = kept
             if level < last and weights[level]:
                 before = surcharge.gather(1, parent)
                 surcharge = before + weights[level] * (scores - before)
                 scores = scores + (surcharge - before)
             codes = torch.cat([codes.gather(1, parent[:, :, None].expand(-1, -1, level)), code[:, :, None]], 2)
         return codes
+
+    def _candidates(self, linear: Tensor, codes: Tensor, scores: Tensor, level: int) -> Tensor:
+        """Return the scores of all sums with one codeword more, (n, width before, codes)."""
+        total = linear[:, None, :]
+        return self._extended(codes, scores, level).add_(total) if level > 0 else total
 
     def _linear(self, latents: Tensor, level: int) -> Tensor:
         """Return ½‖c‖² − z·c for every codeword of a level, (n, codes); sums of `steps` terms at once."""
@@ -229,6 +235,17 @@ class BeamSearch:
     def sums(self, codes: Tensor) -> Tensor:
         """Return the sums of codewords, (n, dim), for (n, levels) codes of the first levels."""
         return embedding_bag(codes + self.offsets[: codes.shape[1]], self.words, mode="sum")
+
+
+@cache
+def _keep_heap() -> None:
+    """
+    Have the C library keep the memory that a block gives back, for the next one.
+
+    glibc returns to the system what is free beyond twice the largest piece that was ever given back, and gets it
+    zeroed, page by page, for the next block: a quarter of the time. So a large piece is given back once, untouched.
+    """
+    torch.empty(HEAP, dtype=torch.uint8, device="cpu")
 
 
 def _smallest(total: Tensor, width: int, *, ordered: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -343,187 +360,132 @@ class _Bound:
 
 
 @dataclass(frozen=True)
-class _Close:
+class _Step:
     """
-    Rows at a level for which something kept and something not kept are nearer than the bound.
+    What a search saw and kept at one level.
 
     Attributes:
-        rows: (m,), among all that are judged.
-        most: (m,) what is scored higher is surely not kept,
-        least: (m,) what is scored lower surely is.
-        places: (m, width) of what was kept among the candidates, and
-        kept: (m, width) its scores.
-        scores: (m, candidates), of all.
-        codes: (m, parents, level), of the parents, and
-        surcharge: (m, parents or 1) what these have of prefixes.
+        linear: (n, codes) of the level's codewords alone.
+        codes: (n, parents, level) of the sums that went in,
+        scores: (n, parents) what these are ranked by, and
+        surcharge: (n, parents or 1) the part of it that prefixes add.
+        kept: (n, width) scores of what is kept,
+        parent: (n, width) which sum each of them goes on from, and
+        code: (n, width) its code.
+        beyond: (n,) the score that comes next.
     """
 
-    rows: NDArray[np.int64]
-    most: NDArray[np.float32]
-    least: NDArray[np.float32]
-    places: NDArray[np.int64]
-    kept: NDArray[np.float32]
-    scores: NDArray[np.float32]
-    codes: NDArray[np.int64]
-    surcharge: NDArray[np.float32]
+    linear: Tensor
+    codes: Tensor
+    scores: Tensor
+    surcharge: Tensor
+    kept: Tensor
+    parent: Tensor
+    code: Tensor
+    beyond: Tensor
 
 
 class _Judge:
     """
-    Follows a search over several blocks, and says in the end whose codes another rounding could change.
+    Looks back on a search, and says whose codes another rounding could change.
 
     Where a kept sum and one that is not kept are nearer than the bound, the two are added up again, in float64. At the
     last level that keeps several, where it happens most, it is looked up instead whether it matters for the best sum.
 
     In NumPy, and for several blocks at once: there are few such rows in a block, and a call takes longer than they do.
+
+    Args:
+        search: the search.
+        latents: (n, dim).
+        steps: one a level.
+        keep: sums that were wanted.
+
+    Attributes:
+        doubt: (n,) whose codes another rounding could change.
     """
 
-    def __init__(self, search: BeamSearch, items: int, keep: int) -> None:
-        self.search = search
-        self.keep = keep
-        self.last = len(search.codebooks) - 1
-        self.doubt = np.zeros(items, bool)
-        self.lengths = np.zeros(items, np.float32)
-        self.best = np.zeros(items, np.float32)  # score of the best sum, and
-        self.margin = np.zeros(items, np.float32)  # how much better than others it must be
-        self.close: list[list[_Close]] = [[] for _ in search.codebooks]
-        self.linear: list[
-            NDArray[np.float32]
-        ] = []  # products with the last codewords, of rows close at the level before
+    def __init__(self, search: BeamSearch, latents: Tensor, steps: Sequence[_Step], keep: int) -> None:
+        self.search, self.latents, self.steps = search, latents, steps
+        self.last = len(steps) - 1
+        bound = search.bound
+        length = _host(torch.linalg.vector_norm(latents, dim=1)) * np.float32(1 + 2.0**-10)
+        large = np.zeros_like(length)  # scores, times the operations that round them
+        self.doubt = ~(length < bound.longest)  # sums may leave the range of float32
+        self.margins = []  # (n,) a level
+        for level, step in enumerate(steps):
+            if level > 0:
+                large += np.float32(level + OPERATIONS) * np.abs(_host(step.scores)).max(1)
+                large += np.float32(OPERATIONS) * np.abs(_host(step.surcharge)).max(1)
+            self.margins.append(bound.linear[level] * length + bound.share * large + bound.fixed[level])
+        for level, step in enumerate(steps):
+            kept, following, margin = _host(step.kept), _host(step.beyond), self.margins[level]
+            close = ~(following - kept.max(1) > margin)  # also where there is a nan
+            if keep > 1:
+                if level == self.last and kept.shape[1] > 1:
+                    close |= ~(np.diff(kept, axis=1).min(1) > margin)
+                self.doubt |= close
+                continue
+            unsure = ~(kept < (following - margin)[:, None])  # of what is kept what nearly was not
+            if level == self.last - 1:
+                self.doubt |= unsure[np.arange(len(kept)), _host(steps[-1].parent)[:, 0]]
+            rows = np.flatnonzero(close & ~self.doubt)
+            if len(rows):
+                self._compare(level, rows, unsure[rows])
 
-    def begin(self, first: int, latents: Tensor) -> None:
-        """Begin a block, of rows from `first` on."""
-        self.rows = slice(first, first + len(latents))
-        self.length = _host(torch.linalg.vector_norm(latents, dim=1)) * np.float32(1 + 2.0**-10)
-        self.lengths[self.rows] = self.length
-        self.doubt[self.rows] = ~(self.length < self.search.bound.longest)  # sums may leave the range of float32
-        self.large = np.zeros_like(self.length)  # scores, times the operations that round them
-        self.unsure: NDArray[np.bool_] | None = None  # (n, width): of the kept sums those that nearly were not
-
-    def enter(self, level: int, linear: Tensor, scores: Tensor, surcharge: Tensor) -> None:
-        """Note what goes into a level: products with latents, scores of the parents and their part for prefixes."""
-        if level > 0:
-            self.large += np.float32(level + OPERATIONS) * np.abs(_host(scores)).max(1)
-            if surcharge is not scores:
-                self.large += np.float32(OPERATIONS) * np.abs(_host(surcharge)).max(1)
-        if level == self.last > 0 and self.keep == 1:
-            rows = self.close[level - 1][-1].rows - self.rows.start
-            self.linear.append(_host(linear[torch.from_numpy(rows).to(linear.device)]))
-
-    def look(
-        self,
-        level: int,
-        total: Tensor,
-        scores: Tensor,
-        parent: Tensor,
-        code: Tensor,
-        beyond: Tensor,
-        *,
-        codes: Tensor,
-        surcharge: Tensor,
-    ) -> None:
-        """Compare what was kept with what was not; `codes` and `surcharge` are those of the parents."""
-        bound = self.search.bound
-        kept, following = _host(scores), _host(beyond)
-        margin = bound.linear[level] * self.length + bound.share * self.large + bound.fixed[level]
-        worst = kept[:, 0] if kept.shape[1] == 1 else kept.max(1)
-        close = ~(following - worst > margin)  # also where there is a nan
-        if self.keep > 1:
-            if level == self.last and kept.shape[1] > 1:
-                close |= ~(np.diff(kept, axis=1).min(1) > margin)
-            self.doubt[self.rows] |= close
-            return
-        rows = np.flatnonzero(close)
-        picked = torch.from_numpy(rows).to(total.device)
-        least = following - margin
-        self.close[level].append(
-            _Close(
-                rows + self.rows.start,
-                worst[rows] + margin[rows],
-                least[rows],
-                _host(parent)[rows] * total.shape[2] + _host(code)[rows],
-                kept[rows],
-                _host(total[picked].flatten(1)),
-                _host(codes)[rows],
-                _host(surcharge)[rows],
-            )
-        )
-        if level == self.last - 1:
-            self.unsure = ~(kept < least[:, None])
-        elif level == self.last:
-            self.best[self.rows], self.margin[self.rows] = worst, margin
-            if self.unsure is not None:
-                self.doubt[self.rows] |= self.unsure[np.arange(len(worst)), _host(parent)[:, 0]]
-
-    def end(self, latents: Tensor) -> NDArray[np.bool_]:
-        """Return whose codes another rounding could change, (n,)."""
-        for level, found in enumerate(self.close):
-            if sum(len(one.rows) for one in found):
-                names = [one.name for one in fields(_Close)]
-                close = _Close(*(np.concatenate([getattr(one, name) for one in found]) for name in names))
-                which, at = self._nearly(close)
-                if level == self.last - 1:
-                    self._challenge(close, which, at)
-                else:
-                    self._again(close, which, at, latents)
-        return self.doubt
-
-    def _nearly(self, close: _Close) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return what was nearly kept: which row, and its place. Of crowded rows none, but doubt."""
-        near = close.scores <= close.most[:, None]
-        near[np.arange(len(near))[:, None], close.places] = False
-        which, at = np.divmod(np.flatnonzero(near), near.shape[1])
-        crowded = np.bincount(which, minlength=len(near)) > MOST_RIVALS
-        self.doubt[close.rows[crowded]] = True
+    def _compare(self, level: int, rows: NDArray[np.int64], unsure: NDArray[np.bool_]) -> None:
+        """Doubt, of rows that are close at a level, those for which what was nearly kept might matter."""
+        step = self.steps[level]
+        picked = torch.from_numpy(rows).to(self.latents.device)
+        total = self.search._candidates(step.linear[picked], step.codes[picked], step.scores[picked], level)
+        size = total.shape[2]
+        totals, codes = _host(total.flatten(1)), _host(step.codes)
+        kept, places = _host(step.kept)[rows], (_host(step.parent) * size + _host(step.code))[rows]
+        near = totals <= (kept.max(1) + self.margins[level][rows])[:, None]
+        near[np.arange(len(rows))[:, None], places] = False
+        which, at = np.divmod(np.flatnonzero(near), near.shape[1])  # whose it is that was nearly kept, and its place
+        crowded = np.bincount(which, minlength=len(rows)) > MOST_RIVALS
+        self.doubt[rows[crowded]] = True
         few = ~crowded[which]
-        return which[few], at[few]
+        which, at = which[few], at[few]
 
-    def _again(self, close: _Close, which: NDArray[np.int64], at: NDArray[np.int64], latents: Tensor) -> None:
-        """Doubt where float64 does not say, too, that all that were kept are better than what nearly was."""
-        row, slot = np.nonzero(~(close.kept < close.least[:, None]))
-        count = len(row)
-        of, place = np.concatenate([row, which]), np.concatenate([close.places[row, slot], at])
-        size = close.scores.shape[1] // close.codes.shape[1]
-        chosen = np.concatenate([close.codes[of, place // size], (place % size)[:, None]], axis=1)
-        score = np.empty(len(of))
-        for begin in range(0, len(of), AGAIN):
-            some = slice(begin, begin + AGAIN)
-            rows = torch.from_numpy(close.rows[of[some]]).to(latents.device)
-            score[some] = self._fine(chosen[some], _host(latents[rows]))
-        nearest, farthest = np.full(len(close.rows), np.inf), np.full(len(close.rows), -np.inf)
-        np.minimum.at(nearest, which, score[count:])
-        np.maximum.at(farthest, row, score[:count])
-        length = np.sqrt(
-            np.square(_host(latents[torch.from_numpy(close.rows).to(latents.device)]).astype(np.float64)).sum(1)
-        )
-        self.doubt[close.rows] |= ~(nearest - farthest > self.search.bound.fine(length))
+        def codes_at(of: NDArray[np.int64], place: NDArray[np.int64]) -> NDArray[np.int64]:
+            return np.concatenate([codes[rows[of], place // size], (place % size)[:, None]], axis=1)
+
+        if level == self.last - 1:
+            score = totals[which, at]
+            if weight := self.search.bound.weights[level]:
+                score = score + np.float32(weight) * (score - _host(step.surcharge)[rows[which], at // size])
+            self._challenge(rows[which], codes_at(which, at), score)
+            return
+        row, slot = np.nonzero(unsure)
+        latents = _host(self.latents[picked])
+        farthest, nearest = np.full(len(rows), -np.inf), np.full(len(rows), np.inf)
+        np.maximum.at(farthest, row, self._fine(codes_at(row, places[row, slot]), latents[row]))
+        np.minimum.at(nearest, which, self._fine(codes_at(which, at), latents[which]))
+        length = np.sqrt(np.square(latents, dtype=np.float64).sum(1))
+        self.doubt[rows] |= ~(nearest - farthest > self.search.bound.fine(length))
 
     def _fine(self, codes: NDArray[np.int64], latents: NDArray[np.float32]) -> Float64:
         """Return what sums of codewords are ranked by, (n,), in float64."""
-        depth = codes.shape[1]
-        sums = self.search.host_words[codes + self.search.host_offsets[:depth]].astype(np.float64)
-        for level in range(1, depth):
-            sums[:, level] += sums[:, level - 1]
-        errors = np.einsum("ijk,ijk->ij", sums, sums - 2 * latents[:, None].astype(np.float64)) / 2
-        weights = self.search.bound.weights
-        return np.asarray(errors[:, -1] + sum(weights[level] * errors[:, level] for level in range(depth - 1)))
+        depth, weights = codes.shape[1], self.search.bound.weights
+        score = np.empty(len(codes))
+        for begin in range(0, len(codes), AGAIN):
+            some = slice(begin, begin + AGAIN)
+            sums = self.search.host_words[codes[some] + self.search.host_offsets[:depth]].astype(np.float64)
+            for level in range(1, depth):
+                sums[:, level] += sums[:, level - 1]
+            errors = np.einsum("ijk,ijk->ij", sums, sums - 2 * latents[some, None].astype(np.float64)) / 2
+            score[some] = errors[:, -1] + sum(weights[level] * errors[:, level] for level in range(depth - 1))
+        return score
 
-    def _challenge(self, close: _Close, which: NDArray[np.int64], at: NDArray[np.int64]) -> None:
-        """Doubt where the best sum might be beaten by one that goes on from what nearly was kept."""
-        if not len(which):
-            return
-        size = close.scores.shape[1] // close.codes.shape[1]
-        codes = np.concatenate([close.codes[which, at // size], (at % size)[:, None]], axis=1)
-        score, weight = close.scores[which, at], self.search.bound.weights[self.last - 1]
-        if weight:
-            score = score + np.float32(weight) * (score - close.surcharge[which, at // size])
-        device = self.search.words.device
+    def _challenge(self, rows: NDArray[np.int64], codes: NDArray[np.int64], score: NDArray[np.float32]) -> None:
+        """Doubt where the best sum might be beaten by one that goes on from what was nearly kept."""
+        device, step = self.latents.device, self.steps[-1]
         totals = self.search._extended(
             torch.from_numpy(codes).to(device)[:, None, :], torch.from_numpy(score).to(device)[:, None], self.last
         )
-        found = (_host(totals)[:, 0] + np.concatenate(self.linear)[which]).min(1)
-        rows = close.rows[which]
-        self.doubt[rows[~(found - self.best[rows] > self.margin[rows])]] = True
+        found = _host(totals[:, 0].add_(step.linear[torch.from_numpy(rows).to(device)]).amin(1))
+        self.doubt[rows[~(found - _host(step.kept)[rows, 0] > self.margins[-1][rows])]] = True
 
 
 def _host(tensor: Tensor) -> NDArray[Any]:
