@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: demo test check docs bench package stress stress-short clean
+.PHONY: demo test check changelog docs bench package stress stress-short clean
 
 # Needs less than the tests do: what it installs is what users install, and pip shows that it is at work.
 demo: .venv/runtime
@@ -18,6 +18,13 @@ check: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/mypy tests/typing
 	$(BIN)/lint-imports
+	PYTHONPATH=$(CURDIR):$$($(RUN) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+		$(BIN)/basedpyright --pythonpath $(RUN) --verifytypes semid_dataset --ignoreexternal > .venv/types.txt \
+		|| { grep -B1 -A2 'error:' .venv/types.txt; tail -n 2 .venv/types.txt; exit 1; }
+
+# What the next version's part of CHANGELOG.md will say; `towncrier build` writes it and removes the fragments.
+changelog: .venv/installed
+	$(BIN)/towncrier build --draft --version next
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict

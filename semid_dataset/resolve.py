@@ -265,7 +265,7 @@ class Resolution:
         self.adopting: bool = not in_worker  # whether a parent is taken into the cache
         self.expect: str = request.expect or environment.expect or ""
         self._pin = request.pin or environment.pin or ""
-        self.guard = Guard(self.cache, request.data_dir, self._kind)
+        self.guard: Guard = Guard(self.cache, request.data_dir, self._kind)
 
     def open_parent(self) -> None:
         """

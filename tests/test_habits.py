@@ -66,3 +66,16 @@ def test_templates_and_workflow_are_yaml() -> None:
     files = [*(ROOT / ".github").rglob("*.yml"), ROOT / "CITATION.cff"]
     for path in files:
         assert isinstance(yaml.safe_load(path.read_text()), dict), path
+
+
+def test_fragments_of_the_changelog_are_found_by_towncrier() -> None:
+    """A name that it does not know would leave a change out of the changelog in silence."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["towncrier"]
+    kinds = [one["directory"] for one in settings["type"]]
+    assert kinds == ["added", "changed", "fixed"]
+    assert settings["start_string"] in (ROOT / settings["filename"]).read_text()
+    folder = ROOT / settings["directory"]
+    for fragment in sorted(folder.iterdir()):
+        if fragment.name != "README.md":
+            assert re.fullmatch(rf"(\+[\w-]+|[0-9]+)\.({'|'.join(kinds)})\.md", fragment.name), fragment.name
+            assert fragment.read_text().strip(), fragment.name
