@@ -36,6 +36,7 @@ from semid_dataset.inputs.matrix import OWN
 from semid_dataset.objects import as_choice, as_count, as_path, expect
 from semid_dataset.objects import shown as shown_value
 from semid_dataset.progress import Progress, shown
+from semid_dataset.registry import EXECUTORS
 from semid_dataset.resolve import JSON_FILE, Request, Resolution, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
     from semid_dataset.protocols import Trainer
 
 __all__ = [
-    "ENGINES",
     "add_semantic_ids",
     "extend_with_vectors",
     "fit",
@@ -59,7 +59,6 @@ __all__ = [
 ]
 
 WORK = ".semantic_ids_work"  # in an output folder, as long as something is made there
-ENGINES = ("local", "ray")  # names of `engines.ENGINES`, which need not be imported for them
 
 
 def generate_semantic_ids(
@@ -85,7 +84,8 @@ def generate_semantic_ids(
             leaving the cache alone. Without it the result is published in the cache.
         retrain: start a new lineage although there is one; IDs move.
         parent: extend this table instead of training.
-        engine: stream the embeddings, however few, and let the parts be done by "local" processes or by "ray".
+        engine: stream the embeddings, however few, and let the parts be done by "local" processes, by "ray", or by
+            another package's executor.
             Without it they are streamed where they would not fit into the configuration's `memory_limit`.
         sequences: what users took in order, as in `generate_from_vectors`; with `output_dir` and one feature. Give
             what is written there as `parent` to those that read the IDs.
@@ -179,7 +179,7 @@ def _asked(
 ) -> tuple[Resolution, list[FeatureSource], CacheKey]:
     """Return who resolves, the embeddings' files, and the question about them."""
     if engine is not None:
-        as_choice(engine, ENGINES, "engine")
+        as_choice(engine, EXECUTORS.names(), "engine")
     request = Request(
         as_path(data_dir, what="data_dir"),
         feature_names(feature_ids),

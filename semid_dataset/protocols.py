@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from semid_dataset.progress import Progress
     from semid_dataset.table.table import SemanticIdTable
 
 __all__ = [
@@ -277,7 +278,9 @@ class Trainer(Protocol):
 
     name: ClassVar[str]
 
-    def fit(self, vectors: NDArray[Any], *, sizes: Sequence[int], device: str, seed: int, progress: Any) -> Trained:
+    def fit(
+        self, vectors: NDArray[Any], *, sizes: Sequence[int], device: str, seed: int, progress: "Progress"
+    ) -> Trained:
         """
         Fit a quantizer.
 
@@ -306,10 +309,22 @@ class Exporter(Protocol):
         Options: a frozen dataclass of what can be chosen, every field with a default.
     """
 
-    name: ClassVar[str]
-    suffix: ClassVar[str]
-    what: ClassVar[str]
     Options: ClassVar[type[Any]]
+
+    @property
+    def name(self) -> str:
+        """What `form` calls it."""
+        ...
+
+    @property
+    def suffix(self) -> str:
+        """Ending of its files."""
+        ...
+
+    @property
+    def what(self) -> str:
+        """What such a file holds."""
+        ...
 
     def write(self, table: "SemanticIdTable", path: Path, options: Any) -> list[Path]:
         """
@@ -338,9 +353,7 @@ class Exporter(Protocol):
 class Executor(Protocol):
     """Who has the tasks of a streamed training done; an entry point of the group `semid_dataset.executors`."""
 
-    def __call__(
-        self, folder: Path, tasks: Sequence[Mapping[str, Any]], progress: Callable[[int], None], limit: int
-    ) -> None:
+    def __call__(self, folder: Path, tasks: Sequence[Mapping[str, Any]], progress: "Progress", limit: int) -> None:
         """
         Do tasks, each once or more, in any order and in any process that sees the folder: `perform` of
         `build.streaming.tasks` does one.
@@ -348,7 +361,7 @@ class Executor(Protocol):
         Args:
             folder: where they find what they need, and leave what they make.
             tasks: of JSON types; none needs what another one makes.
-            progress: told how many bytes of the sources more are done; 0 says that work goes on.
+            progress: `advance` is told how many bytes of the sources more are done; 0 says that work goes on.
             limit: bytes of memory, about, for all of them together.
 
         Raises:

@@ -14,7 +14,7 @@ from semid_dataset.errors import ConfigError
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["QUANTIZERS", "TRAINERS", "Registry"]
+__all__ = ["EXECUTORS", "EXPORTERS", "QUANTIZERS", "TRAINERS", "Registry"]
 
 
 def entry_points(**wanted: str) -> "Iterable[EntryPoint]":
@@ -87,6 +87,16 @@ QUANTIZERS = Registry(
     {
         "residual": "semid_dataset.codec.residual:ResidualQuantizer",
         "faiss": "semid_dataset.codec._faiss:FaissQuantizer",
+    },
+    made=False,
+)
+EXPORTERS = Registry("format of exports", "semid_dataset.exporters", {})  # ours: `exports.FORMATS`
+EXECUTORS = Registry(
+    "engine",
+    "semid_dataset.executors",
+    {
+        "local": "semid_dataset.build.streaming.executors:run_processes",
+        "ray": "semid_dataset.build.streaming.executors:run_on_ray",
     },
     made=False,
 )

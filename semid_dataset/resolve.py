@@ -56,6 +56,7 @@ from semid_dataset.inputs.discover import FeatureSource, features_folder, find_s
 from semid_dataset.inputs.keys import LongNameError
 from semid_dataset.objects import as_path
 from semid_dataset.progress import Progress, shown
+from semid_dataset.registry import EXECUTORS
 from semid_dataset.table.build import TableData, content_digests
 from semid_dataset.table.header import TableHeader
 from semid_dataset.table.sizes import fitting_sizes, say_guessed
@@ -683,7 +684,6 @@ class Resolution:
         self.streamed = True
         size, limit = memory.sizes(sources, self.memory_limit)
         tell("streaming", size=size, limit=limit)
-        from semid_dataset.build.streaming.executors import ENGINES
         from semid_dataset.build.streaming.run import open_job
 
         return open_job(
@@ -693,7 +693,7 @@ class Resolution:
             self.config,
             limit=self.memory_limit,
             sampled=memory.sample_size([source.dim for source in sources], self.memory_limit),
-            engine=ENGINES[self.engine or "local"],
+            engine=EXECUTORS.get(self.engine or "local"),
             progress=progress,
         )
 

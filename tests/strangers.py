@@ -1,13 +1,17 @@
 """Parts as another package would write them, against the protocols alone."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from semid_dataset.protocols import Trained
+from semid_dataset import SemanticIdTable
+from semid_dataset.errors import TableError
+from semid_dataset.protocols import Partition, Sink, Trained
 
 
 @dataclass(frozen=True)
@@ -74,3 +78,63 @@ class ProductTrainer:
             books.append(book)
             progress.advance()
         return Trained(Product(tuple(books)))
+
+
+class Lines:
+    """A format: an item and its numbers between blanks, a row a line."""
+
+    name: ClassVar[str] = "lines"
+    suffixes: ClassVar[tuple[str, ...]] = (".vec",)
+    starts: ClassVar[bytes] = b""
+
+    def size(self, whole: Partition, dim: int) -> int:
+        return Path(whole.path).read_bytes().count(b"\n") + 1
+
+    def partitions(self, whole: Partition, rows: int) -> list[Partition]:
+        total = self.size(whole, 0)
+        return [Partition(self.name, whole.path, first, min(first + rows, total)) for first in range(0, total, rows)]
+
+    def read(self, part: Partition, sink: Sink, progress: Callable[[int], None], *, digest: bool = False) -> str:
+        data = Path(part.path).read_bytes()
+        lines = data.decode().splitlines()
+        last = len(lines) if part.last < 0 else part.last
+        for number, line in enumerate(lines[part.first : last], start=part.first + 1):
+            item, *numbers = line.split()
+            sink.begin(len(numbers))
+            sink.add_one(item, np.array(numbers, np.float32), f"{part.path}, line {number}")
+        progress(len(data))
+        return hashlib.sha256(data).hexdigest() if digest else ""
+
+
+@dataclass(frozen=True)
+class CsvOptions:
+    """What stands between two codes."""
+
+    between: str = ";"
+
+
+class Csv:
+    """An export: an item and its codes, a line an item; the first line says how many levels there are."""
+
+    name: ClassVar[str] = "codes"
+    suffix: ClassVar[str] = ".codes.txt"
+    what: ClassVar[str] = "item;code;code, a line an item"
+    Options: ClassVar[type[Any]] = CsvOptions
+
+    def write(self, table: SemanticIdTable, path: Path, options: CsvOptions) -> list[Path]:
+        sizes = options.between.join(map(str, table.codebook_sizes))
+        lines = [options.between.join(map(str, [item, *codes])) for item, codes in table.items()]
+        temporary = path.with_name(path.name + ".part")
+        temporary.write_text("\n".join([f"codes{options.between}{sizes}", *lines]) + "\n")
+        temporary.replace(path)
+        return [path]
+
+    def read(self, path: Path) -> SemanticIdTable:
+        try:
+            (head, *sizes), *rows = (line.split(";") for line in path.read_text().splitlines())
+            if head != "codes":
+                raise ValueError(f"it begins with {head!r}")
+            ids = {item: [int(code) for code in codes] for item, *codes in rows}
+            return SemanticIdTable.from_mapping(ids, codebook_sizes=[int(size) for size in sizes], levels=len(sizes))
+        except ValueError as error:
+            raise TableError(f"'{path}' is no list of codes: {error}.") from error

@@ -134,8 +134,9 @@ SETTINGS = options(
         "--algorithm",
         default=DEFAULTS.algorithm,
         show_default=True,
-        type=click.Choice(["rqvae", "rqkmeans"]),
-        help="rqvae trains an autoencoder around the codebooks; rqkmeans does without, in less time.",
+        metavar="NAME",
+        help="rqvae trains an autoencoder around the codebooks; rqkmeans does without, in less time; faiss; "
+        "or the algorithm of another package.",
     ),
     click.option(
         "--fusion",

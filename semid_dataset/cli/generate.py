@@ -70,8 +70,9 @@ __all__ = ["generate"]
     click.option("--retrain", is_flag=True, help="Train anew although there are IDs: they move."),
     click.option(
         "--engine",
-        type=click.Choice(["local", "ray"]),
-        help="Stream a data directory's embeddings, part by part, in local processes or on Ray.",
+        metavar="NAME",
+        help="Stream a data directory's embeddings, part by part, by local processes (local), on Ray (ray), "
+        "or by the executor of another package.",
     ),
     click.option("--num-shards", type=int, metavar="N", help="Share the work with N - 1 other runs of this command."),
     click.option("--shard-id", type=int, metavar="K", help="Which share this is, from 0; the last one publishes."),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
@@ -23,33 +23,68 @@ from semid_dataset.exports.parquet import read_parquet, write_parquet
 from semid_dataset.exports.tokens import read_index, spelling, write_index, write_tokens
 from semid_dataset.exports.trie import read_trie, write_trie
 from semid_dataset.objects import as_choice, as_count, as_path, expect
+from semid_dataset.protocols import Exporter
+from semid_dataset.registry import EXPORTERS
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["FORMATS", "Format", "export", "format_of", "read_export"]
 
 
 @dataclass(frozen=True)
+class Options:
+    """
+    What can be chosen about our formats.
+
+    Attributes:
+        style: of tokens, see `token_list`.
+        first: of flat ids, see `flat_ids`.
+    """
+
+    style: str = "letter"
+    first: int = 1
+
+
+@dataclass(frozen=True)
 class Format:
-    """How one kind of file is written and read; `read` is None for what holds no items (tokens)."""
+    """One of our kinds of files, as a `protocols.Exporter`; `reader` is None for what holds no items (tokens)."""
 
     name: str
     suffix: str
     what: str
-    write: Callable[[SemanticIdTable, Path, str, int], list[Path]]
-    read: "Callable[[Path, How], SemanticIdTable] | None"
+    writer: Callable[[SemanticIdTable, Path, str, int], list[Path]]
+    reader: "Callable[[Path, How], SemanticIdTable] | None"
+
+    Options: ClassVar[type[Any]] = Options
+
+    def write(self, table: SemanticIdTable, path: Path, options: Any) -> list[Path]:
+        """Write all IDs of a table; return the files written."""
+        return self.writer(table, path, options.style, options.first)
+
+    def read(self, path: Path, how: How = How()) -> SemanticIdTable:  # noqa: B008 - it never changes
+        """Read what `write` wrote; raises ConfigError where such files hold no IDs of items."""
+        if self.reader is None:
+            raise ConfigError(f"'{path}': the format {self.name} holds {self.what}, no IDs of items.")
+        return self.reader(path, how)
 
 
 def export(
-    table: SemanticIdTable, path: str | Path, form: str | None = None, *, style: str = "letter", first: int = 1
+    table: SemanticIdTable,
+    path: str | Path,
+    form: str | None = None,
+    *,
+    style: str = "letter",
+    first: int = 1,
+    options: Any = None,
 ) -> list[Path]:
     """
     Write a table in another tool's format.
 
     Args:
         path: the file; folders are made as needed, a file that is there is replaced in one step.
-        form: a name of `FORMATS`; by default the path's ending decides.
+        form: a name of `FORMATS` or of another package's; by default the path's ending decides.
         style: of tokens, see `token_list`.
         first: of flat ids, see `flat_ids`.
+        options: the `Options` of another package's format; its defaults without.
 
     Returns:
         The files written: the export itself and, for bare arrays, the list of items beside it.
@@ -64,8 +99,12 @@ def export(
     wanted = format_of(path, form)
     first = as_count(first, "first", 0, 1 << 40)
     spelling(style)
+    if isinstance(wanted, Format):
+        options = Options(style, first)
+    else:
+        options = wanted.Options() if options is None else expect(options, wanted.Options, "options")
     path.parent.mkdir(parents=True, exist_ok=True)
-    return wanted.write(table, path, style, first)
+    return wanted.write(table, path, options)
 
 
 def read_export(
@@ -80,7 +119,7 @@ def read_export(
 
     Args:
         path: the file.
-        form: a name of `FORMATS`; by default the path's ending decides.
+        form: a name of `FORMATS` or of another package's; by default the path's ending decides.
         codebook_sizes: codes per level, one number or one per level, where the file does not say them (flat ids
             and our parquet do). Without, the power of two that holds the largest code is taken for every
             level, and said.
@@ -94,29 +133,31 @@ def read_export(
     """
     path = as_path(path)
     wanted = format_of(path, form)
-    if wanted.read is None:
-        raise ConfigError(f"'{path}': the format {wanted.name} holds {wanted.what}, no IDs of items.")
     if items is not None and wanted.name not in ARRAYS:
         raise ConfigError(f"'{path}' names its items itself: leave items out.")
-    return wanted.read(path, How(codebook_sizes, items))
+    if isinstance(wanted, Format):
+        return wanted.read(path, How(codebook_sizes, items))
+    table = wanted.read(path)
+    return table if codebook_sizes is None else table.with_sizes(codebook_sizes)
 
 
-def format_of(path: Path, form: str | None) -> Format:
+def format_of(path: Path, form: str | None) -> Exporter:
     """
-    Return the format by name, or by the ending of a path.
+    Return the format by name, or by the ending of a path, of several that fit the longest.
 
     Raises:
-        ConfigError: neither is known.
+        ConfigError: neither is known, or another package's cannot be loaded.
     """
-    if form is None:
-        ending = max(
-            (f for f in FORMATS.values() if path.name.endswith(f.suffix)), key=lambda f: len(f.suffix), default=None
-        )
-        if ending is None:
-            endings = ", ".join(f"{one.name} ({one.suffix})" for one in FORMATS.values())
-            raise ConfigError(f"The ending of '{path}' names no format. Name one, or use an ending of: {endings}.")
-        return ending
-    return FORMATS[as_choice(form, FORMATS, "format")]
+    if form is not None:
+        name = as_choice(form, [*FORMATS, *EXPORTERS.names()], "format")
+        found: Exporter = FORMATS[name] if name in FORMATS else EXPORTERS.get(name)
+        return found
+    known: list[Exporter] = [*FORMATS.values(), *EXPORTERS.others()]
+    fitting = [one for one in known if path.name.endswith(one.suffix)]
+    if not fitting:
+        endings = ", ".join(f"{one.name} ({one.suffix})" for one in known)
+        raise ConfigError(f"The ending of '{path}' names no format. Name one, or use an ending of: {endings}.")
+    return max(fitting, key=lambda one: len(one.suffix))
 
 
 FORMATS: dict[str, Format] = {

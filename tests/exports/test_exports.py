@@ -26,7 +26,7 @@ from semid_dataset.exports import (
     unflatten_ids,
 )
 
-READABLE = [name for name, form in FORMATS.items() if form.read is not None]
+READABLE = [name for name, form in FORMATS.items() if form.reader is not None]
 STYLES = ["letter", "s_letter", "item"]
 
 

@@ -25,7 +25,7 @@ from semid_dataset.errors import ConfigError, TrainingError
 from semid_dataset.inputs import partitions as parts
 from semid_dataset.progress import Progress
 
-__all__ = ["ENGINES", "Engine", "run_here", "run_on_ray", "run_processes", "serve"]
+__all__ = ["Engine", "run_here", "run_on_ray", "run_processes", "serve"]
 
 WORKER_BYTES = 256 << 20  # reckoned for a process of a stage, torch included
 ALONE_BYTES = 64 << 20  # below it, starting processes costs more than they save
@@ -280,6 +280,3 @@ def _perform_remote(folder: str, task: Task) -> dict[str, Any] | None:
     except Exception as error:  # noqa: BLE001 - said to the process that waits
         return _said(error)
     return None
-
-
-ENGINES: dict[str, Engine] = {"local": run_processes, "ray": run_on_ray}
