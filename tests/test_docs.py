@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 import shutil
@@ -19,6 +20,8 @@ import world
 
 from semid_dataset import SemanticIdMixin
 from semid_dataset._messages import LINES
+from semid_dataset.inputs.formats import FORMATS
+from semid_dataset.registry import EXECUTORS, EXPORTERS, QUANTIZERS, TRAINERS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -131,11 +134,20 @@ def test_examples_run(page: Path, example_data: Path, tmp_path: Path, monkeypatc
         "train_dataset": MyTestDataset(example_data, args),
         "__name__": "example",
     }
+    for registry in (QUANTIZERS, TRAINERS, EXPORTERS, EXECUTORS, FORMATS):  # what a page makes known stays its own
+        monkeypatch.setattr(registry, "_loaded", dict(registry._loaded))
     for line, text, run in blocks(page, "python"):
         # As many lines before it as on the page: a traceback names the place there.
         code = compile("\n" * (line - 1) + text, str(page), "exec")
         if run:
             exec(code, names)
+    suites = [value for name, value in names.items() if name.startswith("Test") and isinstance(value, type)]
+    for suite in suites:  # of docs/extending.md: what it shows stands the tests that it recommends
+        for name, test in inspect.getmembers(suite(), inspect.ismethod):
+            if name.startswith("test_"):
+                place = tmp_path / f"{suite.__name__}-{name}"
+                place.mkdir()
+                test(place) if "tmp_path" in inspect.signature(test).parameters else test()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
