@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from semid_dataset._process import unforked
 from semid_dataset.build import novelty
+from semid_dataset.cache.pairs import Pairs, pair_keys
 from semid_dataset.codec.bulk import distances
 from semid_dataset.features import FeatureMatrix, picked_items, take_features
 from semid_dataset.inputs._items import canonical_int
@@ -28,6 +29,7 @@ from semid_dataset.table.table import SemanticIdTable
 __all__ = ["Evidence", "Match", "merged"]
 
 SKETCHED = 512  # pairs that a table keeps of all of its own
+SOUGHT = 16 * SKETCHED  # pairs that are looked for among those of many lineages
 SKETCH_SEED = -1  # of the hash that picks them: no training samples by it
 SAMPLE_ITEMS = 1024  # known items whose vectors are held against their codes
 LEAST_FITTING = 8  # known items, before their codes say anything about whose they are
@@ -118,6 +120,11 @@ class Evidence:
                 digest = hashlib.blake2b(vector.tobytes(), digest_size=8).digest()
                 found[at] = max(1, int.from_bytes(digest, "little"))
         return found
+
+    def pairs(self) -> Pairs:
+        """Return the pairs to look for among many lineages: more of the smallest hashes than a sketch keeps."""
+        hashes, first = np.unique(self._hashes[0][:SOUGHT], return_index=True)
+        return Pairs(np.unique(pair_keys(hashes, self._digests(first))), len(self.items))
 
     def pairs_of(self, sketch: Sketch) -> tuple[int, int]:
         """

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,7 +265,7 @@ def _holds(table: SemanticIdTable, other: SemanticIdTable) -> bool:
     return bool((rows >= 0).all()) and np.array_equal(table.codes_array[rows], other.codes_array)
 
 
-def find_lineages(cache: Cache, identity: Identity, evidence: Evidence, ours: Container[str] = ()) -> list[Lineage]:
+def find_lineages(cache: Cache, identity: Identity, evidence: Evidence, ours: Collection[str] = ()) -> list[Lineage]:
     """
     Return the lineages of this identity that were made from this data set, the best first.
 
@@ -285,15 +285,20 @@ def find_lineages(cache: Cache, identity: Identity, evidence: Evidence, ours: Co
     """
     found: list[tuple[tuple[Any, ...], Lineage]] = []
     folders_in_order = [root.path for root in cache.folders]
-    for name, table in cache.tables_of(identity, ours):
-        with cache.tolerant(name, ours):
-            match = evidence.of(table) if table.has_quantizer else None
-            if match is None or not match.same_data:
-                logger.debug("lineage %s is another data set's: %s", name, match)
-                continue
-            place = next((number for number, path in enumerate(folders_in_order) if _is_below(table.path, path)), 99)
-            rank = (match.pairs == 0, -match.known, place, len(table.header.origins), name)
-            found.append((rank, Lineage(name, table, evidence.in_another_space(table, match))))
+    likely, unlikely = cache.likely(identity, evidence.pairs)
+    own = [name for name in ours if name in unlikely]
+    for names in ([*likely, *own], [name for name in unlikely if name not in own]):
+        for name, table in cache.tables_of(identity, names if not found else (), ours):
+            with cache.tolerant(name, ours):
+                match = evidence.of(table) if table.has_quantizer else None
+                if match is None or not match.same_data:
+                    logger.debug("lineage %s is another data set's: %s", name, match)
+                    continue
+                place = next(
+                    (number for number, path in enumerate(folders_in_order) if _is_below(table.path, path)), 99
+                )
+                rank = (match.pairs == 0, -match.known, place, len(table.header.origins), name)
+                found.append((rank, Lineage(name, table, evidence.in_another_space(table, match))))
     cache.say_refused()
     replaced = {old for _, row in found for old in row.base.header.replaces}
     kept = [(rank, row) for rank, row in found if not replaced & {row.name, *row.base.header.origins}]

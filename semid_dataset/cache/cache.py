@@ -22,6 +22,7 @@ from semid_dataset.cache.fingerprint import CacheKey
 from semid_dataset.cache.folders import CacheFolder, CacheFolders, Found
 from semid_dataset.cache.lock import Lease, take_lease
 from semid_dataset.cache.notes import read_note, record, text, whole
+from semid_dataset.cache.pairs import Pairs, likely
 from semid_dataset.cache.served import Left, Served
 from semid_dataset.cache.use import mark_used
 from semid_dataset.config import Identity
@@ -40,6 +41,7 @@ FIT = record(
 )
 MOST_NOTED = 1 << 10  # bytes; a table has more
 MOST_TRIES = 5
+FEW = 16  # lineages of one kind, all of which are looked at
 
 _tables: "weakref.WeakValueDictionary[tuple[Any, ...], SemanticIdTable]" = weakref.WeakValueDictionary()
 
@@ -133,21 +135,46 @@ class Cache:
         )
         return sorted({name for names in found for name in names})
 
-    def tables_of(self, identity: Identity, ours: Container[str] = ()) -> Iterator[tuple[str, SemanticIdTable]]:
+    def likely(self, identity: Identity, pairs: Callable[[], Pairs]) -> tuple[list[str], list[str]]:
         """
-        Yield the newest table of every lineage of this identity.
+        Return the names of the lineages of this identity that a data set may be of, and of those that it hardly is of.
+
+        Few are all likely. Of many, those are that share a pair of item and vector with it; the others are asked only
+        where none of these is its own.
+
+        Args:
+            identity: what kind of ID.
+            pairs: of the data set; called where there are many.
+        """
+        names = self.candidates(identity)
+        if len(names) <= FEW:
+            return names, []
+        wanted = pairs()
+        found: dict[str, bool] = {}
+        for root in self.folders:
+            here = index.candidates(root, identity.digest, may_write=self.may_write, pass_over=self.pass_over)
+            for name, shared in likely(root, identity.digest, here, wanted, may_write=self.may_write).items():
+                found[name] = shared or found.get(name, False)
+        return [name for name in sorted(found) if found[name]], [name for name in sorted(found) if not found[name]]
+
+    def tables_of(
+        self, identity: Identity, names: Iterable[str], ours: Container[str] = ()
+    ) -> Iterator[tuple[str, SemanticIdTable]]:
+        """
+        Yield the newest table of each of these lineages that is of this identity.
 
         Whatever is wrong with one of them, it is passed over and the next one comes: in a shared cache they are other
         people's.
 
         Args:
             identity: what kind of ID.
+            names: of the lineages.
             ours: names of lineages that are known to be the asker's: what is wrong with these is an error.
 
         Raises:
             SemidError, OSError: one of `ours` cannot be read, though it may be.
         """
-        for name in self.candidates(identity):
+        for name in names:
             table: SemanticIdTable | None = None
             with self.tolerant(name, ours):
                 table = self.newest(name)

@@ -9,6 +9,7 @@ write is written. Below a root:
     v1/served/<folder>.json          which lineage last served a data directory
     v1/exports/<sha256>.json         which table a semantic_id_dict.json of this content was written from
     v1/index/<lineage>.<identity>    which kind of ID a lineage is of, see `index`
+    v1/index/<identity>.pairs        what the lineages of one kind of ID were made from, see `pairs`
     v1/used/<lineage>.<n>            when a table was last used, to the day, see `use`
     v1/locks/<question>.lock, .owner who generates, and how far they are
     v1/jobs/<job>/                   finished parts of what is made of more than memory holds, until it is published

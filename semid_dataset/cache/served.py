@@ -29,7 +29,7 @@ ANY = ""  # kind of ID: the last one that was served
 MOST_BYTES = 1 << 16
 MOST_KINDS = 64
 MOST_LEFT = 4
-MOST_NOTES = 1000  # that are looked through for what this user was served elsewhere
+MOST_NOTES = 64  # that are looked through for what this user was served elsewhere: the newest of his own
 LEFT = record({"lineage": text(LINEAGE_NAME.pattern), "moved": whole(-1, 1 << 40), "items": whole(0, 1 << 40)})
 TABLE = {
     "lineage": text(LINEAGE_NAME.pattern),
@@ -164,9 +164,14 @@ def noted_elsewhere(roots: Iterable[CacheFolder], data_dir: Path, kind: str) -> 
         if can_write(root):
             with suppress(OSError):
                 here = {f"{name}.json" for name in _names(root, data_dir)}
-                for path in sorted(root.folder(SERVED).iterdir())[:MOST_NOTES]:
-                    found = _said(root, read_note(path, NOTE, limit=MOST_BYTES)).get(kind)
-                    if found is not None and path.name not in here:
+                with os.scandir(root.folder(SERVED)) as listed:
+                    stats = [
+                        (entry.stat(follow_symlinks=False), entry.path) for entry in listed if entry.name not in here
+                    ]
+                own = sorted((-status.st_mtime, path) for status, path in stats if status.st_uid == os.geteuid())
+                for _, path in own[:MOST_NOTES]:
+                    found = _said(root, read_note(Path(path), NOTE, limit=MOST_BYTES)).get(kind)
+                    if found is not None:
                         yield found
 
 

@@ -125,7 +125,9 @@ def test_a_cold_look_up_opens_no_table_of_another_kind(
     (name,) = mine.candidates(identity)
     assert len(list((cache / "v1" / index.INDEX).iterdir())) == 41
     assert opened_by(lambda: mine.candidates(identity), monkeypatch) == []
-    assert opened_by(lambda: list(mine.tables_of(identity)), monkeypatch) == [str(cache / f"v1/{name}/0.safetensors")]
+    assert opened_by(lambda: list(mine.tables_of(identity, [name])), monkeypatch) == [
+        str(cache / f"v1/{name}/0.safetensors")
+    ]
     assert mine.candidates(Identity.of(SemanticIdConfig(), [("81", 8)])) == []
 
 
