@@ -37,17 +37,6 @@ FORMATS = Registry(
         }.items()
     },
 )
-# Name, endings, first bytes: what tells a file's format before its module is imported.
-KINDS: tuple[tuple[str, tuple[str, ...], bytes], ...] = (
-    ("parquet", (".parquet", ".pq"), rb"PAR1"),
-    ("arrow", (".arrow", ".feather", ".ipc"), rb"ARROW1|\xff\xff\xff\xff..\x00\x00"),
-    ("npy", (".npy",), rb"\x93NUMPY"),
-    ("npz", (".npz",), rb"PK\x03\x04.{26}[^\x00]{0,200}?\.npy"),
-    ("pickle", (".pkl", ".pickle"), rb"\x80[\x02-\x05]|\}q\x00|\(dp?[0-9]*\n|c[a-z_.]+\n[a-z_]+\n"),
-    ("safetensors", (".safetensors",), rb".{4}\x00\x00\x00\x00\{"),
-    ("jsonl", (".jsonl", ".ndjson", ".json"), rb"(?:\xef\xbb\xbf)?\s*\{"),
-    ("text", (".csv", ".tsv", ".txt"), rb"(?!)"),  # text begins with anything
-)
 
 
 def format_of(path: Path, expected: str = "") -> Format:
@@ -62,20 +51,26 @@ def format_of(path: Path, expected: str = "") -> Format:
     foreign = something_else(head, path)
     if foreign is not None:
         raise EmbeddingError(foreign)
-    name = next((name for name, _, start in KINDS if re.match(start, head, re.DOTALL)), "")
-    if name:
-        return _get(name)
-    for other in FORMATS.others():
-        if path.name.endswith(other.suffixes) or (other.starts and re.match(other.starts, head, re.DOTALL)):
-            return _get(other.name)
-    if not head and expected != "jsonl" and not path.name.endswith((".jsonl", ".ndjson")):
+    ours = [FORMATS.get(name) for name in FORMATS.ours]
+    found: Format | None = next((form for form in ours if _begins(form, head)), None)
+    if found is None:
+        others = (form for form in FORMATS.others() if path.name.endswith(form.suffixes) or _begins(form, head))
+        found = next(others, None)
+    if found is None and not head and expected != "jsonl" and not path.name.endswith((".jsonl", ".ndjson")):
         raise EmbeddingError(f"'{path}' is empty: 0 bytes. Copy or write it again.")
-    ending = Path(COMPRESSED.sub("", path.name)).suffix
-    name = expected or next((name for name, endings, _ in KINDS if ending in endings), "")
-    if not name:
-        known = ", ".join(ending for _, endings, _ in KINDS for ending in endings)
+    if found is None and expected:
+        found = FORMATS.get(expected)
+    if found is None:
+        ending = Path(COMPRESSED.sub("", path.name)).suffix
+        found = next((form for form in ours if ending in form.suffixes), None)
+    if found is None:
+        known = ", ".join(ending for form in ours for ending in form.suffixes)
         raise EmbeddingError(f"'{path}' is of no kind that embeddings are read from. There are {known}.")
-    return _get(name)
+    return found
+
+
+def _begins(form: Format, head: bytes) -> bool:
+    return bool(form.starts) and re.match(form.starts, head, re.DOTALL) is not None
 
 
 def whole_file(path: Path, expected: str = "") -> Partition:
@@ -95,8 +90,3 @@ def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise EmbeddingError(f"'{path}' is a file of the format {form.name}, which holds no arrays.")
     with ForwardFile(path, hashed=False, seekable=True) as file, form.arrays(file) as arrays:
         return {name: array.all() for name, array in arrays.items()}
-
-
-def _get(name: str) -> Format:
-    found: Format = FORMATS.get(name)
-    return found
