@@ -124,7 +124,7 @@ def pandas_cells() -> Iterator[Cell]:
     wide = {f"f{k}": VECTORS[:, k] for k in range(DIM)}
     made = pd.DataFrame({"item_id": INTS, **wide})
     yield Cell("parquet", name, "int64", "a column a number", lambda p: made.to_parquet(p / "x.parquet"), None)
-    yield Cell("CSV", name, "int64", "a column a number", lambda p: made.to_csv(p / "x.csv"), None)
+    yield Cell("CSV", name, "int64", "a column a number", lambda p: made.to_csv(p / "x.csv"), INTS)
     yield Cell("pickle", name, "int64", "DataFrame", lambda p: frame(INTS).to_pickle(p / "x.pkl"), None)
     texts = pd.DataFrame({"item_id": INTS, "embedding": [str(row.tolist()) for row in VECTORS]})
     yield Cell("parquet", name, "int64", "text", lambda p: texts.to_parquet(p / "x.parquet"), None)
@@ -395,9 +395,232 @@ def sentence_transformers_cells() -> Iterator[Cell]:
     yield Cell("JSON lines", name, "str", "list", lambda p: (p / "x.jsonl").write_text(text), ASINS)
 
 
+def odd_pandas_cells() -> Iterator[Cell]:
+    pd = importlib.import_module("pandas")
+    name = f"pandas {pd.__version__}"
+
+    def frame(ids: Any, **more: Any) -> Any:
+        return pd.DataFrame({"item_id": ids, **more, "embedding": list(VECTORS)})
+
+    shops = frame(INTS, shop=list("aabbcc")).set_index(["shop", "item_id"])
+    made = {
+        "MultiIndex": (shops, INTS),
+        "MultiIndex without names": (shops.rename_axis([None, None]), None),
+        "category of ints": (frame(pd.Categorical(INTS)), INTS),
+        "Int64, one missing": (frame(pd.array([1, None, 3, 4, 5, 6], "Int64")), None),
+        "period": (frame(pd.period_range("2026-01", periods=N, freq="M")), None),
+        "interval": (frame(pd.interval_range(0, N)), None),
+        "timedelta": (frame(pd.to_timedelta(range(N), unit="s")), None),
+        "float32, whole, beyond 2^24": (frame(np.array(SMALL, np.float32)), None),
+        "blanks around": (frame(["a ", "b", "c", "d", "e", "f"]), ["a ", "b", "c", "d", "e", "f"]),
+        "007 beside 7": (frame(["007", "7", "8", "9", "1", "2"]), ["007", "7", "8", "9", "1", "2"]),
+        "two of them as 1 and 1.0": (frame(["1", "1.0", "2", "3", "4", "5"]), None),
+        "one twice": (frame([1, 1, 2, 3, 4, 5]), None),
+        "an empty text": (frame(["", "b", "c", "d", "e", "f"]), None),
+    }
+    for kind, (table, wanted) in made.items():
+        yield Cell("parquet", name, kind, "list<float>", lambda p, t=table: t.to_parquet(p / "x.parquet"), wanted)
+    odd = {
+        "one None": [*list(VECTORS[:5]), None],
+        "of two widths": [*list(VECTORS[:5]), VECTORS[0][:3]],
+        "texts of numbers": [[str(number) for number in row] for row in VECTORS],
+        "bytes": [row.tobytes() for row in VECTORS],
+        "one NaN": [*list(VECTORS[:5]), np.full(DIM, np.nan)],
+    }
+    for kind, rows in odd.items():
+        table = pd.DataFrame({"item_id": INTS, "embedding": rows})
+        yield Cell("parquet", name, "int64", kind, lambda p, t=table: t.to_parquet(p / "x.parquet"), None)
+    for column, wanted in (("shop", INTS), ("item_id", None)):
+        table = frame(INTS, shop=list("aabbcc"))
+
+        def parts(p: Path, t: Any = table, column: str = column) -> Path:
+            t.to_parquet(p / "x", partition_cols=[column])
+            return p / "x"
+
+        yield Cell(f"parquet, partitioned by {column}", name, "int64", "list<float>", parts, wanted)
+    for orient in ("columns", "split", "table", "index", "values"):
+        text = lambda p, o=orient: frame(INTS).to_json(p / "x.json", orient=o)  # noqa: E731
+        yield Cell(f"JSON, {orient}", name, "int64", "list", text, None)
+    pretty = lambda p: frame(INTS).to_json(p / "x.json", orient="records", indent=2)  # noqa: E731
+    yield Cell("JSON, one document, indented", name, "int64", "list", pretty, None)
+    yield Cell("ORC", name, "int64", "list<float>", lambda p: frame(INTS).to_orc(p / "x.orc"), None)
+    series = frame(INTS).set_index("item_id")["embedding"]
+    yield Cell("pickle", name, "int64", "Series", lambda p: series.to_pickle(p / "x.pkl"), None)
+
+
+def odd_arrow_cells() -> Iterator[Cell]:
+    pa = importlib.import_module("pyarrow")
+    duckdb, pl = importlib.import_module("duckdb"), importlib.import_module("polars")
+    name = f"pyarrow {pa.__version__}"
+    floats = pa.array(VECTORS.tolist(), pa.list_(pa.float32()))
+    uuids = [uuid.UUID(int=k) for k in range(N)]
+    raw = pa.array([one.bytes for one in uuids], pa.binary(16))
+
+    def write(p: Path, ids: Any, vectors: Any) -> None:
+        table = pa.table({"item_id": ids, "embedding": vectors})
+        with pa.ipc.new_file(str(p / "x.arrow"), table.schema) as writer:
+            writer.write_table(table)
+
+    extension = pa.ExtensionArray.from_storage
+    ids = {
+        "uuid": (extension(pa.uuid(), raw), [str(one) for one in uuids]),
+        "fixed_size_binary": (raw, None),
+        "json": (extension(pa.json_(), pa.array([f'"a{k}"' for k in range(N)])), None),
+        "bool8": (extension(pa.bool8(), pa.array([0, 1] * 3, pa.int8())), None),
+        "dictionary of int8 and string": (pa.array(ASINS).dictionary_encode(), ASINS),
+        "run-end encoded": (pa.RunEndEncodedArray.from_arrays(pa.array(range(1, N + 1), pa.int32()), INTS), INTS),
+        "string_view": (pa.array(ASINS, pa.string_view()), ASINS),
+        "decimal256": (pa.array([decimal.Decimal(k) for k in SMALL], pa.decimal256(60, 0)), SMALL),
+        "struct": (pa.array([{"id": k} for k in INTS]), None),
+        "bytes that are no UTF-8": (pa.array([b"\xff%d" % k for k in range(N)]), None),
+        "halffloat": (pa.array(np.arange(N, dtype=np.float16)), list(range(N))),
+    }
+    for kind, (column, wanted) in ids.items():
+        yield Cell("Arrow", name, kind, "list<float>", lambda p, c=column: write(p, c, floats), wanted)
+    decimals = [[decimal.Decimal(str(number)) for number in row] for row in VECTORS.tolist()]
+    vectors = {
+        "list_view": (pa.array(VECTORS.tolist(), pa.list_view(pa.float32())), INTS),
+        "large_list": (pa.array(VECTORS.tolist(), pa.large_list(pa.float32())), INTS),
+        "list of decimals": (pa.array(decimals), INTS),
+        "fixed_shape_tensor": (pa.FixedShapeTensorArray.from_numpy_ndarray(VECTORS), INTS),
+        "dictionary of lists": (pa.DictionaryArray.from_arrays(pa.array(range(N)), floats), INTS),
+        "fixed size, one null": (pa.array([*VECTORS.tolist()[:5], None], pa.list_(pa.float32(), DIM)), None),
+        "null": (pa.nulls(N), None),
+        "list of nulls": (pa.array([[None] * DIM] * N), None),
+        "list of bool": (pa.array([[True] * DIM] * N), None),
+        "struct": (pa.array([{"a": 1.0}] * N), None),
+    }
+    for kind, (column, wanted) in vectors.items():
+        yield Cell("Arrow", name, "int64", kind, lambda p, c=column: write(p, INTS, c), wanted)
+
+    def twice(p: Path) -> None:
+        sink, table = io.BytesIO(), pa.table({"item_id": INTS, "embedding": floats})
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        (p / "x.arrow").write_bytes(2 * sink.getvalue())
+
+    yield Cell("Arrow, two streams in one file", name, "int64", "list<float>", twice, None)
+    select = "SELECT {} AS item_id, [0.5::FLOAT, k, 1, 2]::FLOAT[] AS embedding FROM range(6) t(k)"
+    rows = np.array([[0.5, k, 1, 2] for k in range(N)])
+    duck = {
+        "UUID": ("printf('00000000-0000-0000-0000-00000000000%d', k)::UUID", [str(one) for one in uuids]),
+        "HUGEINT beyond 2^64": ("18446744073709551617::HUGEINT + k", None),
+        "BLOB": ("('a' || k)::BLOB", [f"a{k}" for k in range(N)]),
+        "REAL": ("k::REAL", list(range(N))),
+    }
+    for kind, (how, wanted) in duck.items():
+        sql = select.format(how)
+        copy = lambda p, s=sql: duckdb.sql(f"COPY ({s}) TO '{p}/x.parquet' (FORMAT parquet)")  # noqa: E731
+        yield Cell("parquet", f"DuckDB {duckdb.__version__}", kind, "FLOAT[]", copy, wanted, rows)
+    sql = "SELECT k AS item_id, [0.5, k + 0.25, 1, 2] AS embedding FROM range(6) t(k)"
+    copy = lambda p: duckdb.sql(f"COPY ({sql}) TO '{p}/x.parquet' (FORMAT parquet)")  # noqa: E731
+    exact = np.array([[0.5, k + 0.25, 1, 2] for k in range(N)])
+    yield Cell("parquet", f"DuckDB {duckdb.__version__}", "BIGINT", "DECIMAL[]", copy, list(range(N)), exact)
+    array = lambda p: duckdb.sql(f"COPY ({sql}) TO '{p}/x.json' (FORMAT json, ARRAY true)")  # noqa: E731
+    yield Cell("JSON, one document", f"DuckDB {duckdb.__version__}", "BIGINT", "DECIMAL[]", array, None)
+    polars = {
+        "Enum": (pl.Series(ASINS, dtype=pl.Enum(ASINS)), ASINS),
+        "Int128": (pl.Series(INTS, dtype=pl.Int128), None),
+        "Time": (pl.Series([datetime.time(1, k) for k in range(N)]), None),
+        "Null": (pl.Series([None] * N), None),
+        "negative": (pl.Series([-k for k in range(N)]), [-k for k in range(N)]),
+    }
+    for kind, (series, wanted) in polars.items():
+        frame = pl.DataFrame({"item_id": series, "embedding": VECTORS.tolist()})
+        save = lambda p, f=frame: f.write_parquet(p / "x.parquet")  # noqa: E731
+        yield Cell("parquet", f"polars {pl.__version__}", kind, "list<double>", save, wanted)
+
+
+def odd_file_cells() -> Iterator[Cell]:
+    """Files and folders that are more, or something else, than they look like."""
+    torch, datasets = importlib.import_module("torch"), importlib.import_module("datasets")
+    pq, pa = importlib.import_module("pyarrow.parquet"), importlib.import_module("pyarrow")
+    name = f"numpy {np.__version__}"
+
+    def npy_twice(p: Path) -> Path:
+        with (p / "x.npy").open("wb") as file:
+            np.save(file, VECTORS[:3])
+            np.save(file, VECTORS[3:])
+        return p / "x.npy"
+
+    yield Cell(".npy, np.save twice", name, "--items rows", "float32", npy_twice, None, None, {"items": "rows"})
+    odd = {
+        "structured": np.array([(1, (1.0, 2.0))], [("id", "<i8"), ("emb", "<f4", (2,))]),
+        "0-d": np.float32(3), "object": np.array([None], object), "complex": VECTORS.astype(complex),
+        "bool": VECTORS > 0,
+    }  # fmt: skip
+    for kind, array in odd.items():
+        save = lambda p, a=array: np.save(p / "x.npy", a)  # noqa: E731
+        yield Cell(".npy", name, "--items rows", kind, save, None, None, {"items": "rows"})
+
+    def pickle_twice(p: Path) -> None:
+        halves = [dict(zip(INTS[a : a + 3], VECTORS[a : a + 3], strict=True)) for a in (0, 3)]
+        (p / "x.pkl").write_bytes(b"".join(map(pickle.dumps, halves)))
+
+    yield Cell("pickle, dumped twice", "Python", "int", "float32", pickle_twice, None)
+    for kind, shape in (("()", ()), ("(1, items)", (1, N))):
+        save = lambda p, s=shape: np.savez(p / "x.npz", item_id=np.ones(s, int), x=VECTORS)  # noqa: E731
+        yield Cell(".npz", name, f"of shape {kind}", "float32", save, None)
+    old = lambda p: torch.save({"e": torch.ones(2)}, p / "x.pt", _use_new_zipfile_serialization=False)  # noqa: E731
+    yield Cell(".pt, of before 1.6", f"torch {torch.__version__}", "none", "tensor", old, None)
+    table = pa.table({"item_id": INTS, "embedding": pa.array(VECTORS.tolist(), pa.list_(pa.float32()))})
+    folders: dict[str, tuple[list[str], list[Any] | None]] = {
+        "with _delta_log": (["_delta_log/0.json"], None), "with .hoodie": ([".hoodie/x"], None),
+        "with Iceberg's metadata": (["metadata/v1.metadata.json"], None), "of a Zarr store": ([".zarray"], None),
+        "with _temporary": (["_temporary/x.parquet"], INTS), "with more/": (["more/x.parquet"], INTS),
+        "with x.parquet.tmp": (["x.parquet.tmp"], INTS), "with README.md": (["README.md"], INTS),
+        "with an empty part": (["y.parquet"], None),
+    }  # fmt: skip
+    for kind, (beside, wanted) in folders.items():
+
+        def make(p: Path, beside: list[str] = beside) -> Path:
+            (p / "x").mkdir()
+            pq.write_table(table, p / "x" / "part-0.parquet")
+            for one in beside:
+                (p / "x" / one).parent.mkdir(exist_ok=True)
+                (p / "x" / one).touch()
+            return p / "x"
+
+        yield Cell(f"a folder {kind}", f"pyarrow {pa.__version__}", "int64", "list<float>", make, wanted)
+    data = datasets.Dataset.from_dict({"item_id": INTS, "embedding": VECTORS.tolist()})
+    both = datasets.DatasetDict(train=data, test=data)
+    hf = f"HF datasets {datasets.__version__}"
+    yield Cell(
+        "save_to_disk, DatasetDict", hf, "int64", "list", lambda p: (both.save_to_disk(str(p / "x")), p / "x")[1], None
+    )
+
+    def mapped(p: Path) -> Path:
+        data.save_to_disk(str(p / "x"))
+        datasets.load_from_disk(str(p / "x")).map(lambda row: {"embedding": [0.0, *row["embedding"][1:]]})
+        return p / "x"
+
+    yield Cell("save_to_disk, with the cache of a map", hf, "int64", "list", mapped, INTS)
+    rows = [{"item_id": key, "embedding": row} for key, row in zip(INTS, VECTORS.tolist(), strict=True)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    texts: dict[str, tuple[bytes, list[Any] | None]] = {
+        "UTF-16": (text.encode("utf-16"), None), "UTF-16 without a mark": (text.encode("utf-16-le"), None),
+        "UTF-32": (text.encode("utf-32"), None),
+        "CRLF and BOM": (b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(), INTS),
+        "CR alone": (text.replace("\n", "\r").encode(), None),
+        "zero bytes at the end": (text.encode() + bytes(99), None),
+        "a key twice": (b'{"item_id": 1, "item_id": 2, "embedding": [1, 2]}\n', None),
+        "item_id, then asin": (text.encode() + b'{"asin": "B", "embedding": [1, 2, 3, 4]}\n', None),
+        "numbers as texts": (text.replace("-1.0", '"-1.0"').encode(), None),
+        "ids beyond 2^64": (
+            "".join(json.dumps({"id": 2**64 + k, "emb": r}) + "\n" for k, r in enumerate(VECTORS.tolist())).encode(),
+            [str(2**64 + k) for k in range(N)],
+        ),
+        "cut off": (text.encode()[:-9], None),
+        "[Mongo's] $oid": (text.replace(str(INTS[0]), '{"$oid": "a"}').encode(), None),
+    }  # fmt: skip
+    for kind, (content, wanted) in texts.items():
+        put = lambda p, c=content: (p / "x.jsonl").write_bytes(c)  # noqa: E731
+        yield Cell("JSON lines", "by hand", kind, "list", put, wanted)
+
+
 GROUPS = (
     pandas_cells, polars_cells, duckdb_cells, spark_cells, datasets_cells, numpy_cells, torch_cells,
-    sentence_transformers_cells,
+    sentence_transformers_cells, odd_pandas_cells, odd_arrow_cells, odd_file_cells,
 )  # fmt: skip
 
 
