@@ -219,7 +219,12 @@ def test_a_quantizer_is_fitted_in_place() -> None:
     assert np.array_equal(quantizer.inverse_transform(codes), quantizer.decode(codes))
     assert np.array_equal(fit(vectors(), unique=False, **SMALL).codes_array, codes)
     assert quantizer.get_params() == {"algorithm": "rqkmeans", "levels": 3, "codes": 16, "device": "cpu", "seed": 0}
+    quantizer.note = "somebody's"  # type: ignore[attr-defined]
     other = quantizer.set_params(levels=2).fit_transform(vectors())
+    assert quantizer.note == "somebody's"  # type: ignore[attr-defined]
+    assert np.allclose(
+        quantizer.distances(vectors(), other[:, :1])[0, other[0, 1]], quantizer.squared_errors(vectors(), other)[0]
+    )
     assert other.shape == (300, 2)
     assert quantizer.codebook_sizes == (16, 16)
     assert copy.deepcopy(quantizer).codebook_sizes == (16, 16)

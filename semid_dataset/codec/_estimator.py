@@ -1,6 +1,7 @@
 """A quantizer in the manner of scikit-learn, without importing it: settings, fit, transform."""
 
 import importlib
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from semid_dataset.codec.kinds import as_vectors
@@ -60,7 +61,9 @@ class Estimator:
                 f"The algorithm {trainer.name!r} makes a quantizer of the kind {fitted.kind!r}, no ResidualQuantizer. "
                 "Nothing was changed. Use semid_dataset.fit(vectors, algorithm=...), and take the table's quantizer."
             )
-        self.__dict__.clear()  # what was derived from other codebooks, too
+        for name in [*self.__dict__]:  # what was derived from other codebooks; others keep attributes here, too
+            if isinstance(getattr(type(self), name, None), cached_property):
+                del self.__dict__[name]
         self.__dict__.update(fitted.__dict__)
         self._settings = settings
         return self
