@@ -7,15 +7,26 @@ Looked up where it matters and without importing torch: a module that nobody has
 import importlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from semid_dataset.errors import ForkError
 
-__all__ = ["check_imports", "fellow_ranks", "forks", "in_loader_worker", "outside_compiler", "unforked"]
+__all__ = [
+    "check_imports",
+    "fellow_ranks",
+    "forks",
+    "in_loader_worker",
+    "is_ending",
+    "outside_compiler",
+    "raised_by_signal",
+    "unforked",
+]
 
 _forks = 0
 
@@ -112,16 +123,69 @@ def fellow_ranks(launched: int) -> str | None:
     return str(launched) if launched > 1 else None
 
 
+def is_ending() -> bool:
+    """Whether the main thread is over: threads of a pool can no more be started, nor torch imported."""
+    return not threading.main_thread().is_alive()
+
+
+def _is_subinterpreter() -> bool:
+    name = "_interpreters" if "_interpreters" in sys.builtin_module_names else "_xxsubinterpreters"
+    try:
+        known: Any = importlib.import_module(name)
+        return bool(known.get_current() != known.get_main())
+    except (ImportError, AttributeError):
+        return False
+
+
+def raised_by_signal(error: BaseException) -> BaseException | None:
+    """
+    Return the exception, of an error and those it came from, that the handler of a signal raised; None if none did.
+
+    It is the program's own, a time limit most often, and says nothing of what it interrupted.
+    """
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = {getattr(_function_of(handler), "__code__", None) for handler in handlers if callable(handler)} - {None}
+    found: BaseException | None = error
+    seen: set[int] = set()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        if any(frame.f_code in codes for frame, _ in traceback.walk_tb(found.__traceback__)):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _function_of(handler: Any) -> Any:
+    """Return the function behind a method, a partial or an object that is called."""
+    handler = getattr(handler, "func", handler)
+    if not hasattr(handler, "__code__") and not hasattr(handler, "__func__"):
+        handler = type(handler).__call__
+    return getattr(handler, "__func__", handler)
+
+
 def check_imports(*packages: str) -> None:
     """
     Make sure that this process can import these packages.
 
     Python's lock of a module that another thread was importing when this process was forked stays locked here for
-    ever: the thread that holds it does not exist.
+    ever: the thread that holds it does not exist. And torch cannot be imported at the end of a process, where it
+    raises, nor in a sub-interpreter, where it waits for ever.
 
     Raises:
-        ForkError: a module is locked; it names the module, and what to call.
+        ForkError: one cannot be imported; it names the module, and what to call.
     """
+    if "torch" in packages and "torch" not in sys.modules:
+        if is_ending():
+            raise ForkError(
+                "This process is ending, so torch can be imported no more. Nothing was changed. "
+                "Call dataset.prepare_semantic_ids() before its last functions (atexit, __del__) run."
+            )
+        if _is_subinterpreter():
+            raise ForkError(
+                "This is a sub-interpreter, in which torch cannot be imported. Nothing was changed. Make the IDs in a "
+                "process of their own (semid generate), which are then read here; or let this run in the main "
+                "interpreter (of mod_wsgi: WSGIApplicationGroup %{GLOBAL})."
+            )
     locks: dict[str, Any] = getattr(getattr(importlib, "_bootstrap", None), "_module_locks", {})
     alive = sys._current_frames()
     for name, reference in list(locks.items()):

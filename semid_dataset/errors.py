@@ -24,7 +24,7 @@ Every exception this package raises on purpose.
     │   └── NoRoomError                           a cache folder has no room for the parts of a streamed run
     └── GenerationError          (RuntimeError)   IDs are missing and must not be replaced by defaults
         ├── RecursiveAccessError                  asked for from within its own making
-        └── ForkError                             a forked process that cannot do what is asked of it
+        └── ForkError                             a process that cannot do what is asked of it: forked, ending
 
 Each takes one string. A DataLoader rebuilds a worker's exception as `type(message)`, so a second
 argument would turn it into an opaque RuntimeError (torch/_utils.py, ExceptionWrapper.reraise).
@@ -159,7 +159,7 @@ class RecursiveAccessError(GenerationError):
 
 
 class ForkError(GenerationError):
-    """A forked process that can do no more what is asked of it: it was forked too early, or too late."""
+    """A process that cannot do what is asked of it: forked too early or too late, ending, or a sub-interpreter."""
 
 
 class SemanticIdWarning(UserWarning):

@@ -99,7 +99,7 @@ class Bars(Listener):
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Show an empty bar."""
-        self._bars.append(_bar(stage, total, unit) if total and sys.stderr.isatty() else None)
+        self._bars.append(_bar(stage, total, unit) if total and _on_terminal() else None)
 
     def advance(self, done: int) -> None:
         """Move the bar of the innermost stage."""
@@ -111,6 +111,14 @@ class Bars(Listener):
         bar = self._bars.pop()
         if bar is not None:
             bar.close()
+
+
+def _on_terminal() -> bool:
+    """Whether standard error is one; a service may have closed it, or have none."""
+    try:
+        return sys.stderr.isatty()
+    except (AttributeError, ValueError):
+        return False
 
 
 def _bar(stage: str, total: int, unit: str) -> Any:

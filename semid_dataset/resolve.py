@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, logger, tell, text, warn
-from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker
+from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker, raised_by_signal
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import memory, pipeline
 from semid_dataset.build.evidence import Evidence
@@ -112,7 +112,8 @@ def resolve(request: Request, context: Context) -> SemanticIdTable:
 
     Raises:
         GenerationError: default IDs would have to answer in one rank of several, or in a DataLoader worker.
-        ForkError: this process was forked in a state in which it can make none.
+        ForkError: this process is in a state in which it can make none.
+        What the handler of a signal raised meanwhile.
         LockTimeoutError: as its cause there; elsewhere default IDs answer.
     """
     check_imports("semid_dataset", "numpy", "platformdirs")
@@ -126,12 +127,16 @@ def resolve(request: Request, context: Context) -> SemanticIdTable:
     except (ParentError, PinError):  # what a caller names and cannot be used is his error, as any wrong argument is
         raise
     except (SemidError, OSError, MemoryError) as error:
+        if (raised := raised_by_signal(error)) is not None:  # TimeoutError is an OSError
+            raise raised from None
         if resolution.expect:
             raise DigestError(f"{resolution.expect} is expected here, and nothing answers: {error}") from error
         return _default(request, context, error)
     except Exception as error:  # whatever training meets (a CUDA error, say) ends in default IDs
         if resolution.expect:
             raise
+        if (raised := raised_by_signal(error)) is not None:
+            raise raised from None
         tell("unexpected", error=error, trace=True)
         return _default(request, context, error)
     check_expected(table, resolution.expect)

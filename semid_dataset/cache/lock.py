@@ -10,6 +10,7 @@ import json
 import math
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade, tell
+from semid_dataset._process import forks
 from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cache.notes import parse_note, record, text, whole
 from semid_dataset.errors import LockTimeoutError, StoreError
@@ -28,6 +30,7 @@ SAY_SECONDS = 10.0
 HEARTBEAT_SECONDS = 1.0
 MOST_BYTES = 4096  # of the file that says who holds the lock
 OWNER = record({"pid": whole(0, 1 << 31), "host": text("[ -~]{0,255}")})
+_held: dict[Path, tuple[int, int]] = {}  # locks of this process, and which thread has them, after how many forks
 
 
 class Lease:
@@ -81,6 +84,12 @@ def take_lease(
 
     folder = root.folder("locks", create=True)
     path, owner_file = folder / f"{name}.lock", folder / f"{name}.owner"
+    holder = (forks(), threading.get_ident())
+    if _held.get(path) == holder:
+        # What generates was interrupted (a signal's handler, a property of the dataset), and the same is asked for
+        # within it: who waited would wait for himself. The work is done twice; who publishes first is served.
+        yield Lease(None)
+        return
     wait = _Wait(owner_file, timeout, deadline, ready)
     # Without the soft fallback: where flock is missing, a marker file that outlives a kill would block everyone.
     lock = filelock.UnixFileLock(path, fallback_to_soft=False, thread_local=False)
@@ -106,10 +115,12 @@ def take_lease(
         yield Lease(owner_file)
         return
     try:
+        _held[path] = holder
         lease = Lease(owner_file)
         lease.heartbeat()
         yield lease
     finally:
+        _held.pop(path, None)
         lock.release()
 
 

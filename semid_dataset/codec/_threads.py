@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from semid_dataset._process import outside_compiler, unforked
+from semid_dataset._process import is_ending, outside_compiler, unforked
 
 __all__ = ["OutOfMemory", "in_blocks", "isolated", "sent", "times"]
 
@@ -49,7 +49,7 @@ class _Crew:
 
     def forget(self) -> None:
         """Have nobody in a context."""
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may come here while this thread holds it
         self.here = threading.local()  # .depth: contexts that this thread is in; .works: it is at a block
         self.users = 0  # threads in a context
         self.size = 1  # torch's threads before the first of them entered
@@ -242,7 +242,7 @@ def in_blocks(one: Callable[[int], None], begins: Sequence[int], device: torch.d
             one(begin)
         return
     with isolated():
-        if crew.pool is None or crew.size == 1 or len(begins) == 1:
+        if crew.pool is None or crew.size == 1 or len(begins) == 1 or is_ending():
             for begin in begins:
                 work_here(begin)
         else:

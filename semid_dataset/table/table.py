@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from semid_dataset import _files as files
 from semid_dataset._messages import degrade
-from semid_dataset._process import check_imports
+from semid_dataset._process import check_imports, outside_compiler
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.environment import Context, Environment
 from semid_dataset.errors import ConfigError, CorruptTableError, DigestError, ItemsError, TableError, UnknownItemError
@@ -418,6 +418,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
 
     # --- many at once -------------------------------------------------------------------------
 
+    @outside_compiler()
     def rows_of(self, items: Any) -> NDArray[np.int64]:
         """
         Return the row of each item in the order of iteration, -1 where it is unknown.
@@ -434,6 +435,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         """
         return self._index.rows_of(as_query(items))
 
+    @outside_compiler()
     def codes(self, items: Any, *, offset: int = 0) -> NDArray[Any]:
         """
         Return the IDs of many items.
@@ -469,6 +471,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
             codes[~unknown] += dtype.type(offset)
         return codes
 
+    @outside_compiler()
     def coverage(self, items: Any) -> float:
         """
         Return which share of the items has an ID here, 0…1; 0 where there are no items.
@@ -565,6 +568,7 @@ class SemanticIdTable(Mapping[int | str, list[int]]):
         first, second = self._computed
         return (second,) if self.header.scheme == 2 else (first, second)
 
+    @outside_compiler()
     def items_of(self, prefix: Sequence[int]) -> list[int | str]:
         """
         Return the items whose ID begins with these codes, in order of their IDs, then of iteration.
