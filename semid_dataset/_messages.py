@@ -263,6 +263,16 @@ LINES: dict[str, tuple[str, str]] = {
         "all the same: {why}",
         "向量需要 {size} 内存，上限为 {limit}（memory_limit）；仍将全部读入内存: {why}",
     ),
+    "workers_capped": (
+        "{workers} of {cores} processes do the stage {stage}: {limit} (memory_limit) hold no more, of {each} each",
+        "阶段 {stage} 使用 {workers}/{cores} 个进程: {limit}（memory_limit）容不下更多，每个需 {each}",
+    ),
+    "sample_capped": (
+        "Codebooks are fitted on {sampled} of {items} items, since {limit} (memory_limit) hold no more at once: "
+        "another limit gives other IDs, unless the number is named (sample_items, --sample)",
+        "码本由 {items} 个物品中的 {sampled} 个训练，因为 {limit}（memory_limit）一次容不下更多: "
+        "改变上限会得到不同的ID，除非指定数量（sample_items，--sample）",
+    ),
     "streamed_again": (
         "Others work on the same parts and took the work folder away ({error}); looking for what they published",
         "其他进程正在处理相同的分块并已移除工作目录（{error}）；将查找其发布的结果",

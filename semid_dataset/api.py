@@ -221,7 +221,7 @@ def _generate_into(
 
 
 def _held(embeddings: "Embeddings", config: SemanticIdConfig) -> ItemSet:
-    return HeldItems(embeddings, memory.MOST_SAMPLED, config.seed)
+    return HeldItems(embeddings, config.sample_items or memory.MOST_SAMPLED, config.seed)
 
 
 def _train_into(
@@ -406,6 +406,7 @@ def generate_from_file(
     config, output = _settings(config), as_path(output_dir, what="output_dir")
     context = Context.at_door(explicit=True)
     limit, progress = context.environment.memory_for(config), shown()
+    memory.check_limit(limit)
     found = own_source(path, ids, vectors)
     if found is None or not memory.is_beyond([found[0]], limit):
         return None
@@ -417,7 +418,7 @@ def generate_from_file(
         asked = " ".join(f"{status.st_size} {status.st_mtime_ns}" for status in stats)
         if keys is not None:
             asked += f" {hashlib.sha256(keys.tobytes()).hexdigest()}"
-        sampled = memory.sample_size([source.dim], limit)
+        sampled = memory.sample_size([source.dim], limit, config.sample_items)
         root = CacheFolder(output / WORK, output)
         job = open_job(root, asked, [source], config, limit=limit, sampled=sampled, progress=progress, listed=keys)
         tell("streaming", size=size, limit=allowed)

@@ -40,8 +40,10 @@ class SemanticIdConfig:
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …
         seed: of every random draw; equal seeds and data give equal IDs on one kind of machine.
         lock_timeout: seconds without progress of the process that generates, after which waiting ends.
-        memory_limit: bytes that making IDs may take, about; vectors that would take more than half of it are streamed
-            instead of read into memory. Torch alone takes some 200 MB.
+        memory_limit: bytes that making IDs may take, all processes together; vectors that would take more are streamed
+            instead of read into memory. Torch and pyarrow take 350 MB of it, and 400 MB are the least.
+        sample_items: most items that codebooks are fitted on. None: 262,144, or as many as fit into `memory_limit`
+            where vectors are streamed; then another limit gives other IDs, which a number rules out.
 
     Raises:
         ConfigError: a value is of the wrong type or out of range; the message names it.
@@ -60,6 +62,7 @@ class SemanticIdConfig:
     seed: int = 0
     lock_timeout: float = 300.0
     memory_limit: int = 1 << 30
+    sample_items: int | None = None
 
     def __post_init__(self) -> None:
         _check_int("num_quantizers", self.num_quantizers, 1, MAX_LEVELS)
@@ -89,6 +92,8 @@ class SemanticIdConfig:
         _check_int("seed", self.seed, 0, 2**63 - 1)
         _check_float("lock_timeout", self.lock_timeout, low=0.0, above=True)
         _check_int("memory_limit", self.memory_limit, LEAST_MEMORY, 1 << 60)
+        if self.sample_items is not None:
+            _check_int("sample_items", self.sample_items, 1, 1 << 32)
 
     @property
     def codebook_sizes(self) -> tuple[int, ...]:

@@ -658,7 +658,7 @@ class Resolution:
         return self._held(self.read(sources, progress))
 
     def _held(self, embeddings: "Embeddings") -> ItemSet:
-        return HeldItems(embeddings, memory.MOST_SAMPLED, self.config.seed)
+        return HeldItems(embeddings, self.config.sample_items or memory.MOST_SAMPLED, self.config.seed)
 
     def job(
         self,
@@ -674,6 +674,7 @@ class Resolution:
             ConfigError: streaming was asked for by name, and cannot be.
             EmbeddingError: a file cannot be read.
         """
+        memory.check_limit(self.memory_limit)
         if self.engine is None and not memory.is_beyond(sources, self.memory_limit):
             return None
         why = ""
@@ -697,7 +698,7 @@ class Resolution:
             sources,
             self.config,
             limit=self.memory_limit,
-            sampled=memory.sample_size([source.dim for source in sources], self.memory_limit),
+            sampled=memory.sample_size([source.dim for source in sources], self.memory_limit, self.config.sample_items),
             engine=EXECUTORS.get(self.engine or "local"),
             progress=progress,
         )

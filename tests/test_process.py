@@ -127,6 +127,8 @@ parents.use_torch()
 child = os.fork()
 if child == 0:
     os.environ["SEMID_MEMORY_LIMIT"] = "1M"
+    from semid_dataset.build import memory
+    memory.BASE_BYTES = memory.ROOM_BYTES = 0
     table = world.SmallDataset(pathlib.Path(sys.argv[1])).semantic_id_dict
     print(json.dumps([table.status, len(table), table.reason]), flush=True)
     os._exit(0)

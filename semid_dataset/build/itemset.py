@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["EncodedItems", "HeldItems", "ItemSet", "NewItems", "Totals", "smallest"]
 
 BLOCK = 8192  # rows at once: a whole copy in float64 would double the memory
+ENCODED = 65_536  # rows at once
 NAMED = 3  # items beyond the bulk that are told by name
 
 
@@ -320,7 +321,7 @@ class _HeldEncoded(EncodedItems):
         centre: NDArray[Any],
         sampled: NDArray[np.int64] | None = None,
     ) -> None:
-        from semid_dataset.codec.kinds import encode, vectors_of
+        from semid_dataset.codec.kinds import code_dtype, encode, vectors_of
         from semid_dataset.codec.unique import MatrixItems
 
         self._items, self.bad = embeddings.items, embeddings.bad_rows
@@ -328,9 +329,12 @@ class _HeldEncoded(EncodedItems):
             vectors = vectors_of(quantizer, embeddings.features, len(self._items))
         else:
             vectors = embeddings.fused[1]
-        self.codes = encode(quantizer, vectors)
         self.totals = Totals(quantizer, radius, centre)
-        self.totals.add(vectors, self.codes)
+        self.codes = np.empty((len(vectors), len(quantizer.codebook_sizes)), code_dtype(quantizer.codebook_sizes))
+        for begin in range(0, len(vectors), ENCODED):  # a wider type for all codes at once would be as large as vectors
+            some = slice(begin, begin + ENCODED)
+            self.codes[some] = encode(quantizer, vectors[some])
+            self.totals.add(vectors[some], self.codes[some])
         self.named = [self._items[row] for row in self.totals.beyond_rows]
         self._matrix = MatrixItems(quantizer, vectors)
         self._sampled = np.arange(len(vectors)) if sampled is None else sampled

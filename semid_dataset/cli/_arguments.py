@@ -156,6 +156,13 @@ SETTINGS = options(
     click.option("--seed", type=int, default=DEFAULTS.seed, show_default=True, help="Of every random draw."),
     click.option("--shared", is_flag=True, help="Let items share an ID instead of making IDs unique."),
     click.option(
+        "--sample",
+        "sample_items",
+        type=int,
+        metavar="N",
+        help="Most items that codebooks are fitted on. [262144, or as many as the memory limit holds]",
+    ),
+    click.option(
         "--memory-limit",
         metavar="SIZE",
         help="Memory that making IDs may take, such as 4G; larger embeddings are streamed. [SEMID_MEMORY_LIMIT, or 1G]",

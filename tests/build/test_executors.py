@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from world import SMALL, vectors_of
 
+from semid_dataset.build import memory
 from semid_dataset.build.streaming import executors as engines
 from semid_dataset.build.streaming import run as scale
 from semid_dataset.build.streaming import tasks as stages
@@ -136,6 +137,7 @@ def test_a_process_ends_with_the_one_that_started_it(folder: Path, tmp_path: Pat
     """Killed without a word: nobody goes on working for nobody."""
     code = f"""
 import sys, os, time; sys.path[:] = {sys.path!r}
+from semid_dataset.build import memory
 from semid_dataset.build.streaming import executors as engines
 child = engines._start()
 print(child.pid, flush=True)
@@ -161,7 +163,7 @@ def test_few_bytes_or_one_core_need_no_process(folder: Path, monkeypatch: pytest
     monkeypatch.setattr(engines, "ALONE_BYTES", 64 << 20)
     engines.run_processes(folder, samples(folder), Progress(), LIMIT)
     monkeypatch.setattr(engines, "ALONE_BYTES", 0)
-    engines.run_processes(folder, samples(folder), Progress(), engines.WORKER_BYTES)
+    engines.run_processes(folder, samples(folder), Progress(), memory.WORKER_BYTES["sample"])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
     engines.run_processes(folder, samples(folder), Progress(), LIMIT)
     assert len(made(folder)) == 6

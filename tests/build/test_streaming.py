@@ -76,6 +76,13 @@ def work_folders(data_dir: Path) -> list[Path]:
     return list((data_dir / ".semantic_ids" / "v1" / "jobs").glob("*"))
 
 
+@pytest.fixture(autouse=True)
+def no_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a megabyte is a limit: what a process takes by itself is left out of account."""
+    monkeypatch.setattr(memory, "BASE_BYTES", 0)
+    monkeypatch.setattr(memory, "ROOM_BYTES", 0)
+
+
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that some hundred items are several parts."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from semid_dataset.build.streaming.tasks import Plan
+from semid_dataset.build.streaming.workfolder import Plan, PlannedFeature
 from semid_dataset.cache import entries, fingerprint, folders, notes, served
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.errors import StoreError
@@ -144,7 +144,7 @@ def test_what_is_no_small_file_is_refused_before_it_is_read(
 @settings(max_examples=100, deadline=None)
 @given(
     name=st.sampled_from(
-        ["layout", "feature", "dim", "seed", "rows", "parts", "path", "format", "first", "items", "ids"]
+        ["layout", "features", "dim", "seed", "named", "parts", "path", "format", "first", "items", "ids", "last"]
     ),
     value=VALUES,
 )
@@ -153,8 +153,9 @@ def test_any_value_anywhere_in_a_plan_is_used_or_an_error_of_ours(
 ) -> None:
     """Workers of a job read it out of a shared folder."""
     folder = tmp_path_factory.mktemp("plan")
-    plan = json.loads(Plan("81", 8, 0, 5, (Partition("jsonl", "/x/part-0", bytes=5),)).to_json())
-    (plan if name in plan else plan["parts"][0])[name] = value
+    plan = json.loads(Plan(0, (PlannedFeature("81", 8, 0, 1),), (Partition("jsonl", "/x/part-0", bytes=5),)).to_json())
+    where = next(some for some in (plan, plan["parts"][0], plan["features"][0]) if name in some)
+    where[name] = value
     (folder / "plan.json").write_text(json.dumps(plan))
     with contextlib.suppress(StoreError):
         Plan.read(folder)
@@ -163,7 +164,7 @@ def test_any_value_anywhere_in_a_plan_is_used_or_an_error_of_ours(
 def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     """Relative paths, as a data directory may be named, are kept."""
     parts = (Partition("npy", "x/y.npy", 0, 5, 9, "rows", "x", "/ids.part"), Partition("jsonl", "/p", bytes=5))
-    plan = Plan("81", 8, 3, 10, parts)
+    plan = Plan(3, (PlannedFeature("81", 8, 0, 1, named=True), PlannedFeature("own", 3, 1, 2, own=True)), parts)
     (tmp_path / "plan.json").write_bytes(plan.to_json())
     assert Plan.read(tmp_path) == plan
 

@@ -14,7 +14,7 @@ import pytest
 from faultkit import ITEMS, LINEAGE, digest_of, need_strace, root_at, table_bytes, traced
 
 from semid_dataset import _files as files
-from semid_dataset.build.streaming.tasks import Plan, read_file, write_file
+from semid_dataset.build.streaming.workfolder import Plan, PlannedFeature, read_file, write_file
 from semid_dataset.cache import entries, fingerprint, folders, lock, served, use
 from semid_dataset.cache.cache import Cache, publish_table
 from semid_dataset.cache.prune import find_waste
@@ -152,7 +152,7 @@ class TakesLease(Path_):
 
 
 class WritesParts(Path_):
-    PLAN = Plan("81", 8, 0, 5, (Partition("jsonl", "/x", bytes=5),))
+    PLAN = Plan(0, (PlannedFeature("81", 8, 0, 1),), (Partition("jsonl", "/x", bytes=5),))
 
     def do(self) -> None:
         job = self.root.folder(folders.JOBS, "0" * 32, create=True)

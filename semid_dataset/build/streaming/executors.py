@@ -20,6 +20,7 @@ from typing import Any
 
 from semid_dataset import errors
 from semid_dataset._messages import tell
+from semid_dataset.build import memory
 from semid_dataset.build.streaming.tasks import Task, perform
 from semid_dataset.errors import ConfigError, TrainingError
 from semid_dataset.inputs import partitions as parts
@@ -27,8 +28,8 @@ from semid_dataset.progress import Progress
 
 __all__ = ["Engine", "run_here", "run_on_ray", "run_processes", "serve"]
 
-WORKER_BYTES = 256 << 20  # reckoned for a process of a stage, torch included
 ALONE_BYTES = 64 << 20  # below it, starting processes costs more than they save
+WITH_TORCH = ("encode", "gather")  # stages
 TRIES = 3  # a part whose process dies is given to another one
 REPORT_SECONDS = 0.2
 WAIT_SECONDS = 1.0
@@ -44,7 +45,7 @@ def run_here(folder: Path, tasks: Sequence[Task], progress: Progress, limit: int
 
 def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit: int) -> None:
     """
-    Do tasks in as many processes as there are cores, tasks, and 256 MB of the limit.
+    Do tasks in as many processes as there are cores and tasks, and as the limit has room for beside this one.
 
     They are new programs, not copies of this one: threads of torch do not survive a fork, and a program without
     `if __name__ == "__main__"` would run twice.
@@ -52,8 +53,9 @@ def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit
     Raises:
         As `perform`; TrainingError: processes kept dying.
     """
-    workers = min(_cores(), len(tasks), max(1, limit // WORKER_BYTES))
-    if workers < 2 or not sys.executable or sum(task["bytes"] for task in tasks) < ALONE_BYTES:
+    alone = not sys.executable or sum(task["bytes"] for task in tasks) < ALONE_BYTES
+    workers = 1 if alone else memory.workers(tasks[0]["stage"], len(tasks), limit)
+    if workers < 2:
         run_here(folder, tasks, progress, limit)
         return
     todo: queue.SimpleQueue[tuple[Task, int]] = queue.SimpleQueue()
@@ -85,13 +87,6 @@ def run_processes(folder: Path, tasks: Sequence[Task], progress: Progress, limit
                 child.kill()
         for thread in threads:
             thread.join()
-
-
-def _cores() -> int:
-    """Return the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # not on macOS
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _attend(  # noqa: PLR0912 - one branch for everything that a process may say
@@ -191,6 +186,10 @@ def serve() -> None:
         for line in sys.stdin.buffer:
             asked = json.loads(line)
             try:
+                if asked["task"]["stage"] in WITH_TORCH:
+                    import torch
+
+                    torch.set_num_threads(1)  # processes share the cores; Ray tells its own workers the same
                 perform(Path(asked["folder"]), asked["task"], report)
             except Exception as error:  # noqa: BLE001 - said to the process that waits
                 out.write(json.dumps(_said(error)).encode() + b"\n")

@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset._messages import tell
+from semid_dataset.build import memory
 from semid_dataset.build.itemset import EncodedItems, ItemSet, NewItems, smallest
 from semid_dataset.build.streaming.executors import Engine, run_processes
 from semid_dataset.build.streaming.merge import MergedItems, SomeItems
@@ -110,7 +111,11 @@ def open_job(
     if listed is not None:
         write_file(folder, "ids", stored(listed), {})
         sources = [replace(source, ids=str(folder / "ids.part")) for source in sources]
-    job = Job(folder, sources, config.seed, sampled, rows, limit, engine or run_processes, progress or Progress())
+    progress = progress or Progress()
+    capped = config.sample_items is None and sampled < memory.MOST_SAMPLED
+    job = Job(
+        folder, sources, config.seed, sampled, capped, rows, limit, engine or run_processes, progress or Progress()
+    )
     if listed is not None:
         job.digests[Path("ids")] = hashlib.sha256(listed.tobytes()).hexdigest()
     return job
@@ -131,6 +136,7 @@ class Job(ItemSet):
         sources: Sequence[FeatureSource],
         seed: int,
         sampled: int,
+        capped: bool,
         rows_per_part: Sequence[int],
         limit: int,
         engine: Engine,
@@ -144,6 +150,7 @@ class Job(ItemSet):
         self._rows_per_part = {source.id: rows for source, rows in zip(sources, rows_per_part, strict=True)}
         self._seed = seed
         self._sampled = sampled
+        self._capped = capped
         self._engine = engine
         self._contents: dict[str, str] = {}  # of the codebooks that this job works with, by their name
         self._named: set[str] = set()  # features of which some ids are no integers
@@ -295,6 +302,8 @@ class Job(ItemSet):
         features = [self._sampled_feature(feature, items, below) for feature in self.plan.features]
         self.count: int = max(len(items), *(self._rows_of(feature, below) for feature in self.plan.features))
         self.complete: bool = below == EVERYTHING and chosen is None
+        if chosen is not None and self._capped:
+            tell("sample_capped", sampled=self._sampled, items=self.count, limit=memory.in_words(self._limit))
         self.sample: Embeddings = Embeddings(
             items_of(items), tuple(features), files_digest(self.digests), dict(self.digests), 0, base=base
         )
@@ -505,7 +514,7 @@ class Job(ItemSet):
         return done, len(tasks)
 
     def _sort_tasks(self, feature: PlannedFeature) -> list[Task]:
-        rows = self._rows_per_part[feature.id]
+        rows = max(1, self._rows_per_part[feature.id] // 2)  # a run is there twice while it is sorted
         return self._tasks("sort", feature, rows=rows, basis=f"{feature.named} {self.plan.texts}")
 
     def _encode_tasks(self, basis: str) -> list[Task]:
@@ -526,7 +535,7 @@ class Job(ItemSet):
         if found is None:
             size = sum(4 * feature.dim * self._estimated(feature) for feature in self.plan.features)
             most = max(feature.dim * self._rows_per_part[feature.id] for feature in self.plan.features)
-            count = max(1, -(-size // (4 * most)))
+            count = max(1, -(-size // (2 * most)))  # half a part: what is joined is there three times
             keys = as_keys(self.sample.items)
             bounds = np.unique(keys[(np.arange(1, count) * len(keys)) // count])
             write_file(self.folder, "ranges", stored(bounds), {}, first=True)

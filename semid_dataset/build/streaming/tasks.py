@@ -10,8 +10,7 @@ What is made of one part: a file in a work folder (see `workfolder`).
 Any process can do any of them, and what is made is the same.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -179,10 +178,8 @@ def _encode(folder: Path, task: Task, report: Report) -> None:
         totals.add(vectors, found)
 
     known = basis.known
-    with _one_thread():
-        bad, first_bad = _fused_rows(
-            folder, plan, task, basis, consume, report, None if known is None else lambda keys: ~is_in(keys, known)
-        )
+    wanted = None if known is None else lambda keys: ~is_in(keys, known)
+    bad, first_bad = _fused_rows(folder, plan, task, basis, consume, report, wanted)
     every = joined(ids)
     arrays = {
         **stored(every),
@@ -224,19 +221,6 @@ _STAGES: dict[str, Callable[[Path, Task, Report], None]] = {
     "encode": _encode,
     "gather": _gather,
 }
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Let torch compute in this thread alone: processes share the cores, and sums are never split in another way."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _own(feature: PlannedFeature, part: Partition) -> str:

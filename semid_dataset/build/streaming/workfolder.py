@@ -150,9 +150,9 @@ class Plan:
             WorkGoneError: there is none that can be used.
         """
         values = read_note(folder / PLAN_FILE, PLAN, limit=MOST_PLAN)
-        if values is None:
+        features = tuple(PlannedFeature(**feature) for feature in (values or {}).get("features", ()))
+        if values is None or any(not one.first <= one.last <= len(values["parts"]) for one in features):
             raise WorkGoneError(f"'{folder / PLAN_FILE}' is gone or none of ours. It was not used. Run again.")
-        features = tuple(PlannedFeature(**feature) for feature in values["features"])
         return cls(values["seed"], features, tuple(Partition.from_dict(part) for part in values["parts"]))
 
 
