@@ -6,7 +6,7 @@ fused by stands beside a quantizer's own state and is no business of it. No torc
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ __all__ = [
     "fused",
     "fusion_of",
     "is_quantizer",
+    "measure_of",
     "open_quantizer",
     "read_quantizer",
     "save_quantizer",
@@ -194,11 +195,27 @@ def squared_errors(quantizer: Quantizer, vectors: NDArray[np.float32], codes: ND
 
     One that has a method of this name is asked by it: distances to the codes of a whole level are more than is needed.
     """
-    own = getattr(getattr(quantizer, "quantizer", quantizer), "squared_errors", None)
+    inner = quantizer.quantizer if isinstance(quantizer, FusedQuantizer) else quantizer
+    own = getattr(inner, "squared_errors", None)
     if own is not None:
         return np.asarray(own(vectors, codes), np.float32)
     found = quantizer.distances(vectors, codes[:, :-1])
     return np.asarray(found[np.arange(len(codes)), codes[:, -1].astype(np.int64)], np.float32)
+
+
+def measure_of(
+    quantizer: Any,
+) -> tuple[Callable[[NDArray[np.float32]], NDArray[Any]], Callable[[NDArray[Any], NDArray[Any]], NDArray[np.float64]]]:
+    """
+    Return what makes vectors ready, and what says how far they are, then, from every code of the next level.
+
+    Only distances of one row are compared, and whoever asks may change them. Our own kind is asked for latents once,
+    which networks may have made, and not for what all distances of a row have in common: a third of the time.
+    """
+    own: Any = quantizer.quantizer if isinstance(quantizer, FusedQuantizer) else quantizer
+    if hasattr(own, "nearness"):
+        return own.prepared, lambda latents, prefixes: own.nearness(own.left_over(latents, prefixes), prefixes.shape[1])
+    return np.asarray, lambda vectors, prefixes: np.array(own.distances(vectors, prefixes), np.float64)
 
 
 def state_of(

@@ -252,23 +252,34 @@ class ResidualQuantizer(Estimator):
         Returns:
             (n, codes of level m) squared distances.
         """
-        rest = self.latents(vectors).cpu().numpy().astype(np.float64)
-        level = prefix_codes.shape[1]
-        for before in range(level):
-            rest -= self._words[before][prefix_codes[:, before]]
-        products = product(rest, self._grids[level], times)
-        found = np.subtract(self._half_norms[level], products, out=products)
+        rest = self.left_over(self.prepared(vectors), prefix_codes)
+        found = self.nearness(rest, prefix_codes.shape[1])
         found *= 2
         found += sums_of_squares(rest)[:, None]
         return found
 
+    def prepared(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the latents of vectors, (n, dim): they are asked for once, and their distances several times."""
+        latents: NDArray[np.float64] = self.latents(vectors).cpu().numpy().astype(np.float64)
+        return latents
+
+    def left_over(self, latents: NDArray[np.float64], prefix_codes: NDArray[Any]) -> NDArray[np.float64]:
+        """Return what the codewords of a prefix (n, m) leave of latents."""
+        rest: NDArray[np.float64] = np.array(latents)
+        for level in range(prefix_codes.shape[1]):
+            rest -= self._words[level][prefix_codes[:, level]]
+        return rest
+
+    @isolated()
+    def nearness(self, rest: NDArray[np.float64], level: int) -> NDArray[np.float64]:
+        """Return half of the distances (n, codes) to a level's codewords, less what all of a row have in common."""
+        products = product(rest, self._grids[level], times)
+        return np.subtract(self._half_norms[level], products, out=products)
+
     @isolated()
     def squared_errors(self, vectors: NDArray[Any], codes: NDArray[Any]) -> NDArray[np.float32]:
         """Return the squared distance of every latent, (n,), to its sum of codewords; the same on every machine."""
-        rest = self.latents(vectors).cpu().numpy().astype(np.float64)
-        for level in range(codes.shape[1]):
-            rest -= self._words[level][codes[:, level]]
-        return sums_of_squares(rest).astype(np.float32)
+        return sums_of_squares(self.left_over(self.prepared(vectors), codes)).astype(np.float32)
 
     @cached_property
     def _words(self) -> list[NDArray[np.float64]]:

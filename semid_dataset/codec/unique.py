@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset.codec._threads import isolated
-from semid_dataset.codec.kinds import squared_errors
+from semid_dataset.codec.kinds import measure_of, squared_errors
 from semid_dataset.format.tensors import is_in, packed_rows
 from semid_dataset.protocols import Quantizer
 
@@ -287,7 +287,7 @@ class _Allocator:
     """
 
     def __init__(self, quantizer: Quantizer, given: NDArray[Any], dtype: Any) -> None:
-        self.quantizer = quantizer
+        self.prepared, self.distances = measure_of(quantizer)
         self.sizes = quantizer.codebook_sizes
         self.dtype = np.dtype(dtype)
         prefixes, self.lasts = _split(given, len(self.sizes), self.dtype)
@@ -314,8 +314,8 @@ class _Allocator:
         for begin in range(0, len(displaced), rows):
             block = displaced[begin : begin + rows]
             own = codes[block]
-            vectors = items.vectors(block)
-            distances = self._distances(vectors, own[:, :-1])
+            vectors = self.prepared(items.vectors(block))
+            distances = self.distances(vectors, own[:, :-1])
             bucket = np.searchsorted(self.buckets, _split(packed_rows(own), len(self.sizes), self.dtype)[0])
             served = _Block(self, bucket, own[:, :-1], vectors, distances)
             served.run()
@@ -371,7 +371,7 @@ class _Allocator:
             rows = np.flatnonzero((start <= level) & ~lost)
             if not len(rows):
                 continue
-            distances = self._distances(vectors[rows], found[rows, :level])
+            distances = self.distances(vectors[rows], found[rows, :level])
             leads, which = _distinct(found[rows, :level])
             closed = [self.full.get(lead) for lead in leads]
             if any(mask is not None for mask in closed):
@@ -387,7 +387,7 @@ class _Allocator:
         keys = _split(packed_rows(np.pad(found, ((0, 0), (0, 1))).astype(self.dtype)), depth + 1, self.dtype)[0]
         buckets = np.minimum(np.searchsorted(self.buckets, keys), len(self.buckets) - 1)
         buckets[self.buckets[buckets] != keys] = -1
-        return _Targets(list(map(tuple, found.tolist())), lost, buckets, keys, self._distances(vectors, found))
+        return _Targets(list(map(tuple, found.tolist())), lost, buckets, keys, self.distances(vectors, found))
 
     def _first_room(self, prefix: tuple[int, ...]) -> int:
         """Return how long the longest part of a prefix is that has room below it, itself excluded; -1: none has."""
@@ -395,9 +395,6 @@ class _Allocator:
             if self.room.get(prefix[:length], 1) > 0:
                 return length
         return -1
-
-    def _distances(self, vectors: NDArray[np.float32], prefixes: NDArray[Any]) -> NDArray[np.float64]:
-        return np.array(self.quantizer.distances(vectors, prefixes), np.float64)  # changed by those who search them
 
     def has_room(self, prefix: tuple[int, ...]) -> bool:
         """Say whether a prefix of all but the last code has room."""
