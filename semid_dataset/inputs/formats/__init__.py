@@ -6,6 +6,7 @@ entry points of the group `semid_dataset.formats`.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def format_of(path: Path, expected: str = "") -> Format:
     foreign = something_else(head, path)
     if foreign is not None:
         raise EmbeddingError(foreign)
-    ours = [FORMATS.get(name) for name in FORMATS.ours]
-    found: Format | None = next((form for form in ours if _begins(form, head)), None)
+    # One after the other: what comes after the one that is found is not imported.
+    found: Format | None = next((form for form in _ours() if _begins(form, head)), None)
     if found is None:
         others = (form for form in FORMATS.others() if path.name.endswith(form.suffixes) or _begins(form, head))
         found = next(others, None)
@@ -62,11 +63,15 @@ def format_of(path: Path, expected: str = "") -> Format:
         found = FORMATS.get(expected)
     if found is None:
         ending = Path(COMPRESSED.sub("", path.name)).suffix
-        found = next((form for form in ours if ending in form.suffixes), None)
+        found = next((form for form in _ours() if ending in form.suffixes), None)
     if found is None:
-        known = ", ".join(ending for form in ours for ending in form.suffixes)
+        known = ", ".join(ending for form in _ours() for ending in form.suffixes)
         raise EmbeddingError(f"'{path}' is of no kind that embeddings are read from. There are {known}.")
     return found
+
+
+def _ours() -> Iterator[Format]:
+    return map(FORMATS.get, FORMATS.ours)
 
 
 def _begins(form: Format, head: bytes) -> bool:
