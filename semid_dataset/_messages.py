@@ -20,7 +20,7 @@ from typing import Any
 
 from semid_dataset.errors import SemanticIdWarning
 
-__all__ = ["CODES", "LINES", "coded", "degrade", "logger", "speak", "tell", "text", "warn"]
+__all__ = ["CODES", "LINES", "coded", "degrade", "logger", "said", "speak", "tell", "text", "warn"]
 
 logger = logging.getLogger("semid_dataset")
 logger.addHandler(logging.NullHandler())
@@ -383,7 +383,20 @@ def speak(language: str) -> None:
 def text(message: str, /, **fields: object) -> str:
     """Return the line with this id in the language of the door that was last passed (`SEMID_LANG`, else the locale)."""
     english, chinese = LINES[message]
-    return (chinese if _language == "zh" else english).format(**fields)
+    if _language != "zh":
+        return english.format(**fields)
+    return chinese.format(
+        **{name: said(str(one)) if isinstance(one, str | Exception) else one for name, one in fields.items()}
+    )
+
+
+def said(line: str) -> str:
+    """Return a line that was written in English in the language of the door, as far as `_chinese` has it."""
+    if _language != "zh":
+        return line
+    from semid_dataset._chinese import chinese  # a catalogue that English readers need not load
+
+    return chinese(line)
 
 
 def coded(message: str, /, **fields: object) -> str:

@@ -21,7 +21,7 @@ import click
 import numpy as np
 
 from semid_dataset import _files as files
-from semid_dataset._messages import logger, tell
+from semid_dataset._messages import logger, said, tell
 from semid_dataset.environment import Context
 from semid_dataset.errors import GenerationError
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
@@ -74,9 +74,10 @@ class Answer:
             click.echo(facts, err=self.aside)
             return
         for line in self.lines:
-            click.echo(line, err=self.aside)
+            click.echo(said(line), err=self.aside)
         if self.next and not self.aside:
-            click.echo("Next: " + "\n      ".join(self.next))
+            first = said("Next:")
+            click.echo(f"{first} " + "\n      ".join(map(said, self.next)))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from contextlib import suppress
 import click
 
 from semid_dataset import __version__
+from semid_dataset._messages import said, speak
 from semid_dataset.cli._answer import FAILED, INTERRUPTED, USAGE
 from semid_dataset.cli.cache import cache
 from semid_dataset.cli.compare import compare
@@ -36,6 +37,7 @@ from semid_dataset.cli.report import report
 from semid_dataset.cli.show import show
 from semid_dataset.cli.verify import verify
 from semid_dataset.cli.worth import worth
+from semid_dataset.environment import Environment
 from semid_dataset.errors import SemanticIdWarning, SemidError
 
 __all__ = ["cli", "run"]
@@ -46,6 +48,7 @@ TEMPORARY = re.compile(r"\.([^/]+)\.[0-9a-f]{12,32}\.tmp$")
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; whatever goes wrong is one line on stderr, never a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    speak(Environment.read().language)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names of files are bytes, and not all of them are texts
@@ -61,7 +64,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001 - a fault of ours is one line too; -v shows where
         line, failure = f"semid: error: {' '.join(_reason(error).split())}", FAILED
     with suppress(OSError):
-        click.echo(line, err=True)
+        click.echo(said(line), err=True)
         if "--json" in given:
             click.echo(json.dumps({"error": line, "exit_code": failure}, ensure_ascii=False))
     return failure

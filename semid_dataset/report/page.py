@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
+from semid_dataset._chinese import chinese
 from semid_dataset.errors import ConfigError, TableError
 from semid_dataset.objects import as_choice, as_path, expect
 from semid_dataset.report import _svg as svg
@@ -120,6 +121,7 @@ def _asset(name: str) -> str:
 
 def _page(material: Material, say: Words, lang: str) -> str:
     facts = facts_of(material)
+    facts["reason"] = chinese(facts["reason"]) if lang == "zh" else facts["reason"]
     placed = _placed(material)
     where = {
         "of_vectors": facts["vectors"],
