@@ -326,7 +326,9 @@ TEXTS: dict[str, tuple[str, str]] = {
         "颜色表示首级编码。树中打开的前缀高亮，其余变淡。",
     ),
     "map.help": (
+        "Draw a rectangle to choose items (enlarged: with Shift); a code chosen in the tree stays bright here. "
         "Keyboard: arrows go to the next item that way, Enter opens it, + and - zoom, 0 shows all, Escape lets go.",
+        "拖出矩形可选择物品（放大时按住 Shift）；在树中选择的编码在此保持高亮。"
         "键盘：方向键移到该方向的下一个物品，Enter 打开，+ 和 - 缩放，0 显示全部，Escape 取消。",
     ),
     "map.canvas": ("Map of the items", "物品地图"),
@@ -497,6 +499,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "compare.items": ("items", "物品"),
     "compare.parts": ("most of them are in {name} under", "在 {name} 中多数位于"),
     # --- of the script
+    "js.chosen": ("{n} items chosen, of first codes {codes}", "已选择 {n} 个物品，首级编码 {codes}"),
     "js.all": ("all", "全部"),
     "js.back": ("back", "返回"),
     "js.items": ("{n} items", "{n} 个物品"),

@@ -494,6 +494,18 @@
 
   // --- search --------------------------------------------------------------------------------
 
+  function lightUp(wanted) { // in tree and map
+    const list = [];
+    const before = new Uint32Array(sampled + 1);
+    for (let k = 0; k < sampled; k++) {
+      const found = wanted(k);
+      if (found) list.push(k);
+      before[k + 1] = before[k] + found;
+    }
+    hits = { list, before };
+    return list;
+  }
+
   const find = $("find");
   function search(text) {
     const asked = text.trim().toLowerCase();
@@ -511,15 +523,10 @@
         const plain = part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
         return new RegExp(/^[\p{Script=Latin}\p{N}]/u.test(part) ? `(?<![\\p{Script=Latin}\\p{N}])${plain}` : plain, "u");
       });
-      const list = [];
-      const before = new Uint32Array(sampled + 1);
-      for (let k = 0; k < sampled; k++) {
+      const list = lightUp((k) => {
         const text = titles ? titles[k].toLowerCase() : "";
-        const found = parts.every((part, n) => keys[k].toLowerCase().includes(part) || begins[n].test(text));
-        if (found) list.push(k);
-        before[k + 1] = before[k] + found;
-      }
-      hits = { list, before };
+        return parts.every((part, n) => keys[k].toLowerCase().includes(part) || begins[n].test(text));
+      });
       $("found").textContent = !list.length ? say("nothing")
         : whole ? say("found", { n: count(list.length) }) : say("foundSample", { n: count(list.length), m: count(sampled) });
     }
@@ -682,9 +689,24 @@
   }
   if (canvas && map) {
     let dragged = null;
-    canvas.addEventListener("pointerdown", (event) => { dragged = { x: event.clientX, y: event.clientY, far: 0 }; });
+    let brush = null; // a rectangle that is drawn to choose items: where all is shown, or with Shift
+    canvas.addEventListener("pointerdown", (event) => {
+      dragged = { x: event.clientX, y: event.clientY, far: 0 };
+      brush = event.pointerType !== "touch" && (view.k === 1 || event.shiftKey) ? { ...dragged } : null;
+    });
     canvas.addEventListener("pointermove", (event) => {
-      if (!dragged || !event.buttons || view.k === 1) return;
+      if (!dragged || !event.buttons) return;
+      if (brush) {
+        const box = canvas.getBoundingClientRect();
+        const pen = canvas.getContext("2d");
+        dragged.far = Math.hypot(event.clientX - brush.x, event.clientY - brush.y);
+        drawMap();
+        pen.strokeStyle = ink("--ink"); pen.lineWidth = 1.5; pen.setLineDash([5, 4]);
+        pen.strokeRect(brush.x - box.left, brush.y - box.top, event.clientX - brush.x, event.clientY - brush.y);
+        pen.setLineDash([]);
+        return;
+      }
+      if (view.k === 1) return;
       const box = canvas.getBoundingClientRect();
       view.x -= (event.clientX - dragged.x) / (box.width - 2 * PAD) / view.k;
       view.y += (event.clientY - dragged.y) / (box.height - 2 * PAD) / view.k;
@@ -699,7 +721,9 @@
     });
     canvas.addEventListener("click", (event) => {
       const far = dragged ? dragged.far : 0;
-      dragged = null;
+      const from = brush;
+      dragged = brush = null;
+      if (from && far > 5) choose(from, event);
       if (far > 5) return;
       const point = pointAt(event);
       if (point >= 0) show(map.at[point]);
@@ -713,7 +737,27 @@
       const y = (0.5 - (event.clientY - box.top - PAD) / (box.height - 2 * PAD)) / view.k + view.y;
       zoom(event.deltaY < 0 ? 1.3 : 1 / 1.3, x, y);
     }, { passive: false });
-    const nothing = () => { pointed = -1; view = { x: 0.5, y: 0.5, k: 1 }; drawMap(); $("map-tip").textContent = say("pointMap"); };
+    function choose(from, to) { // what lies in the rectangle is lit up; its largest first codes are told
+      const box = canvas.getBoundingClientRect();
+      const spot = spotIn(box.width, box.height);
+      const within = (value, a, b) => value >= Math.min(a, b) && value <= Math.max(a, b);
+      const inside = new Set();
+      for (let point = 0; point < map.at.length; point++) {
+        const [x, y] = spot(point);
+        if (within(x + box.left, from.x, to.clientX) && within(y + box.top, from.y, to.clientY)) inside.add(map.at[point]);
+      }
+      find.value = "";
+      search("");
+      if (!inside.size) return;
+      const list = lightUp((k) => inside.has(k));
+      const byCode = new Map();
+      for (const at of list) byCode.set(codes[at * levels], (byCode.get(codes[at * levels]) || 0) + 1);
+      const most = [...byCode].sort((a, b) => b[1] - a[1]).slice(0, 4);
+      go(root, false);
+      const named = most.map(([code, n]) => [`${code} (${Math.round((100 * n) / list.length)} %)`, ...topic(nodeAt([code]), 2)].join(" "));
+      $("map-tip").textContent = say("chosen", { n: count(list.length), codes: named.join(", ") });
+    }
+    const nothing = () => { if (hits) search(find.value = ""); pointed = -1; view = { x: 0.5, y: 0.5, k: 1 }; drawMap(); $("map-tip").textContent = say("pointMap"); };
     const actions = {
       ArrowRight: () => step(1, 0), ArrowLeft: () => step(-1, 0), ArrowUp: () => step(0, 1), ArrowDown: () => step(0, -1),
       "+": () => zoom(1.5), "=": () => zoom(1.5), "-": () => zoom(1 / 1.5), 0: () => { view = { x: 0.5, y: 0.5, k: 1 }; drawMap(); },
