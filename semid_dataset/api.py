@@ -321,9 +321,8 @@ def fit(
     from semid_dataset.codec.train import configured
 
     Context.at_door(explicit=True)
-    size = codes if isinstance(codes, int) else tuple(codes) if isinstance(codes, Sequence) else codes
     config, trainer = configured(
-        algorithm, num_quantizers=levels, codebook_size=size, unique=unique, device=device, seed=seed
+        algorithm, num_quantizers=levels, codebook_size=codes, unique=unique, device=device, seed=seed
     )
     if items is None:
         vectors = as_vectors(vectors)

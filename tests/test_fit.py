@@ -127,6 +127,13 @@ def test_a_trainer_with_settings_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert table.header.settings["algorithm"] == "product"
 
 
+@pytest.mark.parametrize("codes", [(255, 254), (16, 300), 64])
+def test_few_items_and_many_codes(codes: Any) -> None:
+    """Codewords that no item asked for are many and all alike: candidates are close, and none is left to compare."""
+    table = fit(vectors(30, 4), levels=2, codes=codes, algorithm="rqkmeans", device="cpu")
+    assert len(np.unique(table.codes_array, axis=0)) == 30
+
+
 def test_sequences_shape_the_ids() -> None:
     """As in `generate_from_vectors`."""
     events = [list(np.random.default_rng(seed).integers(0, 300, 12)) for seed in range(60)]

@@ -480,6 +480,8 @@ class _Judge:
 
     def _challenge(self, rows: NDArray[np.int64], codes: NDArray[np.int64], score: NDArray[np.float32]) -> None:
         """Doubt where the best sum might be beaten by one that goes on from what was nearly kept."""
+        if not len(rows):  # all of them had too many rivals, and are in doubt already
+            return
         device, step = self.latents.device, self.steps[-1]
         totals = self.search._extended(
             torch.from_numpy(codes).to(device)[:, None, :], torch.from_numpy(score).to(device)[:, None], self.last

@@ -90,6 +90,14 @@ class FusedQuantizer:
         """Return the quantizer's state; `state_of` adds the fusion."""
         return self.quantizer.to_state()
 
+    def vectors_of(self, features: Sequence[FeatureMatrix], items: int) -> NDArray[np.float32]:
+        """Return the fused vector of every item, (items, dim)."""
+        return self.fusion.apply(features, items)
+
+    def encode_features(self, features: Sequence[FeatureMatrix], items: int) -> NDArray[Any]:
+        """Return the codes, (items, levels), of items with any of the features that are fused."""
+        return encode(self.quantizer, self.vectors_of(features, items))
+
 
 def is_quantizer(given: object) -> bool:
     """Whether the class of something has the methods of `protocols.Quantizer`."""

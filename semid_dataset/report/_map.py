@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset.errors import TableError
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["NEAREST", "Map", "duplicates", "map_of"]
@@ -76,8 +77,13 @@ def _points(
     if vectors is not None:
         return np.asarray(vectors[rows], np.float32)
     words = table.weights.get("codebooks")
-    if words is None or not table.has_quantizer or not len(codes):
+    if not table.has_quantizer or not len(codes):
         return None
+    if words is None:  # another kind of quantizer, which alone knows what its codes stand for
+        try:
+            return np.asarray(table.quantizer.decode(codes), np.float32)
+        except TableError:  # and is not installed here
+            return None
     offsets = np.cumsum([0, *table.codebook_sizes[:-1]])
     if words.ndim != 2 or int((codes + offsets).max()) >= len(words):
         return None

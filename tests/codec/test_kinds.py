@@ -16,9 +16,11 @@ from semid_dataset.api import extend_with_vectors, own_embeddings
 from semid_dataset.check import verify_table
 from semid_dataset.codec.kinds import open_quantizer, read_quantizer, save_quantizer, state_of
 from semid_dataset.codec.train import train
-from semid_dataset.errors import ConfigError, TableError, TrainingError
+from semid_dataset.errors import ConfigError, EmbeddingError, TableError, TrainingError
+from semid_dataset.features import FeatureMatrix
 from semid_dataset.registry import QUANTIZERS, TRAINERS
 from semid_dataset.report import report_facts
+from semid_dataset.report._map import map_of
 
 SMALL = SemanticIdConfig(num_quantizers=3, codebook_size=16, algorithm="rqkmeans")
 
@@ -51,6 +53,7 @@ def test_its_ids_are_unique_and_stand_in_a_file(tmp_path: Path, product: Semanti
     assert 0 < table.quality["relative_mse_raw"] < 1
     assert table.quality["relative_mse_held_out"] is None
     assert report_facts(table)["items"]
+    assert map_of(table, np.arange(300), table.codes_array, None) is not None
     assert verify_table(again, own_embeddings(range(300), vectors())).problems == ()
 
 
@@ -100,6 +103,10 @@ def test_several_features_are_fused_around_it(tmp_path: Path, product: SemanticI
     again = SemanticIdTable.open(tmp_path / "out")
     assert again.quantizer.kind == "product"
     assert isinstance(again.quantizer.fusion.dims, dict)
+    one = again.quantizer.encode_features([FeatureMatrix("82", np.arange(7), vectors_of(7, 5))], 7)
+    assert (one.shape, one.dtype) == ((7, 3), np.uint8)
+    with pytest.raises(EmbeddingError, match=r"2 features \(81, 82\); one matrix is not enough"):
+        again.encode(vectors_of(7, 5))
     assert np.array_equal(again.codes_array, table.codes_array)
 
 
