@@ -7,10 +7,8 @@ Looked up where it matters and without importing torch: a module that nobody has
 import importlib
 import multiprocessing
 import os
-import signal
 import sys
 import threading
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -143,6 +141,9 @@ def raised_by_signal(error: BaseException) -> BaseException | None:
 
     It is the program's own, a time limit most often, and says nothing of what it interrupted.
     """
+    import signal
+    import traceback  # of use where something failed, and 5 ms to import
+
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = {getattr(_function_of(handler), "__code__", None) for handler in handlers if callable(handler)} - {None}
     found: BaseException | None = error
