@@ -293,6 +293,15 @@ class ResidualQuantizer(Estimator):
     def _half_norms(self) -> list[NDArray[np.float64]]:
         return [half_norms(book) for book in self._words]
 
+    def token_vectors(self) -> list[NDArray[np.float32]]:
+        """
+        Return what every code adds to a vector, (codes, dim) a level, in the space vectors were given in.
+
+        To start a language model's embeddings of ID tokens from what their codes mean: project them to its width.
+        With networks around the codebooks it is what the code adds before the decoder, which starts as the identity.
+        """
+        return [(book * self.scale).cpu().numpy() for book in self.codebooks]
+
     def module(self, features: Sequence[str] | None = None) -> "OnlineEncoder":
         """
         Return a plain `nn.Module`, (n, dim) float -> (n, levels) int64, that gives the very codes of `encode`.

@@ -20,6 +20,7 @@ from semid_dataset.exports.arrays import (
     write_pt,
 )
 from semid_dataset.exports.parquet import read_parquet, write_parquet
+from semid_dataset.exports.serving import read_catalog, read_sid_lines, write_catalog, write_sid_lines
 from semid_dataset.exports.tokens import read_index, spelling, write_index, write_tokens
 from semid_dataset.exports.trie import read_trie, write_trie
 from semid_dataset.objects import as_choice, as_count, as_path, expect
@@ -170,6 +171,8 @@ FORMATS: dict[str, Format] = {
         Format("npy", ".npy", "codes (items, levels)", write_npy, read_npy),
         Format("pt", ".pt", "codes (levels, items) int64, for GRID", write_pt, read_pt),
         Format("flat", ".flat.npz", "ids of one vocabulary over all levels", write_flat, read_flat),
+        Format("catalog", ".catalog.json", '{"a,b,c": [items]}, for serving engines', write_catalog, read_catalog),
+        Format("sid", ".sid.jsonl", "a line an item: item_id, token_ids, metadata", write_sid_lines, read_sid_lines),
         Format("tokens", ".tokens.json", "the tokens of all codes, for add_tokens", write_tokens, None),
         Format("trie", ".trie.npz", "the IDs as a prefix trie, for decoding", write_trie, read_trie),
     )
