@@ -126,6 +126,7 @@ def test_examples_run(page: Path, example_data: Path, tmp_path: Path, monkeypatc
         "nn": torch.nn,
         "tokenizer": Tokenizer(),
         "torch": torch,
+        "vectors": world.vectors_of(3),
         "history": [world.ITEM0, 404],
         "row": {},
         "table": ours.semantic_id_dict,
@@ -213,11 +214,12 @@ def test_commands_run_as_they_stand(page: Path, own_files: Path, capsys: pytest.
         assert "Next: " in said.out or line.endswith("-o -"), line
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/index.zh.md"])
-def test_the_five_minutes_work(page: str, own_files: Path) -> None:
+def test_the_five_minutes_work(own_files: Path) -> None:
     """The first three commands of the start pages, on a matrix and a list of ids, each in a process of its own."""
     pytest.importorskip("click")
-    commands = [shlex.split(line) for line in shell_lines(ROOT / page, "semid ")[:3]]
+    pages = [ROOT / page for page in ("README.md", "docs/index.md", "docs/index.zh.md")]
+    commands, *others = [[shlex.split(line) for line in shell_lines(page, "semid ")[:3]] for page in pages]
+    assert others == [commands, commands]
     assert [command[1] for command in commands] == ["generate", "report", "export"]
     for command in commands:
         done = subprocess.run(
