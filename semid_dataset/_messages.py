@@ -254,6 +254,10 @@ LINES: dict[str, tuple[str, str]] = {
         "Out of memory on {device}; trying again {how}",
         "{device} 内存不足；{how} 重试",
     ),
+    "chosen": (
+        "Codebooks of {algorithm}: error {end:.4f} on held-out items, {start:.4f} without networks (these: {networks})",
+        "{algorithm} 码本：留出物品误差 {end:.4f}（无网络时 {start:.4f}；网络: {networks}）",
+    ),
     "streaming": (
         "The vectors would take {size} of memory and {limit} are allowed (memory_limit): they are streamed in parts",
         "向量需要 {size} 内存，上限为 {limit}（memory_limit）: 将分块流式处理",

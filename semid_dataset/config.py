@@ -33,8 +33,8 @@ class SemanticIdConfig:
         lr: learning rate of the RQ-VAE (Adam).
         num_epochs: most epochs of the RQ-VAE; it stops early when held-out items no longer improve.
         batch_size: items per training step.
-        algorithm: "rqvae" trains an autoencoder around the codebooks; "rqkmeans" does without. Or the name of another
-            package's trainer, see docs/extending.md.
+        algorithm: "rqkmeans" fits codebooks alone; "rqvae" trains an autoencoder around them; "auto" does so where
+            held-out items say that it can pay. Or the name of another package's trainer, see docs/extending.md.
         fusion: how several features become one vector: "aligned", "mean" (equal dims only), "concat".
         unique: give no two items the same ID, while codes last.
         device: "auto" (CUDA where there is one), "cpu", "cuda", "cuda:1", …
@@ -55,7 +55,7 @@ class SemanticIdConfig:
     lr: float = 1e-3
     num_epochs: int = 20
     batch_size: int = 1024
-    algorithm: str = "rqvae"
+    algorithm: str = "auto"
     fusion: Literal["aligned", "mean", "concat"] = "aligned"
     unique: bool = True
     device: str = "auto"

@@ -104,6 +104,7 @@ TRAINERS = Registry(
     "algorithm",
     "semid_dataset.trainers",
     {
+        "auto": "semid_dataset.codec._rqvae:Auto",
         "rqvae": "semid_dataset.codec._rqvae:RQVAE",
         "rqkmeans": "semid_dataset.codec._codebooks:RQKMeans",
         "faiss": "semid_dataset.codec._faiss:Faiss",

@@ -561,7 +561,9 @@ class Resolution:
     def _say_settings(self, table: SemanticIdTable) -> None:
         trained = table.header.settings
         wanted = self.config.to_dict()
-        matter = ("algorithm", "commitment_cost", "lr", "num_epochs", "batch_size", "unique", "seed")
+        matter = ["unique", "seed"]
+        if self.config.algorithm != "auto":  # else the data choose, and may have chosen what the table was made by
+            matter += ["algorithm", "commitment_cost", "lr", "num_epochs", "batch_size"]
         differ = [name for name in matter if name in trained and trained[name] != wanted[name]]
         if differ:
             tell(

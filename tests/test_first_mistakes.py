@@ -115,7 +115,7 @@ MISTAKES: list[tuple[str, str, Callable[["re.Match[str]"], str] | str]] = [
     ("export ids -o ids.xyz", r"csv \((\.csv)\)", "export ids -o ids{1}"),
     ("export ids -o ids.json -f excel", r"one of (json),", "export ids -o ids.json -f {1}"),
     ("generat x.npy", r"Did you mean '(generate)'\? See", f"{{1}} x.npy --ids ids.txt -o out{QUICK}"),
-    (f"{FILE} --algorithm kmeans", r"not one of 'rqvae', '(rqkmeans)'\.", f"{FILE} --algorithm {{1}} --codes 8"),
+    (f"{FILE} --algorithm kmeans", r"one of auto, rqvae, (rqkmeans),", f"{FILE} --algorithm {{1}} --codes 8"),
     (f"{FILE} --device cuda:7", r"\"(auto)\" takes CUDA where there is one", f"{FILE} --device {{1}}{QUICK}"),
     ("show ids P1", r"Its items are such as (p0),", "show ids {1}"),
     ("report ids -o r.html --titles other.csv", r"0 of 2 titles.*items are (p0), p1", titles_of),

@@ -9,7 +9,7 @@ import numpy as np
 
 from semid_dataset import LazySemanticIds, SemanticIdConfig, SemanticIdMixin
 
-SMALL = SemanticIdConfig(num_quantizers=3, codebook_size=16, num_epochs=2, device="cpu")
+SMALL = SemanticIdConfig(num_quantizers=3, codebook_size=16, num_epochs=2, algorithm="rqvae", device="cpu")
 ITEM0 = 20_000_000_000
 
 

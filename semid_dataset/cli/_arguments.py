@@ -135,8 +135,8 @@ SETTINGS = options(
         default=DEFAULTS.algorithm,
         show_default=True,
         metavar="NAME",
-        help="rqvae trains an autoencoder around the codebooks; rqkmeans does without, in less time; faiss; "
-        "or the algorithm of another package.",
+        help="rqkmeans fits codebooks alone, rqvae trains an autoencoder around them, auto does where it can pay; "
+        "faiss; or the algorithm of another package.",
     ),
     click.option(
         "--fusion",

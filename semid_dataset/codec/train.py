@@ -120,7 +120,11 @@ def fit_quantizer(
     for number, (where, how) in enumerate(attempts):
         try:
             trained = how.fit(points, sizes=sizes, device=where, seed=seed, progress=progress or Progress())
-            return _looked_over(trained, how, points, sizes, bulk.radius)
+            trained = _looked_over(trained, how, points, sizes, bulk.radius)
+            if "networks" in trained.choices:
+                errors = trained.held_out
+                tell("chosen", start=errors["start"], end=errors["end"], **trained.choices)
+            return trained
         except OutOfMemory as error:
             message = str(error)
         except RuntimeError as error:

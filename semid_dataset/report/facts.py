@@ -359,11 +359,14 @@ def _training(material: Material) -> dict[str, Any]:
     algorithm = material.part("settings").get("algorithm")
     loss = finites(material.quality.get("loss"))
     networks = any(name.startswith(("encoder.", "decoder.")) for name in material.table.weights)
+    choices = material.quality.get("choices")
+    fate = choices.get("networks") if isinstance(choices, Mapping) else None
     # An "rqvae" without networks: no epoch was better on the held-out items, and the k-means codebooks stayed.
-    kept = algorithm == "rqvae" and bool(loss) and material.table.has_quantizer and not networks
+    tried = fate != "not tried" if isinstance(fate, str) else algorithm == "rqvae"
+    kept = tried and algorithm != "rqkmeans" and bool(loss) and material.table.has_quantizer and not networks
     return {
         "algorithm": algorithm if isinstance(algorithm, str) else None,
-        "unit": "round" if algorithm == "rqkmeans" else "epoch",
+        "unit": "epoch" if tried or networks else "round",
         "loss": loss,
         "thrown_away": kept,
     }

@@ -148,8 +148,8 @@ def test_settings_that_the_configuration_has_reach_the_trainer(monkeypatch: pyte
     from semid_dataset.codec.train import trainer_of
 
     trainer: Any = trainer_of(SemanticIdConfig(lr=0.5, num_epochs=7))
-    assert (trainer.name, trainer.lr, trainer.num_epochs) == ("rqvae", 0.5, 7)
-    with pytest.raises(ConfigError, match="algorithm must be one of rqvae, rqkmeans, faiss, product, not 'rqvea'"):
+    assert (trainer.name, trainer.lr, trainer.num_epochs) == ("auto", 0.5, 7)
+    with pytest.raises(ConfigError, match="one of auto, rqvae, rqkmeans, faiss, product, not 'rqvea'"):
         SemanticIdConfig(algorithm="rqvea")
 
 

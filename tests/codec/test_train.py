@@ -31,7 +31,8 @@ def mixture(n: int = 2000, dim: int = 8, seed: int = 0) -> NDArray[np.float32]:
 
 
 def small(**settings: Any) -> SemanticIdConfig:
-    return SemanticIdConfig(**{"codebook_size": 16, "num_quantizers": 3, "num_epochs": 3, "device": "cpu", **settings})
+    defaults = {"codebook_size": 16, "num_quantizers": 3, "num_epochs": 3, "algorithm": "rqvae", "device": "cpu"}
+    return SemanticIdConfig(**{**defaults, **settings})
 
 
 def relative_error(quantizer: ResidualQuantizer, vectors: NDArray[Any]) -> float:
@@ -417,3 +418,69 @@ def test_no_level_serves_what_no_item_would_choose() -> None:
         shares = np.bincount(codes[:, level], minlength=64) / len(codes)
         shares = shares[shares > 0]
         assert np.exp(-(shares * np.log(shares)).sum()) > 0.6 * 64
+
+
+def test_auto_leaves_networks_alone_where_codebooks_already_overfit() -> None:
+    """Few items a codeword: no epoch is run, what was measured is said, and the codebooks are those of rqkmeans."""
+    vectors = np.random.default_rng(0).standard_normal((600, 12), dtype=np.float32)
+    trained, alone = (train(vectors, small(algorithm=name)) for name in ("auto", "rqkmeans"))
+    assert trained.choices["networks"] == "not tried"
+    assert trained.choices["algorithm"] == "rqkmeans"
+    assert trained.choices["overfit"] > 0.08
+    assert digest(trained.quantizer) == digest(alone.quantizer)
+
+
+def test_auto_trains_networks_where_items_are_many_and_keeps_what_judges_like() -> None:
+    """A curved surface and few codes: unseen items are written as well as known ones, and networks bring more."""
+    settings = {"codebook_size": 8, "num_quantizers": 2, "num_epochs": 20, "lr": 5e-3, "batch_size": 128}
+    trained = train(curved(3000), small(algorithm="auto", **settings))
+    assert trained.choices["networks"] == "kept"
+    assert trained.choices["algorithm"] == "rqvae"
+    assert trained.stopped_at <= 8
+    assert trained.held_out["end"] < trained.held_out["start"] * 0.995
+
+
+def test_networks_that_were_thrown_away_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    """In the figures and in one line: "rqvae" with a senseless learning rate has the codebooks of "rqkmeans"."""
+    with caplog.at_level("INFO", "semid_dataset"):
+        trained = train(mixture(600), small(lr=1.0, algorithm="rqvae"))
+    assert trained.choices["networks"] == "thrown away"
+    assert trained.choices["algorithm"] == "rqkmeans"
+    assert "these: thrown away" in caplog.text
+    assert trained.quantizer.encoder is None
+
+
+def test_items_that_judge_have_chosen_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the reach nor a state of the networks: choices are asked of other items than what is reported."""
+    asked: list[tuple[int, int]] = []
+    merit, judged = _codebooks._merit, _rqvae.judged
+    chosen: set[tuple[float, ...]] = set()
+    reported: set[tuple[float, ...]] = set()
+    monkeypatch.setattr(
+        _codebooks,
+        "_merit",
+        lambda points, books: (chosen.update(map(tuple, points.tolist())), merit(points, books))[1],
+    )
+
+    def noted(points: torch.Tensor, state: ResidualQuantizer) -> float:
+        asked.append((len(points), state.beam))
+        (reported if len(asked) in (1, 6) else chosen).update(map(tuple, points.tolist()))
+        return judged(points, state)
+
+    monkeypatch.setattr(_rqvae, "judged", noted)
+    train(mixture(2000), small(num_epochs=3))
+    assert len(asked) == 6  # the start; the start and three epochs among those that choose; what came of it
+    assert len(reported) == 50
+    assert not chosen & reported
+
+
+@pytest.mark.parametrize("far", [True, False])
+def test_the_reach_is_chosen_by_the_data(far: bool) -> None:
+    """Where clusters are far apart near sums alone count; both errors are told."""
+    random = np.random.default_rng(0)
+    vectors = random.standard_normal((4000, 24), dtype=np.float32)
+    if far:
+        vectors = 30 * random.standard_normal((64, 24), dtype=np.float32)[random.integers(0, 64, 4000)] + vectors
+    choices = train(vectors, small(algorithm="rqkmeans")).choices
+    assert set(choices["tried"]) == {"reach 0.1", "reach 1"}
+    assert choices["reach"] == (0.1 if far else 1.0)
