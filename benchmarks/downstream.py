@@ -14,6 +14,7 @@ Everything that is drawn (new items, IDs, weights, batches) depends on the seed 
     python benchmarks/downstream.py --quick                # does it run? generated data, nothing for the record
     python benchmarks/downstream.py                        # everything that is not there yet: hours on one core
     python benchmarks/downstream.py --model sasrec --sets none random rqvae --seeds 0 1 2 3 4
+    python benchmarks/downstream.py --data FOLDER --vectors vectors.title.npy --out OUT      # other data than Beauty
     python benchmarks/downstream.py --check --sets rqvae --seeds 0      # the same run again: are the figures the same?
     python benchmarks/downstream.py --report               # tables and plot anew, from the figures that are there
 
@@ -52,6 +53,7 @@ from semid_dataset.codec.unique import resolve_collisions
 from semid_dataset.config import SemanticIdConfig
 from semid_dataset.exports import PrefixTrie, flat_ids
 from semid_dataset.features import FeatureMatrix
+from semid_dataset.inputs.sequences import read_sequences
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LEVELS, CODES = 4, 256
@@ -145,19 +147,32 @@ class World(NamedTuple):
     published: dict[str, Codes]
 
 
-def beauty() -> World | None:
-    """Return products, their titles' embeddings and what users bought in order; None if they are not here."""
-    folder = os.environ.get("SEMID_REAL_DATA")
-    if not folder:
-        return None
-    import pyarrow.parquet as pq
+def world_of(folder: Path, vectors: str | None = None) -> World:
+    """
+    Return what a folder holds of a world: sequences, a vector of every item and, if there are some, published IDs.
 
-    base = Path(folder, "data", "beauty")
-    text = np.concatenate([np.load(part) for part in sorted(base.glob("emb_minilm384_f16.part*.npy"))])
-    sequences = pq.read_table(base / "sequences.parquet")["item_ids"].to_pylist()
-    with np.load(base / "published_sids_mit.npz") as archive:
-        published = {name: archive[name] for name in archive.files}
-    return World("beauty", text.astype(np.float32), sequences, published)
+    Args:
+        folder: `sequences.*` holds rows of items, as `semid generate --sequences` takes them, or is an .npz of `items`,
+            all sequences one after the other, and `ends`; `*.part*.npy`, one matrix in parts, or the only other .npy
+            holds the vectors, row k of item k; `published*.npz` holds an array (items, levels) of codes for each set.
+        vectors: the .npy to take where there are several.
+    """
+    (path,) = folder.glob("sequences.*")
+    if path.suffix == ".npz":
+        with np.load(path) as archive:
+            sequences = [part.tolist() for part in np.split(archive["items"].astype(np.int64), archive["ends"][:-1])]
+    else:
+        sequences = [[int(item) for item in sequence] for sequence in read_sequences(path)]
+    parts = [folder / vectors] if vectors else sorted(folder.glob("*.part*.npy")) or sorted(folder.glob("*.npy"))
+    if len({part.name.split(".part")[0] for part in parts}) != 1:
+        sys.exit(f"'{folder}' must hold one matrix; name one of {[part.name for part in parts]} with --vectors.")
+    text = np.concatenate([np.load(part) for part in parts]).astype(np.float32)
+    published = {}
+    for archive_path in folder.glob("published*.npz"):
+        with np.load(archive_path) as archive:
+            published |= {name: archive[name] for name in archive.files}
+    taken = [sequence for sequence in sequences if len(sequence) > 2]
+    return World(folder.name if vectors is None else f"{folder.name}-{Path(vectors).stem}", text, taken, published)
 
 
 def generated(items: int = 3000, users: int = 6000, dim: int = 48, groups: int = 60) -> World:
@@ -341,9 +356,11 @@ def behaviour(**settings: Any) -> Make:
         row_of = np.full(len(world.text), -1)
         row_of[known] = np.arange(len(known))
         feature = FeatureMatrix("text", np.arange(len(known)), world.text[known])
-        alone, together = behaviour_aware(feature, [row_of[some] for some in cut.train])
-        vectors = alone.apply([FeatureMatrix("text", np.arange(len(world.text)), world.text)], len(world.text))
-        vectors[known] = together
+        aware = behaviour_aware(feature, [row_of[some] for some in cut.train])
+        if aware is None:
+            return ours(**settings)(world, cut, seed)
+        vectors = aware.alone.apply([FeatureMatrix("text", np.arange(len(world.text)), world.text)], len(world.text))
+        vectors[known] = aware.vectors
         return encoded(world, cut, quantizer_of(world, cut, seed, vectors, **settings), vectors, unique=True)
 
     return make
@@ -1196,6 +1213,8 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", nargs="+", type=int, default=list(range(5)))
+    parser.add_argument("--data", type=Path, help="folder of sequences, vectors and published IDs, see `world_of`")
+    parser.add_argument("--vectors", help="the .npy in that folder, where there are several")
     parser.add_argument("--quick", action="store_true", help="generated data, written to a temporary folder")
     parser.add_argument("--check", action="store_true", help="repeat runs that are there; an error if figures differ")
     parser.add_argument("--report", action="store_true", help="measure nothing, write tables and plot anew")
@@ -1210,10 +1229,14 @@ def main() -> None:
     figures = folder / "downstream.json"
     results: dict[str, Any] = json.loads(figures.read_text()) if figures.exists() else {}
     if not options.report:
-        world = generated(items=600, users=500) if options.quick else beauty()
-        if world is None:
-            world = generated()
-            print("Real data are not here (set SEMID_REAL_DATA): generated ones take their place.", flush=True)
+        real = os.environ.get("SEMID_REAL_DATA")
+        if options.data is None and real and not options.quick:
+            options.data = Path(real, "data", "beauty")
+        if options.data is not None:
+            world = world_of(options.data, options.vectors)
+        else:
+            world = generated(items=600, users=500) if options.quick else generated()
+            print("No --data and no SEMID_REAL_DATA: generated data take their place.", flush=True)
         described = {
             "name": world.name,
             "items": len(world.text),

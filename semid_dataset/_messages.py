@@ -315,6 +315,15 @@ LINES: dict[str, tuple[str, str]] = {
         "{forbidden} forbids to {what}; it is done all the same (--force)",
         "{forbidden} 禁止此操作（{what}）；因 --force 仍然执行",
     ),
+    "behaviour_taken": (
+        "sequences take part in the IDs: an item's own vector counts as {weight:g} neighbours",
+        "序列参与生成ID：物品自身向量的权重相当于 {weight:g} 个邻居",
+    ),
+    "behaviour_left_out": (
+        "the sequences were left out of the IDs: on held-out items the vectors alone find as many, or more new ones. "
+        "Give longer sequences, or none",
+        "序列未参与生成ID：在留出的物品上，仅用向量的效果不差，或能找到更多新物品。请提供更长的序列，或不提供",
+    ),
     "beyond_capacity": (
         "{items} items do not fit into {capacity} IDs: items will share IDs",
         "{items} 个物品超出 {capacity} 个ID的容量：部分物品将共享ID",
@@ -346,6 +355,7 @@ CODES = {
     "branched": "W022",
     "private_set": "W023",
     "ids_untidy": "W024",
+    "behaviour_left_out": "W025",
     "healed": "W030",
     "set_aside": "W031",
     "left_damaged": "W032",

@@ -206,7 +206,7 @@ def _with_sequences(
         )
     keys = table.keys_array
     known = known_sequences(keys, sequences)
-    return with_sequences(embeddings, [[keys[row] for row in sequence] for sequence in known])
+    return with_sequences(embeddings, [[keys[row] for row in sequence] for sequence in known], needed=True)
 
 
 def _against_vectors(table: SemanticIdTable, embeddings: "Embeddings") -> tuple[Comparison, list[str]]:

@@ -43,6 +43,27 @@ def world(down: ModuleType) -> Any:
     return down.generated(items=300, users=250, groups=10, dim=12)
 
 
+def test_any_folder_of_sequences_and_vectors_is_a_world(down: ModuleType, tmp_path: Path) -> None:
+    """Sequences as lists or as one array with ends; a matrix whole or in parts; published IDs where there are some."""
+    text = np.arange(12, dtype=np.float16).reshape(6, 2)
+    sequences = [[0, 1, 2], [3, 4], [5, 4, 3, 2]]
+    lists, arrays = tmp_path / "lists", tmp_path / "arrays"
+    lists.mkdir(), arrays.mkdir()
+    (lists / "sequences.txt").write_text("".join(" ".join(map(str, some)) + "\n" for some in sequences))
+    np.save(lists / "x.part0.npy", text[:4]), np.save(lists / "x.part1.npy", text[4:])
+    np.savez(arrays / "sequences.npz", items=np.concatenate(sequences).astype(np.uint16), ends=np.array([3, 5, 9]))
+    np.save(arrays / "title.npy", text), np.save(arrays / "full.npy", text + 1)
+    np.savez(arrays / "published.npz", theirs=np.zeros((6, 4), np.uint8))
+    one, other = down.world_of(lists), down.world_of(arrays, "title.npy")
+    for world in (one, other):
+        assert world.sequences == [[0, 1, 2], [5, 4, 3, 2]]  # two are too few to train, validate and test with
+        assert (world.text == text).all()
+    assert list(other.published) == ["theirs"]
+    assert not one.published
+    with pytest.raises(SystemExit, match="--vectors"):
+        down.world_of(arrays)
+
+
 def test_nothing_of_new_items_or_later_events_is_trained_on(down: ModuleType, world: Any) -> None:
     """New items are in no history and no training sequence; targets are the last two events."""
     cut = down.split(world, 3)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from semid_dataset._messages import degrade, tell
 from semid_dataset.build.pipeline import say_beyond
 from semid_dataset.codec.bulk import find_bulk
 
@@ -17,14 +18,19 @@ if TYPE_CHECKING:
 __all__ = ["with_sequences"]
 
 
-def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]]) -> "Embeddings":
+def with_sequences(
+    embeddings: "Embeddings", sequences: Iterable[Sequence[Any] | NDArray[Any]], *, needed: bool = False
+) -> "Embeddings":
     """
     Return embeddings with vectors that sequences of their items took part in, see `behaviour.behaviour_aware`.
+
+    They come back as they were, with a warning, where that would find no more of held-out items, or fewer new ones,
+    unless it is `needed`: a table was made so.
 
     Raises:
         NoEmbeddingsError: no two of the items occur near each other.
     """
-    from semid_dataset.codec.behaviour import behaviour_aware, known_sequences
+    from semid_dataset.codec.behaviour import WEIGHT, behaviour_aware, known_sequences
 
     known = known_sequences(embeddings.items, sequences)
     taken = hashlib.sha256()
@@ -35,6 +41,12 @@ def with_sequences(embeddings: "Embeddings", sequences: Iterable[Sequence[Any] |
     if bulk.beyond is not None:
         first = [str(embeddings.items[row]) for row in np.flatnonzero(bulk.beyond)[:3].tolist()]
         say_beyond(int(bulk.beyond.sum()), len(bulk.beyond), first, bulk.times)
-    fused = behaviour_aware(feature, known)
+    aware = behaviour_aware(feature, known)
+    if aware is None and needed:
+        aware = behaviour_aware(feature, known, weight=WEIGHT)
+    if aware is None:
+        degrade("behaviour_left_out")
+        return embeddings
+    tell("behaviour_taken", weight=aware.weight)
     digest = hashlib.sha256(f"{embeddings.digest}\0sequences\0{taken.hexdigest()}".encode()).hexdigest()
-    return replace(embeddings, fused=fused, digest=digest, behaviour=taken.hexdigest())
+    return replace(embeddings, fused=(aware.alone, aware.vectors), digest=digest, behaviour=taken.hexdigest())

@@ -1,6 +1,8 @@
 """Vectors of behaviour: what they say, what they do not depend on, and IDs made with them."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from semid_dataset.codec.behaviour import (
     known_sequences,
     learned_metric,
     pulled_together,
+    tried,
 )
-from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError
+from semid_dataset.errors import ConfigError, EmbeddingError, NoEmbeddingsError, SemanticIdWarning
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.inputs.sequences import read_sequences
 
@@ -199,7 +202,9 @@ def test_what_is_learned_of_behaviour_holds_for_an_item_alone() -> None:
     """An item in no sequence lies where the map puts it; the others are of unit length around their mean."""
     items, vectors, sequences = world()
     feature = FeatureMatrix("own", np.arange(len(items)), vectors)
-    alone, together = behaviour_aware(feature, [[item // 10 for item in some if item >= 50] for some in sequences])
+    aware = behaviour_aware(feature, [[item // 10 for item in some if item >= 50] for some in sequences])
+    assert aware is not None
+    alone, together = aware.alone, aware.vectors
     np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
     np.testing.assert_allclose(alone.apply([feature], len(items))[:5], together[:5], atol=1e-5)
     assert np.abs(alone.apply([feature], len(items))[5:] - together[5:]).max() > 0.1
@@ -350,3 +355,76 @@ def test_verify_checks_ids_with_the_sequences_and_says_what_vectors_alone_leave_
     assert (code, "3 dims here; 6 were fitted" in said) == (3, True), (code, said)
     assert "goes with --embeddings" in verified(*with_sequences)[1]
     assert "made without sequences" in verified("--embeddings", "x.npz", *with_sequences, table="plain")[1]
+
+
+def held_out_world(seed: int = 0) -> tuple[FeatureMatrix, list[NDArray[np.int64]]]:
+    """400 items in 40 groups that content hardly tells apart: users take five of one group."""
+    random = np.random.default_rng(seed)
+    group = np.repeat(np.arange(40), 10)
+    vectors = 0.5 * random.standard_normal((40, 12))[group] + random.standard_normal((400, 12))
+    sequences = [10 * random.integers(40) + random.permutation(10)[:5] for _ in range(900)]
+    return FeatureMatrix("own", np.arange(400), vectors.astype(np.float32)), sequences
+
+
+def test_behaviour_is_taken_where_it_finds_held_out_items_and_costs_new_ones_nothing() -> None:
+    """The weight is one of those tried, and it is kept out where users take items by chance."""
+    feature, sequences = held_out_world()
+    aware = behaviour_aware(feature, sequences)
+    assert aware is not None
+    trials = tried(feature.matrix, sequences)
+    assert trials[aware.weight].all > trials[math.inf].all + 0.1
+    assert trials[aware.weight].new >= trials[math.inf].new - trials[aware.weight].error
+    random = np.random.default_rng(1)
+    assert behaviour_aware(feature, [random.permutation(400)[:5] for _ in range(300)]) is None
+    assert behaviour_aware(feature, [[0, 1]]) is None  # nothing is left to try it on
+
+
+def test_weights_that_cost_new_items_are_passed_over() -> None:
+    """Of those that cost no more than a standard error, the one that finds most; none where nothing is gained."""
+    plain = behaviour.Trial(0.10, 0.08, 0.0)
+    hard, soft = behaviour.Trial(0.15, 0.05, 0.01), behaviour.Trial(0.12, 0.075, 0.01)
+    assert behaviour._best({math.inf: plain, 10.0: hard, 40.0: soft}) == 40.0
+    assert behaviour._best({math.inf: plain, 10.0: hard._replace(new=0.08), 40.0: soft}) == 10.0
+    assert behaviour._best({math.inf: plain, 10.0: hard}) is None
+    assert behaviour._best({math.inf: plain, 40.0: soft._replace(all=0.10)}) is None
+    assert behaviour._best({math.inf: plain}) is None
+
+
+def test_an_item_that_nobody_took_lies_among_those_it_is_like_as_they_are_after_pulling() -> None:
+    """Two clumps are taken together; a new item of one is carried along instead of staying behind."""
+    random = np.random.default_rng(0)
+    centres = 4 * np.eye(6)[:4]
+    group = np.arange(120) % 4
+    vectors = (centres[group] + 0.3 * random.standard_normal((120, 6))).astype(np.float32)
+    pair = {0: 1, 1: 0, 2: 3, 3: 2}
+    sequences = []
+    for _ in range(600):
+        mine = random.choice(np.flatnonzero(group[:100] == group[random.integers(100)]), 2)
+        theirs = random.choice(np.flatnonzero(group[:100] == pair[int(group[mine[0]])]), 2)
+        sequences.append(np.array([mine[0], theirs[0], mine[1], theirs[1]]))
+    feature = FeatureMatrix("own", np.arange(120), vectors)
+    aware = behaviour_aware(feature, sequences, weight=10.0)
+    assert aware is not None
+    nobody = np.arange(100, 120)
+    scores = aware.vectors[nobody] @ aware.vectors[:100].T
+    nearest = group[np.argsort(-scores, axis=1)[:, :50]]
+    both = (nearest == group[nobody, None]) | (nearest == np.vectorize(pair.get)(group[nobody])[:, None])
+    assert both.mean() > 0.9
+    old = (vectors - vectors[:100].mean(0)) / np.linalg.norm(vectors - vectors[:100].mean(0), axis=1, keepdims=True)
+    before = group[np.argsort(-(old[nobody] @ old[:100].T), axis=1)[:, :50]]
+    assert ((before == group[nobody, None]) | (before == np.vectorize(pair.get)(group[nobody])[:, None])).mean() < 0.85
+
+
+def test_ids_are_those_of_the_vectors_where_behaviour_is_left_out(tmp_path: Path) -> None:
+    """It says so, and the table was not made with sequences."""
+    feature, _ = held_out_world()
+    larger = replace(SETTINGS, codebook_size=32)
+    random = np.random.default_rng(1)
+    chance = [random.permutation(400)[:5].tolist() for _ in range(300)]
+    plain = generate_from_vectors(range(400), feature.matrix, output_dir=tmp_path / "plain", config=larger)
+    with pytest.warns(SemanticIdWarning, match="left out"):
+        table = generate_from_vectors(
+            range(400), feature.matrix, output_dir=tmp_path / "out", config=larger, sequences=chance
+        )
+    assert (table.codes_array == plain.codes_array).all()
+    assert not table.header.behaviour
