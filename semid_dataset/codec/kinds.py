@@ -20,7 +20,7 @@ from semid_dataset.codec.fusion import Fusion
 from semid_dataset.errors import ConfigError, EmbeddingError, TableError
 from semid_dataset.features import FeatureMatrix
 from semid_dataset.format import tensors as container
-from semid_dataset.objects import as_matrix, as_path, expect, shown
+from semid_dataset.objects import as_count, as_matrix, as_path, expect, shown
 from semid_dataset.protocols import Quantizer
 from semid_dataset.registry import QUANTIZERS
 
@@ -125,6 +125,9 @@ def vectors_of(quantizer: Quantizer, features: Sequence[FeatureMatrix], items: i
     Raises:
         EmbeddingError: features that do not fit, see `Fusion.apply`.
     """
+    if not isinstance(features, list | tuple) or not all(isinstance(one, FeatureMatrix) for one in features):
+        raise EmbeddingError(f"The features must be a list of FeatureMatrix, not {shown(features)}.")
+    items = as_count(items, "The number of items", 0, 1 << 62, EmbeddingError)
     fusion = fusion_of(quantizer)
     if fusion is not None:
         return fusion.apply(features, items)

@@ -352,3 +352,13 @@ def test_the_first_bad_row_is_named_wherever_its_block_is() -> None:
     for work in (quantizer.encode, quantizer.latents):
         with pytest.raises(EmbeddingError, match=f"Row {first} "):
             work(vectors)
+
+
+@pytest.mark.parametrize("features", [None, "x", 3, {}, np.zeros((9, 4)), [np.zeros((9, 4))]])
+def test_what_are_no_features_is_refused_by_name(features: object) -> None:
+    """Vectors themselves, most often: they go to `encode`."""
+    quantizer = ResidualQuantizer([torch.zeros(4, 4)])
+    with pytest.raises(EmbeddingError, match="list of FeatureMatrix"):
+        quantizer.encode_features(features, 9)  # type: ignore[arg-type]
+    with pytest.raises(EmbeddingError, match="number of items"):
+        quantizer.vectors_of([], "9")  # type: ignore[arg-type]
