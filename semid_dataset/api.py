@@ -30,6 +30,7 @@ from semid_dataset.cache.lock import Lease
 from semid_dataset.config import Identity, SemanticIdConfig
 from semid_dataset.environment import Context
 from semid_dataset.errors import ConfigError, EmbeddingError, ItemsError, ParentError, SemidError, TableError
+from semid_dataset.format.id_json import JSON_FILE
 from semid_dataset.inputs.discover import FeatureSource, feature_names, find_sources
 from semid_dataset.inputs.keys import LongNameError, as_keys
 from semid_dataset.inputs.matrix import OWN
@@ -37,7 +38,7 @@ from semid_dataset.objects import as_choice, as_count, as_path, expect
 from semid_dataset.objects import shown as shown_value
 from semid_dataset.progress import Progress, shown
 from semid_dataset.registry import EXECUTORS
-from semid_dataset.resolve import JSON_FILE, Request, Resolution, resolve
+from semid_dataset.resolve import Request, Resolution, resolve
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 if TYPE_CHECKING:

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,11 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from semid_dataset import _files as files
-from semid_dataset._messages import degrade, logger, tell, text, warn
+from semid_dataset._messages import degrade, tell, text, warn
 from semid_dataset._process import check_imports, fellow_ranks, in_loader_worker, raised_by_signal
 from semid_dataset.build import lineages as lineage
 from semid_dataset.build import memory, pipeline
 from semid_dataset.build.evidence import Evidence
+from semid_dataset.build.handmade import HandMade, reconciled
 from semid_dataset.build.itemset import HeldItems, ItemSet
 from semid_dataset.cache import folders
 from semid_dataset.cache.cache import Cache
@@ -45,31 +45,27 @@ from semid_dataset.errors import (
     NoRoomError,
     ParentError,
     PinError,
-    SemanticIdFileError,
     SemidError,
-    StoreError,
     TableVersionError,
     WorkGoneError,
 )
-from semid_dataset.format.id_json import parse_id_json
+from semid_dataset.format.id_json import JSON_FILE
 from semid_dataset.inputs.discover import FeatureSource, features_folder, find_sources
 from semid_dataset.inputs.keys import LongNameError
 from semid_dataset.objects import as_path
 from semid_dataset.progress import Progress, shown
 from semid_dataset.registry import EXECUTORS
 from semid_dataset.table.build import TableData, content_digests
-from semid_dataset.table.header import TableHeader
-from semid_dataset.table.sizes import fitting_sizes, say_guessed
 from semid_dataset.table.table import SemanticIdTable
 
 if TYPE_CHECKING:
+    from semid_dataset.build.recover import Recovery
     from semid_dataset.build.streaming.run import Job
     from semid_dataset.codec.residual import ResidualQuantizer
     from semid_dataset.inputs.read import Embeddings
 
 __all__ = ["Request", "Resolution", "check_expected", "check_pin", "is_read_back", "look", "resolve"]
 
-JSON_FILE = "semantic_id_dict.json"
 STREAM_TRIES = 3  # of a streamed run whose work folder others, who published, took away
 BROKEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EISDIR, errno.ENOTDIR}  # of a folder
 BY_LOOKING = "this look makes no IDs"  # what ends the reason of `look`, where the gate would let IDs be made
@@ -271,6 +267,8 @@ class Resolution:
         self.adopting: bool = not in_worker  # whether a parent is taken into the cache
         self.expect: str = request.expect or environment.expect or ""
         self._pin = request.pin or environment.pin or ""
+        self._one_generation: bool = False  # is pinned
+        self._asked: tuple[list[FeatureSource], Embeddings | None, CacheKey]
         self.guard: Guard = Guard(self.cache, request.data_dir, self._kind)
 
     def open_parent(self) -> None:
@@ -296,32 +294,68 @@ class Resolution:
             self.parent = self.cache.adopted(self.parent)
 
     def run(self) -> SemanticIdTable:
-        """Return the first table that answers."""
-        table = self._pinned()
-        if table is None and (table := self._hand_made()) is not None and self.parent is not None:
-            self._reconcile(table)
-            table = None
-        if table is None:
-            table = self._from_embeddings()
+        """Return the table of the first that answers; each says why it does not."""
+        for answer in (
+            self._pinned,
+            self._hand_made,
+            self._without_quantizer,
+            self._without_embeddings,
+            self._noted_answer,
+            self._behind_the_gate,
+        ):
+            if (table := answer()) is not None:
+                break
+            tell("passed_over", level=logging.DEBUG, step=answer.__name__.strip("_"), reason="it has no table")
+        else:
+            table = self.generate(*self._asked)
+        if table.status != "pregenerated" and not self._one_generation:
             self.guard.hold(table, note=self.may_generate)
         return table
 
-    def _from_embeddings(self) -> SemanticIdTable:
-        """Return the table of the dataset's items: the parent's lineage, its own, a training."""
-        if self.parent is not None and not self.parent.has_quantizer:
-            self._adopt_parent()
-            return self._stale(self.parent, "the parent has no quantizer to encode new items with")
+    def _hand_made(self) -> SemanticIdTable | None:
+        """Return the compiled `semantic_id_dict.json`; beside a parent it only adds to that."""
+        data_dir = self.request.data_dir
+        made = HandMade(self.cache, self.guard, data_dir, self.config.codebook_sizes, in_worker=self.in_worker)
+        table = made.table(self.parent)
+        if table is None or self.parent is None or data_dir is None:
+            return table
+        self.parent = reconciled(self.parent, table, data_dir / JSON_FILE)
+        return None
+
+    def _without_quantizer(self) -> SemanticIdTable | None:
+        """Return the parent as it is, where it cannot encode new items."""
+        if self.parent is None or self.parent.has_quantizer:
+            return None
+        self._adopt_parent()
+        return self._stale(self.parent, "the parent has no quantizer to encode new items with")
+
+    def _without_embeddings(self) -> SemanticIdTable | None:
+        """
+        Return what is known already where there are no embeddings; else note what is asked.
+
+        Raises:
+            NoEmbeddingsError: nothing is known; the original's words say so.
+        """
         try:
             sources = self._sources()
         except NoEmbeddingsError as error:
-            return self._without_embeddings(error)
+            if (table := self._known_here(None)) is not None:
+                return self._stale(table, str(error).rstrip("."))
+            data_dir = self.request.data_dir
+            if data_dir is not None and features_folder(data_dir) is None:
+                tell("no_folder", path=data_dir / "creative_emb")
+            tell("no_features")
+            raise
         cache_key, embeddings = self.cache_key(sources)
-        if (table := self.remembered(cache_key)) is not None:
+        self._asked = sources, embeddings, cache_key
+        return None
+
+    def _noted_answer(self) -> SemanticIdTable | None:
+        """Return the table that a note names for these files: no embedding is read."""
+        table = self.remembered(self._asked[2])
+        if table is not None:
             tell("loaded", items=len(table))
-            return table
-        if not self.may_generate:
-            return self._behind_the_gate(sources, embeddings, cache_key)
-        return self.generate(sources, embeddings, cache_key)
+        return table
 
     # --- what was pinned ---
 
@@ -353,118 +387,8 @@ class Resolution:
             return None
         tell("loaded", items=len(table))
         self.guard.hold(table, note=False)
+        self._one_generation = True
         return table.with_status("cached", f"pinned to {self._pin} ({where})")
-
-    # --- a hand-made file ---
-
-    def _reconcile(self, made: SemanticIdTable) -> None:
-        """
-        Hold a `semantic_id_dict.json` against the parent, and take in what it has beyond it.
-
-        Where the cache is gone nothing says whose export it is. One that holds all IDs of the parent is of a later
-        table; one whose IDs the parent all holds is of an earlier one.
-
-        Raises:
-            ParentError: they contradict each other.
-        """
-        parent = self.parent
-        assert parent is not None
-        moved, both = moved_items(parent, made)
-        if moved or both < min(len(parent), len(made)):
-            assert self.request.data_dir is not None
-            raise ParentError(
-                f"'{self.request.data_dir / JSON_FILE}' gives {moved} of {both} common items another ID than the "
-                f"parent {parent.path or 'in memory'}, or is about other items. Nothing was changed. Remove the one "
-                "that is not meant."
-            )
-        if len(made) > len(parent) and parent.header.identity is not None:
-            from semid_dataset.build import recover as healing
-
-            found = healing.rejoined(
-                made, parent, CacheEntry(parent.lineage, parent.generation, ""), parent.generation + 1
-            )
-            if found is not None:
-                self.parent = found[0].in_memory("cached", "the parent, and what was exported since")
-
-    def _hand_made(self) -> SemanticIdTable | None:
-        """Compile `semantic_id_dict.json` into the cache, unless a table of ours exported it."""
-        if self.request.data_dir is None:
-            return None
-        path = self.request.data_dir / JSON_FILE
-        try:
-            return self._hand_made_at(path, FileStamp.of(path, self.request.data_dir))
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:  # another user's, most likely our own export under their umask; or the disk says no
-            if isinstance(error, SemidError):
-                raise
-            self.cache.pass_over(path, error)
-            degrade("export_unreadable", path=path, error=error)
-            return None
-
-    def _hand_made_at(self, path: Path, stamp: FileStamp) -> SemanticIdTable | None:
-        cache_key = CacheKey("json", None, (stamp,))
-        entry = self.cache.recall(cache_key)
-        if entry is not None and entry.lineage.startswith("json-"):
-            table = self._compiled(entry)
-            if table is not None and table.digest == entry.digest:
-                tell("loaded", items=len(table))
-                return self._sized(table).with_status("pregenerated", f"{path} (compiled)")
-        elif entry is not None:
-            return None  # our own export
-        if self.parent is not None and self.parent.header.exported(stamp.digest()):
-            return None  # the parent's, also where no cache remembers it
-        buffer, _ = files.map_file(path, mmap=self.cache.mmap, follow=True)
-        sha256 = stamp.digest()
-        if (ours := self.cache.exported_by(sha256)) is not None:
-            if self.may_generate:
-                self.cache.remember(ours, cache_key, {path: sha256})
-            return None
-        return self._compile(path, buffer, sha256, cache_key)
-
-    def _compiled(self, entry: CacheEntry) -> SemanticIdTable | None:
-        """Return the compiled form of a hand-made file; None where it cannot be read, and is made again."""
-        try:
-            return self.cache.newest(entry.lineage)
-        except (SemidError, OSError, MemoryError) as error:
-            self.cache.pass_over(Path(entry.lineage), error)
-            return None
-
-    def _compile(self, path: Path, buffer: memoryview, sha256: str, cache_key: CacheKey) -> SemanticIdTable:
-        items, codes = parse_id_json(bytes(buffer), str(path))
-        if not len(items):
-            raise SemanticIdFileError(
-                f"'{path}' holds no semantic ID. It was left untouched; remove it to have IDs generated."
-            )
-        name = f"json-{sha256[:24]}"
-        made = {"born": time.time(), "source": path.name}
-        data = TableData(items, codes, TableHeader(lineage=name, provenance=made))
-        reason = f"{path}"
-        table: SemanticIdTable | None = None
-        if not self.in_worker:
-            try:
-                self.cache.publish(name, 0, data.buffers())
-                table = self.cache.newest(name)
-            except (OSError, SemidError) as error:
-                logger.debug("%s was not compiled: %s", path, error)
-            else:
-                if table is not None:
-                    self.cache.remember(CacheEntry(name, table.generation, table.digest), cache_key, {path: sha256})
-        if table is None:
-            table = data.in_memory("pregenerated", reason)
-        self.guard.hold(table, note=False)
-        tell("loaded", items=len(table))
-        return self._sized(table).with_status("pregenerated", reason)
-
-    def _sized(self, table: SemanticIdTable) -> SemanticIdTable:
-        """Return a hand-made table with the sizes of its levels: those of the configuration, where its IDs fit them."""
-        if table.sizes_stated:
-            return table
-        sizes = fitting_sizes(self.config.codebook_sizes, table.codes_array)
-        if sizes is not None:
-            return table.with_sizes(sizes)
-        say_guessed(table.codes_array, f"'{table.header.provenance.get('source', JSON_FILE)}'")
-        return table
 
     # --- the lineage ---
 
@@ -624,7 +548,7 @@ class Resolution:
         except PermissionError as error:  # another user keeps it private by now
             cache.pass_over(Path(str(error.filename or served.lineage)), error)
             return None
-        return table or self._newest_or_pass(served.lineage, cache)
+        return table or cache.newest_or_pass(served.lineage)
 
     def read(self, sources: Sequence[FeatureSource], progress: Progress | None = None) -> "Embeddings":
         """Read the embeddings; the only step that is as long as they are large."""
@@ -682,7 +606,7 @@ class Resolution:
         why = ""
         if root is None:
             why = "no cache folder takes a write, and parts must lie somewhere"
-        elif self._lost_export() is not None:
+        elif self._recovery.lost_export() is not None:
             why = "lost IDs are to be taken in again"
         if why or root is None:
             if self.engine is not None:
@@ -727,23 +651,20 @@ class Resolution:
 
     # --- the gate is closed ---
 
-    def _without_embeddings(self, error: NoEmbeddingsError) -> SemanticIdTable:
-        """Serve what is known already, else say in the original's words that there is nothing."""
-        if (table := self._known_here(None)) is not None:
-            return self._stale(table, str(error).rstrip("."))
-        data_dir = self.request.data_dir
-        if data_dir is not None and features_folder(data_dir) is None:
-            tell("no_folder", path=data_dir / "creative_emb")
-        tell("no_features")
-        raise error
+    def _behind_the_gate(self) -> SemanticIdTable | None:
+        """
+        Return what is known where nothing may be generated.
 
-    def _behind_the_gate(
-        self, sources: Sequence[FeatureSource], embeddings: "Embeddings | None", cache_key: CacheKey
-    ) -> SemanticIdTable:
+        Raises:
+            GenerationError: nothing is.
+        """
+        if self.may_generate:
+            return None
+        sources, embeddings, cache_key = self._asked
         why = "this is a DataLoader worker" if self.in_worker else self.forbidden_by
         if self.in_worker:  # reading gigabytes in every worker is no answer either
             raise GenerationError(f"Their embeddings have no IDs yet, and {why}.")
-        if (exported := self._exported_ids(cache_key.identity)) is not None:
+        if (exported := self._recovery.exported_ids(cache_key.identity)) is not None:
             return self._stale(exported, f"its table is damaged and {why}")
         row: lineage.Lineage | None = None
         unreadable = False
@@ -781,7 +702,7 @@ class Resolution:
             return self.parent
         if self.request.data_dir is None:
             return None
-        exported = self._exported_ids(identity)
+        exported = self._recovery.exported_ids(identity)
         if exported is not None and exported.levels == len(self.config.codebook_sizes):
             return exported
         bound = self.guard.bound
@@ -792,142 +713,17 @@ class Resolution:
         same = found.codebook_sizes == self.config.codebook_sizes and {fid for fid, _ in found.features} == asked
         return table if found == identity or (identity is None and same) else None
 
-    def _newest_or_pass(self, name: str, cache: Cache | None = None) -> SemanticIdTable | None:
-        """Return the newest table of a lineage that a note names; None where another user keeps it private."""
-        try:
-            return (cache or self.cache).newest(name)
-        except PermissionError as error:
-            self.cache.pass_over(Path(str(error.filename or name)), error)
-            return None
-
     def _stale(self, table: SemanticIdTable, reason: str) -> SemanticIdTable:
         tell("stale", reason=reason, known=len(table))
         return table.with_status("stale", reason)
 
     # --- a damaged table ---
 
-    def _lost_export(self) -> CacheEntry | None:
-        """Return which table `semantic_id_dict.json` was exported from, if its IDs are in no table any more."""
-        if self.request.data_dir is None:
-            return None
-        try:
-            stamp = FileStamp.of(self.request.data_dir / JSON_FILE, self.request.data_dir)
-        except OSError:
-            return None
-        export = self.cache.recall(CacheKey("json", None, (stamp,)), renew=False)
-        if export is None:
-            with suppress(OSError):
-                export = self.cache.exported_as(stamp.digest())
-        if export is None or export.lineage.startswith("json-"):
-            return None
-        newest = self._newest_or_pass(export.lineage)
-        return None if newest is not None and descends(newest, export.digest) else export
+    @property
+    def _recovery(self) -> "Recovery":
+        from semid_dataset.build.recover import Recovery
 
-    def _exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
-        """Return the IDs of a damaged table from its export, where nothing may be written to heal it."""
-        if self.parent is not None or (export := self._lost_export()) is None:
-            return None
-        if identity is not None and export.identity != identity.digest:
-            return None
-        bound = self.guard.bound
-        if bound is not None and bound.entry.lineage != export.lineage and self.guard.table_of(bound.entry) is not None:
-            return None  # what this user was served before can be read
-        assert self.request.data_dir is not None
-        from semid_dataset.build import recover as healing
-
-        return healing.exported_table(self.request.data_dir / JSON_FILE, export)
-
-    def _heal(
-        self,
-        items: ItemSet,
-        cache_key: CacheKey,
-        progress: Progress,
-    ) -> lineage.Lineage | None:
-        """
-        Publish again the table that `semantic_id_dict.json` was exported from, if it was lost; see `healing`.
-
-        Returns:
-            A row only where the table stays in memory.
-        """
-        identity = cache_key.identity
-        assert identity is not None
-        if (export := self._lost_export()) is None:
-            return None
-        base = self._newest_or_pass(export.lineage)
-        if self.parent is not None:
-            named = self.parent.lineage
-            if export.lineage != named and not export.lineage.startswith(f"{named}-"):  # nor a branch of it
-                return None
-            base = base or self.parent
-        elif base is not None and base.header.identity != identity:
-            return None
-        assert self.request.data_dir is not None
-        path = self.request.data_dir / JSON_FILE
-        from semid_dataset.build import recover as healing
-
-        ids = healing.exported_table(path, export)
-        if ids is None:
-            return None
-        if base is not None and base.generation > export.generation:
-            return self._rejoin(ids, base, export, path)
-
-        def train_again() -> SemanticIdTable:
-            return pipeline.train_table(items, self.config, identity, progress).in_memory("trained")
-
-        embeddings = items.held
-        key = lineage.origin_key(identity, embeddings.digest)
-        same = export.lineage == key or export.lineage.startswith(f"{key}-")
-        data = healing.restore(ids, base, export, embeddings, identity, self.config, train_again if same else None)
-        return None if data is None else self._publish_healed(data, export, path)
-
-    def _publish_healed(self, data: TableData, export: CacheEntry, path: Path) -> lineage.Lineage | None:
-        """Publish a lost table again; return it only where it stays in memory."""
-        refusal: object = "what was published cannot be found"
-        try:
-            self.cache.publish(export.lineage, export.generation, data.buffers())
-            if self.cache.writing().newest(export.lineage) is not None:
-                tell("healed", source=path)
-                return None  # it is found like any other lineage
-        except OSError as error:
-            refusal = error
-        degrade("not_saved", error=refusal)
-        return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
-
-    def _rejoin(
-        self, ids: SemanticIdTable, base: SemanticIdTable, export: CacheEntry, path: Path
-    ) -> lineage.Lineage | None:
-        """
-        Put the IDs of a lost table back into a lineage that another dataset has extended without them.
-
-        Returns:
-            A row only where the table stays in memory.
-        """
-        from semid_dataset.build import recover as healing
-
-        for _ in range(lineage.MOST_TRIES):
-            number = 1 + max(self.cache.last_generation(export.lineage), base.generation)
-            found = healing.rejoined(ids, base, export, number)
-            if found is None:
-                return None
-            data, others, shared = found
-            refusal: object = None
-            try:
-                if not self.cache.publish(export.lineage, number, data.buffers()):  # another writer took the number
-                    base = self.cache.writing().newest(export.lineage) or base
-                    if descends(base, export.digest):
-                        return None
-                    continue
-            except OSError as error:
-                refusal = error
-            if others or shared:
-                tell("healed_in_part", source=path, others=others, shared=shared, lineage=export.lineage)
-            else:
-                tell("healed", source=path)
-            if refusal is None:
-                return None  # it is found like any other lineage
-            degrade("not_saved", error=refusal)
-            return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
-        raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
+        return Recovery(self.cache, self.guard, self.request.data_dir, self.parent, self.config)
 
     def _after_loss(self, name: str, data: TableData, cache_key: CacheKey) -> str:
         """Say aloud that a lineage is lost, unless this is its first table made again; return the name to publish."""
@@ -1044,7 +840,7 @@ class Resolution:
                 items = self._held(embeddings)
         tell("features", items=items.count, dim="+".join(str(dim) for _, dim in items.held.dims))
         found = self._about_what_was_read(cache_key, items.held)
-        row = None if retraining else self._heal(items, found, progress)
+        row = None if retraining else self._recovery.recovered(items, found.identity, progress)
         row = row or self._row(self.cache.writing(), found, items.held)
         if retraining:
             noted = self.remembered(cache_key)

@@ -27,7 +27,7 @@ from semid_dataset import (
     generate_semantic_ids_on_demand,
     resolve,
 )
-from semid_dataset.build import pipeline
+from semid_dataset.build import handmade, pipeline
 from semid_dataset.cache import folders
 from semid_dataset.errors import NoEmbeddingsError, ParentError, SemanticIdWarning, SemidError, TableError
 from semid_dataset.format import tensors as container
@@ -392,7 +392,7 @@ def test_a_hand_made_file_is_honoured_and_compiled(data: Path, monkeypatch: pyte
     before = (data / "semantic_id_dict.json").read_bytes()
     table = table_of(data)
     assert (table.status, table[ITEM0], table[ITEM0 + 1]) == ("pregenerated", [9, 8, 7, 6], [0, 0, 0, 0])
-    monkeypatch.setattr(resolve, "parse_id_json", no_reading)
+    monkeypatch.setattr(handmade, "parse_id_json", no_reading)
     again = table_of(data)
     assert (again.status, again.digest) == ("pregenerated", table.digest)
     assert (data / "semantic_id_dict.json").read_bytes() == before

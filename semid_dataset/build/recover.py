@@ -10,6 +10,7 @@ themselves.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,14 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semid_dataset import _files as files
-from semid_dataset._messages import logger
+from semid_dataset._messages import degrade, logger, tell
 from semid_dataset.build import lineages as lineage
+from semid_dataset.build import pipeline
+from semid_dataset.build.itemset import ItemSet
+from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.entries import CacheEntry
+from semid_dataset.cache.fingerprint import CacheKey, FileStamp
+from semid_dataset.cache.guard import Guard, descends
 from semid_dataset.config import Identity, SemanticIdConfig
-from semid_dataset.errors import SemidError
+from semid_dataset.errors import SemidError, StoreError
 from semid_dataset.features import picked_items
-from semid_dataset.format.id_json import parse_id_json
+from semid_dataset.format.id_json import JSON_FILE, parse_id_json
 from semid_dataset.inputs.read import Embeddings
+from semid_dataset.progress import Progress
 from semid_dataset.table.build import TableData
 from semid_dataset.table.header import TableHeader
 from semid_dataset.table.table import SemanticIdTable
@@ -33,10 +40,152 @@ from semid_dataset.table.table import SemanticIdTable
 if TYPE_CHECKING:
     from semid_dataset.codec.residual import ResidualQuantizer
 
-__all__ = ["exported_table", "fit_to_ids", "rejoined", "restore"]
+__all__ = ["Recovery", "exported_table", "fit_to_ids", "rejoined", "restore"]
 
 SWEEPS = 20  # over all levels; each is the exact optimum of one level, so the error never grows
 BEAM = 8
+
+
+class Recovery:
+    """
+    What can be brought back for one data directory.
+
+    Args:
+        cache: where tables lie.
+        guard: what was served there before.
+        data_dir: the directory; None where there is none, and then no export either.
+        parent: the table that was named as parent, if any.
+        config: how IDs are made.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        guard: Guard,
+        data_dir: Path | None,
+        parent: SemanticIdTable | None,
+        config: SemanticIdConfig,
+    ) -> None:
+        self._cache = cache
+        self._guard = guard
+        self._data_dir = data_dir
+        self._parent = parent
+        self._config = config
+
+    def lost_export(self) -> CacheEntry | None:
+        """Return which table `semantic_id_dict.json` was exported from, if its IDs are in no table any more."""
+        if self._data_dir is None:
+            return None
+        try:
+            stamp = FileStamp.of(self._data_dir / JSON_FILE, self._data_dir)
+        except OSError:
+            return None
+        export = self._cache.recall(CacheKey("json", None, (stamp,)), renew=False)
+        if export is None:
+            with suppress(OSError):
+                export = self._cache.exported_as(stamp.digest())
+        if export is None or export.lineage.startswith("json-"):
+            return None
+        newest = self._cache.newest_or_pass(export.lineage)
+        return None if newest is not None and descends(newest, export.digest) else export
+
+    def exported_ids(self, identity: Identity | None) -> SemanticIdTable | None:
+        """Return the IDs of a damaged table from its export, where nothing may be written to heal it."""
+        if self._parent is not None or (export := self.lost_export()) is None:
+            return None
+        if identity is not None and export.identity != identity.digest:
+            return None
+        bound = self._guard.bound
+        if (
+            bound is not None
+            and bound.entry.lineage != export.lineage
+            and self._guard.table_of(bound.entry) is not None
+        ):
+            return None  # what this user was served before can be read
+        assert self._data_dir is not None
+        return exported_table(self._data_dir / JSON_FILE, export)
+
+    def recovered(self, items: ItemSet, identity: Identity | None, progress: Progress) -> lineage.Lineage | None:
+        """
+        Publish again the table that `semantic_id_dict.json` was exported from, if it was lost.
+
+        Returns:
+            A row only where the table stays in memory.
+        """
+        assert identity is not None
+        if (export := self.lost_export()) is None:
+            return None
+        base = self._cache.newest_or_pass(export.lineage)
+        if self._parent is not None:
+            named = self._parent.lineage
+            if export.lineage != named and not export.lineage.startswith(f"{named}-"):  # nor a branch of it
+                return None
+            base = base or self._parent
+        elif base is not None and base.header.identity != identity:
+            return None
+        assert self._data_dir is not None
+        path = self._data_dir / JSON_FILE
+        ids = exported_table(path, export)
+        if ids is None:
+            return None
+        if base is not None and base.generation > export.generation:
+            return self._rejoin(ids, base, export, path)
+
+        def train_again() -> SemanticIdTable:
+            return pipeline.train_table(items, self._config, identity, progress).in_memory("trained")
+
+        embeddings = items.held
+        key = lineage.origin_key(identity, embeddings.digest)
+        same = export.lineage == key or export.lineage.startswith(f"{key}-")
+        data = restore(ids, base, export, embeddings, identity, self._config, train_again if same else None)
+        return None if data is None else self._published(data, export, path)
+
+    def _published(self, data: TableData, export: CacheEntry, path: Path) -> lineage.Lineage | None:
+        """Publish a lost table again; return it only where it stays in memory."""
+        refusal: object = "what was published cannot be found"
+        try:
+            self._cache.publish(export.lineage, export.generation, data.buffers())
+            if self._cache.writing().newest(export.lineage) is not None:
+                tell("healed", source=path)
+                return None  # it is found like any other lineage
+        except OSError as error:
+            refusal = error
+        degrade("not_saved", error=refusal)
+        return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
+
+    def _rejoin(
+        self, ids: SemanticIdTable, base: SemanticIdTable, export: CacheEntry, path: Path
+    ) -> lineage.Lineage | None:
+        """
+        Put the IDs of a lost table back into a lineage that another dataset has extended without them.
+
+        Returns:
+            A row only where the table stays in memory.
+        """
+        for _ in range(lineage.MOST_TRIES):
+            number = 1 + max(self._cache.last_generation(export.lineage), base.generation)
+            found = rejoined(ids, base, export, number)
+            if found is None:
+                return None
+            data, others, shared = found
+            refusal: object = None
+            try:
+                if not self._cache.publish(export.lineage, number, data.buffers()):  # another writer took the number
+                    base = self._cache.writing().newest(export.lineage) or base
+                    if descends(base, export.digest):
+                        return None
+                    continue
+            except OSError as error:
+                refusal = error
+            if others or shared:
+                tell("healed_in_part", source=path, others=others, shared=shared, lineage=export.lineage)
+            else:
+                tell("healed", source=path)
+            if refusal is None:
+                return None  # it is found like any other lineage
+            degrade("not_saved", error=refusal)
+            return lineage.Lineage(export.lineage, data.in_memory("stale", str(refusal)))
+        raise StoreError(f"Lineage '{export.lineage}' could not be healed: other writers kept winning. Try again.")
 
 
 def exported_table(path: Path, export: CacheEntry) -> SemanticIdTable | None:
@@ -87,7 +236,7 @@ def restore(
     if base is not None:
         if not _fits(ids, base.header.identity or identity) or not _agrees(ids, base):
             return None
-        step |= {"new": len(ids) - len(base), "healed": "semantic_id_dict.json", "weights_from": base.generation}
+        step |= {"new": len(ids) - len(base), "healed": JSON_FILE, "weights_from": base.generation}
         step |= {"rejoined": export.digest}  # it holds the IDs of both
         return _build(ids, base.header.child(step, lineage=export.lineage), base.weights)
     if export.identity != identity.digest or not _fits(ids, identity):
@@ -136,7 +285,7 @@ def rejoined(
         "items": len(base) + len(lost),
         "new": len(lost),
         "rejoined": export.digest,
-        "healed": "semantic_id_dict.json",
+        "healed": JSON_FILE,
     }
     items = lineage.joined_items(base.keys_array, picked_items(ids.keys_array, lost))
     codes = np.concatenate([base.codes_array, back])

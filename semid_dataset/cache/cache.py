@@ -254,6 +254,19 @@ class Cache:
             self.pass_over(Path(str(error.filename or entry.lineage)), error)
             return None
 
+    def newest_or_pass(self, lineage: str) -> SemanticIdTable | None:
+        """
+        Return the newest table of a lineage that a note names; None where another user keeps it private.
+
+        Raises:
+            As `newest`.
+        """
+        try:
+            return self.newest(lineage)
+        except PermissionError as error:
+            self.pass_over(Path(str(error.filename or lineage)), error)
+            return None
+
     def newest(self, lineage: str, *, since: str = "") -> SemanticIdTable | None:
         """
         Return the newest table of a lineage that can be read, or None.

@@ -25,6 +25,7 @@ from semid_dataset.cache.notes import items, optional, read_note, record, text
 from semid_dataset.cache.served import MOST_BYTES as MOST_SERVED
 from semid_dataset.cache.served import MOST_KINDS, PIN, PINS
 from semid_dataset.errors import SemidError
+from semid_dataset.format.id_json import JSON_FILE
 
 __all__ = ["Contents", "Row", "Waste", "find_waste", "look_through", "within"]
 
@@ -213,7 +214,7 @@ def find_waste(
                     found += _if_old(path, before, "left by a run that never ended", "job")
         found += _orphans(root, before)
     if data_dir is not None:
-        for path in files.abandoned(data_dir / "semantic_id_dict.json"):
+        for path in files.abandoned(data_dir / JSON_FILE):
             found.append(Waste(path, _size(path), "left by a process that was killed while it exported IDs"))
     return found
 

@@ -24,6 +24,7 @@ from semid_dataset import _files as files
 from semid_dataset._messages import logger, said, tell
 from semid_dataset.environment import Context
 from semid_dataset.errors import GenerationError
+from semid_dataset.format.id_json import JSON_FILE
 from semid_dataset.table.table import TABLE_FILE, SemanticIdTable
 
 __all__ = [
@@ -52,7 +53,7 @@ __all__ = [
 ]
 
 WRONG, USAGE, FAILED, STALE, INTERRUPTED = 1, 2, 3, 4, 130
-TABLE, JSON = TABLE_FILE, "semantic_id_dict.json"
+TABLE, JSON = TABLE_FILE, JSON_FILE
 
 Function = Callable[..., "Answer"]
 

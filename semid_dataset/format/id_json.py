@@ -18,7 +18,9 @@ from semid_dataset.errors import SemanticIdFileError
 from semid_dataset.format.tensors import StringIndex
 from semid_dataset.objects import INT64_MAX, INT64_MIN, parse_decimal
 
-__all__ = ["json_chunks", "parse_id_json"]
+__all__ = ["JSON_FILE", "json_chunks", "parse_id_json"]
+
+JSON_FILE = "semantic_id_dict.json"  # its name in a data directory
 
 BLOCK_ITEMS = 1 << 16
 MAX_CODE = 65_535
