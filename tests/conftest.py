@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from semid_dataset import _messages
+from semid_dataset.cache import guard
 from semid_dataset.environment import LAUNCHED
 
 # Before torch is loaded, here and in the processes that tests start: several test processes with a thread a core
@@ -27,6 +28,7 @@ def clean_environ(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / ".cache"))
     monkeypatch.setenv("SEMID_LANG", "en")
     _messages.speak("en")
+    guard._said.clear()  # what is said once a process, each test may hear
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,7 @@ from semid_dataset.cache.cache import Cache
 from semid_dataset.cache.folders import CacheFolder
 from semid_dataset.cache.prune import find_waste
 from semid_dataset.environment import Environment
+from semid_dataset.registry import EXECUTORS
 
 CATALOGUE = vectors_of(400)
 USERS = ("owner", "reader", "another reader")
@@ -196,7 +197,7 @@ class World:
 
         def look() -> SemanticIdTable:
             with (
-                mock.patch.dict(executors.ENGINES, {"local": executors.run_here}),
+                mock.patch.object(EXECUTORS, "get", return_value=executors.run_here),
                 mock.patch.object(memory, "is_beyond", return_value=True),
             ):
                 return SmallMixinDataset(self.data).prepare_semantic_ids(config=config(seed))
