@@ -141,7 +141,10 @@ def test_other_training_settings_do_not_retrain(data: Path, lines: pytest.LogCap
     """One line says so and names the way to retrain."""
     trained = table_of(data)
     table = table_of(
-        data, config=SemanticIdConfig(num_quantizers=3, codebook_size=16, num_epochs=7, seed=3, device="cpu")
+        data,
+        config=SemanticIdConfig(
+            num_quantizers=3, codebook_size=16, num_epochs=7, seed=3, algorithm="rqvae", device="cpu"
+        ),
     )
     assert (table.status, table.digest) == ("cached", trained.digest)
     assert "num_epochs=2" in lines.text
@@ -523,7 +526,9 @@ def test_the_chinese_log_is_the_promised_one(data: Path) -> None:
     """Monitoring greps for these lines."""
     first = run_zh(data)
     loss = [line for line in first if line.startswith("Epoch ")]
-    assert [line for line in first if line not in loss] == [
+    chosen = [line for line in first if "码本：" in line]
+    assert len(chosen) == 1
+    assert [line for line in first if line not in loss + chosen] == [
         "未找到semantic_id特征，尝试自动生成...",
         "正在生成semantic_id特征...",
         "加载多模态特征用于RQ-VAE训练...",

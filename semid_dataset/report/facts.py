@@ -366,7 +366,7 @@ def _training(material: Material) -> dict[str, Any]:
     kept = tried and algorithm != "rqkmeans" and bool(loss) and material.table.has_quantizer and not networks
     return {
         "algorithm": algorithm if isinstance(algorithm, str) else None,
-        "unit": "epoch" if tried or networks else "round",
+        "unit": "round" if algorithm == "rqkmeans" or fate == "not tried" else "epoch",
         "loss": loss,
         "thrown_away": kept,
     }
