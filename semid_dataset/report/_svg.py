@@ -117,6 +117,8 @@ def enough_digits(values: Sequence[float]) -> Label:
     """Return how values of a line are written, such that its ticks can be told apart."""
     ticks = _ticks(*_range(values))
     step = ticks[1] - ticks[0] if len(ticks) > 1 else abs(ticks[0]) if ticks and ticks[0] else 1.0
+    if step <= 0:  # of numbers so small that ticks round to the same
+        return lambda value: f"{value:.2g}"
     digits = max(-math.floor(math.log10(step) + 1e-9), 0)
     if digits > 4:  # no more fit beside the plot
         return lambda value: f"{value:.2g}"

@@ -632,7 +632,13 @@ def test_progress_is_for_terminals(world: Path) -> None:
 def test_the_settings_of_the_command_line_are_the_configuration(semid: Any) -> None:
     """A new field of the configuration has an option, or a reason to have none."""
     shown = semid("generate", "--help").out
-    names = {"num_quantizers": "levels", "codebook_size": "codes", "num_epochs": "epochs", "unique": "shared"}
+    names = {
+        "sample_items": "sample",
+        "num_quantizers": "levels",
+        "codebook_size": "codes",
+        "num_epochs": "epochs",
+        "unique": "shared",
+    }
     for name in config.SemanticIdConfig().to_dict():
         if name not in {"commitment_cost", "lock_timeout"}:
             assert f"--{names.get(name, name).replace('_', '-')}" in shown, name
