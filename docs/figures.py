@@ -84,7 +84,10 @@ BLOCKS: dict[str, Callable[[], str]] = {"quantizers": quantizers, "sets": sets, 
 
 def filled(text: str) -> str:
     """Return a page with its blocks made anew."""
-    return BLOCK.sub(lambda block: f"{block[1]}{BLOCKS[block[2]]()}{block[3]}", text)
+    # The records were made when "rqvae" was the default; "auto" is now.
+    return BLOCK.sub(
+        lambda block: f"{block[1]}{BLOCKS[block[2]]()}{block[3]}".replace('"rqvae"** (default)', '"rqvae"**'), text
+    )
 
 
 def main() -> None:
