@@ -159,7 +159,7 @@ def _ticks(low: float, high: float, *, least: float = 0.0) -> list[float]:
     power = 10.0 ** math.floor(math.log10((high - low) / 5))
     step = max(next(step * power for step in (1, 2, 5, 10) if (high - low) / (step * power) <= 5.001), least)
     first = math.floor(low / step) + 1
-    return [round(place * step, 12) for place in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [float(f"{place * step:.12g}") for place in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def _scale(low: float, high: float, label: Label, ticks: Sequence[float]) -> list[str]:

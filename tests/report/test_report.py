@@ -607,3 +607,9 @@ def test_the_report_of_real_titles_reads_as_topics(real_data: Path, tmp_path: Pa
     page = path.read_text("utf-8")
     check_page(page.replace("https://", "").replace("http://", "") if "http" in str(titles) else page)
     assert len(data_of(page)["keys"]) == len(titles)
+
+
+def test_a_curve_near_zero_is_drawn(tmp_path: Path) -> None:
+    """Fewer items than codes: k-means ends with errors of 1e-14, whose marks were rounded to one and the same."""
+    table = bare_table([[1, 2], [3, 4]], info={"quality": {"loss": [3.4e-21, 1.7e-14, 4.9e-15, 4.7e-15]}})
+    assert '<polyline class="curve"' in write_report(table, tmp_path / "r.html").read_text("utf-8")
