@@ -142,13 +142,14 @@ def read_export(
     return table if codebook_sizes is None else table.with_sizes(codebook_sizes)
 
 
-def format_of(path: Path, form: str | None) -> Exporter:
+def format_of(path: str | Path, form: str | None = None) -> Exporter:
     """
     Return the format by name, or by the ending of a path, of several that fit the longest.
 
     Raises:
-        ConfigError: neither is known, or another package's cannot be loaded.
+        ConfigError: neither is known, or another package's cannot be loaded; it is no path.
     """
+    path = as_path(path)
     if form is not None:
         name = as_choice(form, [*FORMATS, *EXPORTERS.names()], "format")
         found: Exporter = FORMATS[name] if name in FORMATS else EXPORTERS.get(name)

@@ -62,6 +62,8 @@ def write_sid_lines(table: SemanticIdTable, path: Path, style: str, first: int) 
 
 def _sid_lines(table: SemanticIdTable, first: int) -> Iterator[bytes]:
     items = iter(table)
+    if not len(table):
+        yield b"\n"  # a file without a byte is one that was cut off
     for start in range(0, len(table), BLOCK_ITEMS):
         codes = table.codes_array[start : start + BLOCK_ITEMS]
         flat = flat_ids(codes, table.codebook_sizes, first=first)
@@ -75,7 +77,10 @@ def _sid_lines(table: SemanticIdTable, first: int) -> Iterator[bytes]:
 def read_sid_lines(path: Path, how: How) -> SemanticIdTable:
     """Read items and the codes in their metadata: where a vocabulary begins, token_ids alone do not say."""
     ids: dict[Any, Any] = {}
-    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+    lines = read_bytes(path).splitlines()
+    if not lines:
+        raise TableError(f"'{path}' is empty.")
+    for number, line in enumerate([] if lines == [b""] else lines, 1):
         try:
             entry = json.loads(line)
             item, codes = entry["item_id"], entry["metadata"]["codes"]
@@ -88,6 +93,4 @@ def read_sid_lines(path: Path, how: How) -> SemanticIdTable:
         if again:
             raise TableError(f"'{path}', line {number}: item {item!r:.80} has an ID already.")
         ids[item] = codes
-    if not ids:
-        raise TableError(f"'{path}' holds no lines.")
     return SemanticIdTable.from_mapping(ids, reason=f"read from {path}", codebook_sizes=how.sizes)

@@ -13,7 +13,7 @@ from semid_dataset import _files as files
 from semid_dataset.errors import TableError
 from semid_dataset.exports._common import BLOCK_ITEMS, How, read_bytes
 from semid_dataset.exports.numbers import sizes_of
-from semid_dataset.objects import as_choice
+from semid_dataset.objects import as_choice, shown
 from semid_dataset.table.table import SemanticIdTable
 
 __all__ = ["STYLES", "TOKEN", "read_index", "spelling", "token_ids_of", "token_list", "write_index", "write_tokens"]
@@ -123,6 +123,9 @@ def token_ids_of(tokenizer: Any, sizes: Sequence[int], style: str = "letter") ->
         TableError: the tokenizer lacks a token; it names the first.
     """
     spell = spelling(style)
+    sizes = sizes_of(sizes)
+    if not callable(getattr(tokenizer, "convert_tokens_to_ids", None)):
+        raise TableError(f"A tokenizer of transformers has convert_tokens_to_ids; {shown(tokenizer)} has not.")
     unknown = getattr(tokenizer, "unk_token_id", None)
     split = getattr(tokenizer, "tokenize", None)
     found: list[NDArray[np.int64]] = []

@@ -8,8 +8,8 @@ import pytest
 
 from semid_dataset import SemanticIdTable
 from semid_dataset.codec.residual import ResidualQuantizer
-from semid_dataset.errors import TableError
-from semid_dataset.exports import export, read_export
+from semid_dataset.errors import ConfigError, TableError
+from semid_dataset.exports import export, format_of, read_export, token_ids_of
 
 IDS = {7: [1, 2, 0], 9: [0, 3, 3], 12: [1, 2, 0], 30: [0, 0, 1]}
 
@@ -57,6 +57,19 @@ def test_another_file_is_refused(name: str, text: str, says: str, tmp_path: Path
     (tmp_path / name).write_text(text)
     with pytest.raises(TableError, match=says):
         read_export(tmp_path / name, codebook_sizes=4)
+
+
+@pytest.mark.parametrize(("tokenizer", "sizes"), [(7, [4]), (None, [4]), (object(), [4]), (object(), None), (7, "ab")])
+def test_what_is_no_tokenizer_is_refused(tokenizer: object, sizes: object) -> None:
+    with pytest.raises(TableError):
+        token_ids_of(tokenizer, sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("path", [7, None, ["x.json"], "x.nothing"])
+def test_what_names_no_format_is_refused(path: object) -> None:
+    assert format_of("x.json").name == "json"
+    with pytest.raises(ConfigError):
+        format_of(path, None)  # type: ignore[arg-type]
 
 
 def test_token_vectors_add_up_to_what_is_decoded() -> None:
