@@ -480,7 +480,7 @@ STREAM = (
     "merge.basis_of = late\n"
     "from semid_dataset.build import pipeline\n"
     "fit = pipeline.fit_codebooks\n"
-    "pipeline.fit_codebooks = lambda m, config, progress: fit(m, replace(config, seed=nth), progress)\n"
+    "pipeline.fit_codebooks = lambda m, config, *rest: fit(m, replace(config, seed=nth), *rest)\n"
     "data = pathlib.Path(sys.argv[1])\n"
     "faultkit.wait_for(pathlib.Path(sys.argv[2]))\n"
     "from semid_dataset.resolve import Request, Resolution\n"
