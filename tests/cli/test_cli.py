@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -591,17 +590,26 @@ def test_a_fault_of_ours_is_one_line(semid: Any, made: Path, monkeypatch: pytest
     assert "Traceback" in semid("info", made, "-v").err
 
 
-def test_ctrl_c_leaves_everything_as_it_was(semid: Any, world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+STRUCK = """
+import os, pkgutil, signal, sys, time
+from semid_dataset.__main__ import main
+module, _, name = sys.argv[1].rpartition(".")
+struck = lambda *_, **__: (os.kill(os.getpid(), signal.SIGINT), time.sleep(5))
+setattr(pkgutil.resolve_name(module), name, struck)
+sys.argv = ["semid", *sys.argv[2:]]
+sys.exit(main())
+"""  # the command, which Ctrl-C strikes as it begins to train or to sync
+
+
+def test_ctrl_c_leaves_everything_as_it_was(semid: Any, world: Path) -> None:
     """During training and during the write: one line, exit code 130, no part of a file."""
     semid("generate", "x.npy", "--ids", "x.txt", "-o", "out", *QUICK)
     before = {path: path.read_bytes() for path in Path("out").iterdir()}
     line = ["generate", "more.npy", "--ids", "more.txt", "-o", "out", "--retrain", *QUICK]
-    for module, name in ((training, "train"), (files.os, "fsync")):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, name, lambda *_, **__: (os.kill(os.getpid(), signal.SIGINT), time.sleep(5)))
-            done = semid(*line)
-        assert (done.code, done.out) == (130, "")
-        assert done.err.strip() == "semid: interrupted; files that were there before are as they were"
+    for name in ("semid_dataset.codec.train.train", "os.fsync"):
+        done = subprocess.run([sys.executable, "-c", STRUCK, name, *line], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (130, ""), done.stderr
+        assert done.stderr.strip() == "semid: interrupted; files that were there before are as they were"
         assert {path: path.read_bytes() for path in Path("out").iterdir()} == before
 
 
