@@ -391,7 +391,7 @@ def test_a_table_that_behaviour_shaped_is_extended_through_its_map(
     """In memory and streamed alike; known items keep their IDs, and nobody takes their vectors for changed ones."""
     ids, vectors = world()
     draw = np.random.default_rng(0)
-    sequences = [[ids[row] for row in draw.integers(400, size=8)] for _ in range(300)]
+    sequences = [[ids[row * 20 + user % 20] for row in draw.integers(20, size=12)] for user in range(600)]
     trained = generate(
         write(tmp_path / "train", "parquet", ids[:400], vectors[:400]),
         output_dir=tmp_path / "out",
