@@ -356,6 +356,7 @@ CODES = {
     "private_set": "W023",
     "ids_untidy": "W024",
     "behaviour_left_out": "W025",
+    "sample_capped": "W026",
     "healed": "W030",
     "set_aside": "W031",
     "left_damaged": "W032",
